@@ -1,0 +1,149 @@
+"""What pruning did to one forward of prompts: who was kept where, and what ran. Records only; no model, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from visipruner.shape import ModelShape
+
+
+@dataclass
+class LayerWork:
+    """What one decoder layer computed for one example, as executed (padding rows included where they ran).
+
+    Attributes:
+        rows: rows through norms, residual and FFN.
+        attention_rows: rows through the query and output projections.
+        key_value_rows: rows through the key and value projections.
+        attention_pairs: (query, key) pairs the attention kernels were given, per head; rectangles count in full.
+        score_pairs: (query, key) pairs computed on top, for a pruner's score, per head.
+    """
+
+    rows: int = 0
+    attention_rows: int = 0
+    key_value_rows: int = 0
+    attention_pairs: int = 0
+    score_pairs: int = 0
+
+
+@dataclass
+class ExampleTrace:
+    """One example of the last pruned prompt.
+
+    Attributes:
+        prompt_length: rows of the prompt, padding excluded.
+        num_visual: visual rows among them.
+        grids: per image `(rows, columns)` of its visual tokens, where the layout is a grid, else None.
+        tokens_per_image: visual tokens of each image, in prompt order; sums to `num_visual`.
+        trigger_layer: the layer whose evidence cut the visual tokens first, or None.
+        exit_votes: layers that counted towards the exit, ascending.
+        kept: `kept[l]` are the visual tokens (indices among the prompt's visual tokens, ascending) that enter layer
+            `l`; the last entry, `kept[num_layers]`, are those chosen at the last layer, which no layer runs any more.
+        query_lengths: rows that ran in each layer, padding excluded.
+        key_lengths: keys that each layer holds for later tokens once the prompt is processed, padding excluded.
+        work: what each layer executed.
+    """
+
+    prompt_length: int
+    num_visual: int
+    tokens_per_image: list[int] = field(default_factory=list)
+    grids: list[tuple[int, int] | None] = field(default_factory=list)
+    trigger_layer: int | None = None
+    exit_votes: list[int] = field(default_factory=list)
+    kept: list[list[int]] = field(default_factory=list)
+    query_lengths: list[int] = field(default_factory=list)
+    key_lengths: list[int] = field(default_factory=list)
+    work: list[LayerWork] = field(default_factory=list)
+
+    @property
+    def exit_layer(self) -> int | None:
+        """First layer that runs without a visual token, or None."""
+        if self.num_visual == 0:
+            return None
+        return next((layer for layer, kept in enumerate(self.kept[:-1]) if not kept), None)
+
+    def kept_grid(self, image: int = 0, layer: int | None = None) -> list[list[bool]]:
+        """Which tokens of one image are kept, as rows and columns of its grid.
+
+        `layer` defaults to the first layer after the trigger (every token is kept when nothing triggered). Raises
+        ValueError where the image's tokens do not form a grid.
+        """
+        grid = self.grids[image] if image < len(self.grids) else None
+        if grid is None:
+            raise ValueError(f"image {image} of this prompt has no token grid: its {self.num_visual} tokens are a list")
+        if layer is None:
+            layer = 0 if self.trigger_layer is None else self.trigger_layer + 1
+        start = sum(self.tokens_per_image[:image])
+        kept = {token - start for token in self.kept[layer]}
+        height, width = grid
+        return [[row * width + column in kept for column in range(width)] for row in range(height)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `exit_layer` included."""
+        return {**asdict(self), "exit_layer": self.exit_layer}
+
+
+@dataclass
+class PruneTrace:
+    """What the last prompts went through: one `ExampleTrace` per example of the batch (per beam, under beam search).
+
+    `trace[b]` is one example; `trace.trigger_layer`, `.exit_layer`, `.exit_votes`, `.kept`, `.query_lengths` and
+    `.key_lengths` are lists with one entry per example.
+    """
+
+    shape: ModelShape
+    examples: list[ExampleTrace]
+    dtype_bytes: int = 2
+
+    def __getitem__(self, index: int) -> ExampleTrace:
+        return self.examples[index]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def trigger_layer(self) -> list[int | None]:
+        return [example.trigger_layer for example in self.examples]
+
+    @property
+    def exit_layer(self) -> list[int | None]:
+        return [example.exit_layer for example in self.examples]
+
+    @property
+    def exit_votes(self) -> list[list[int]]:
+        return [example.exit_votes for example in self.examples]
+
+    @property
+    def kept(self) -> list[list[list[int]]]:
+        return [example.kept for example in self.examples]
+
+    @property
+    def query_lengths(self) -> list[list[int]]:
+        return [example.query_lengths for example in self.examples]
+
+    @property
+    def key_lengths(self) -> list[list[int]]:
+        return [example.key_lengths for example in self.examples]
+
+    def kept_grid(self, image: int = 0, example: int = 0, layer: int | None = None) -> list[list[bool]]:
+        """See `ExampleTrace.kept_grid`."""
+        return self.examples[example].kept_grid(image, layer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "shape": self.shape.to_dict(),
+            "dtype_bytes": self.dtype_bytes,
+            "examples": [example.to_dict() for example in self.examples],
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for index, example in enumerate(self.examples):
+            left = [len(kept) for kept in example.kept[:-1]]
+            lines.append(
+                f"example {index}: {example.num_visual} visual of {example.prompt_length} rows; "
+                f"trigger layer {example.trigger_layer}, exit layer {example.exit_layer}; visual rows per layer {left}"
+            )
+        return "\n".join(lines)

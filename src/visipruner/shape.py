@@ -1,0 +1,48 @@
+"""The sizes of a text decoder that work and memory depend on. Nothing here runs a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one decoder.
+
+    Attributes:
+        num_layers: decoder layers, `L`.
+        hidden_size: width of the residual stream, `d`.
+        num_heads: query heads.
+        num_kv_heads: key/value heads (fewer than `num_heads` under grouped-query attention).
+        head_dim: width of one head.
+        intermediate_size: FFN width, `m`.
+        vocab_size: rows of the output embedding.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> ModelShape:
+        """Reads a transformers config; for a multimodal one, its text part."""
+        text = config.get_text_config(decoder=True)
+        heads = text.num_attention_heads
+        return cls(
+            num_layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            num_heads=heads,
+            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            intermediate_size=text.intermediate_size,
+            vocab_size=text.vocab_size,
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain numbers, for JSON."""
+        return asdict(self)
