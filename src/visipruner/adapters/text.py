@@ -1,0 +1,9 @@
+"""Text decoders called with `inputs_embeds`: the caller marks the visual rows with `visual_mask`."""
+
+from visipruner.adapters.base import Adapter
+
+ADAPTER = Adapter(
+    family="text decoder with visual_mask",
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    decoder=("model", ""),
+)

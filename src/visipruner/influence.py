@@ -1,0 +1,66 @@
+"""Influence of visual tokens on the last prompt row: the paper's score. Pure maths on one query row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Influence:
+    """How much the last row's attention output depends on each visual token.
+
+    With A the last row's softmax weights, `c_j` the concatenation over heads of `A[h, j] v_{h, j}` and `o` the sum of
+    all `c_j` (the attention output before the output projection), per visual token j:
+
+    Attributes:
+        cosine: `[n_v]` float32, cos(o, o - c_j); 1 where the token changes nothing.
+        norm: `[n_v]` float32, ||c_j||_2, all heads together.
+        output_norm: ||o||_2.
+    """
+
+    cosine: Tensor
+    norm: Tensor
+    output_norm: float
+
+
+def last_row_attention(query: Tensor, keys: Tensor, scaling: float, allowed: Tensor | None = None) -> Tensor:
+    """Softmax weights of one query row, in float32.
+
+    Args:
+        query: `[heads, head_dim]` after RoPE. keys: `[kv_heads, n, head_dim]` after RoPE.
+        scaling: factor of the logits. allowed: `[n]` bool, keys the row may attend to; None for all.
+
+    Returns:
+        `[heads, n]`.
+    """
+    groups = query.float().view(keys.shape[0], -1, query.shape[-1])
+    logits = groups @ keys.float().transpose(1, 2) * scaling
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf"))
+    return logits.softmax(-1).flatten(0, 1)
+
+
+def influence(attention: Tensor, values: Tensor, visual: Tensor) -> Influence:
+    """`Influence` of the tokens `visual` from one row of attention (paper, section 4.2; here in O(n d)).
+
+    Nothing of size [n_v, d] per head group is formed: c_j . o and ||c_j||^2 follow from per-head products,
+    `c_j . o = sum_h a_hj (v_hj . o_h)` and `||c_j||^2 = sum_h a_hj^2 ||v_hj||^2`.
+
+    Args:
+        attention: `[heads, n]` float32 weights of the row. values: `[kv_heads, n, head_dim]`.
+        visual: `[n_v]` long, columns of the visual tokens.
+    """
+    v = values.float()
+    a = attention.view(v.shape[0], -1, attention.shape[-1])  # [kv_heads, group, n]
+    o = a @ v  # [kv_heads, group, head_dim]
+    a_vis, v_vis = a[..., visual], v[:, visual]
+    # The cosines sit within 1e-3 of 1 and o.o - 2 c.o + c.c cancels: the last, n-sized steps are taken in float64.
+    c_dot_o = (a_vis * (o @ v_vis.transpose(1, 2))).double().sum((0, 1))
+    c_dot_c = (a_vis.square() * v_vis.square().sum(-1).unsqueeze(1)).double().sum((0, 1))
+    o_dot_o = o.double().square().sum()
+    rest = (o_dot_o - 2 * c_dot_o + c_dot_c).clamp(min=0)
+    cosine = (o_dot_o - c_dot_o) / (o_dot_o.sqrt() * rest.sqrt()).clamp(min=torch.finfo(torch.float64).tiny)
+    return Influence(cosine.float(), c_dot_c.sqrt().float(), float(o_dot_o.sqrt()))

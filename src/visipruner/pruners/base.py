@@ -1,0 +1,89 @@
+"""What every method is: an immutable configuration that answers, per layer and example, which tokens go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from visipruner.engine.routing import PLAIN, Routing
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+
+FORMAT_VERSION = 1
+FILE_NAME = "pruner.json"
+
+
+class PromptRun(ABC):
+    """A method at work on one prompt of one example. Holds what it must remember from layer to layer.
+
+    Attributes:
+        trigger_layer: the layer whose evidence cut visual tokens first; reported in the trace.
+        exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
+    """
+
+    def __init__(self) -> None:
+        self.trigger_layer: int | None = None
+        self.exit_votes: list[int] = []
+
+    @abstractmethod
+    def observes(self, layer: int) -> bool:
+        """Whether `select` wants to see this layer. Not asked when no visual token is left."""
+
+    @abstractmethod
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        """Which of the visual tokens still present go on to the next layer.
+
+        Returns ascending positions among them `[k]` long (empty: all leave), or None to keep all.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(ABC):
+    """A pruning method with its settings; it never touches a model. Raises ConfigError on settings without sense."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def start(self) -> PromptRun:
+        """Begins one prompt of one example."""
+
+    def routing(self, layer: int) -> Routing:
+        """The attention edges of a layer while prompts with visual rows are read; the plain model's by default."""
+        return PLAIN
+
+    def check(self, num_layers: int) -> None:
+        """Raises ConfigError where the settings do not fit a model of `num_layers` layers."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes `pruner.json` into `directory`, atomically, and returns its path."""
+        target = Path(directory) / FILE_NAME
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format_version": FORMAT_VERSION, "method": self.name, "settings": self.settings()}
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False) as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+        os.replace(file.name, target)
+        return target
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], *, drop_unknown: bool = False) -> Self:
+        """Builds the pruner from JSON values. Unknown keys raise ConfigError, or are dropped with a warning."""
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown and not drop_unknown:
+            raise ConfigError(f"{cls.name} has no setting {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
+        if unknown:
+            warnings.warn(f"{cls.name}: settings {unknown} are not known to this version; ignored.", stacklevel=3)
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
+        return cls(**values)

@@ -1,0 +1,221 @@
+"""VisiPruner: shallow layers skip visual attention, one middle layer picks the few tokens that matter, then they leave.
+
+"VisiPruner: Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs", EMNLP 2025, arXiv 2510.17205.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.routing import PLAIN, Routing
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+from visipruner.influence import Influence
+from visipruner.pruners.base import PromptRun, Pruner
+
+Stage = Literal["shallow", "middle", "deep"]
+STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisiPruner(Pruner):
+    """The paper's training-free pruner, with real skipping.
+
+    Shallow (layers `0 .. shallow_end - 1`): text rows attend to text rows only, and in layer 0 to one visual token
+    that stands for the mass of all of them (an attention sink). Visual rows attend to no visual row.
+    Middle (from layer `shallow_end + 1` on): with o the last row's attention output and c_j the part of it that token
+    j brings, the first layer in which any cos(o, o - c_j) < `filter_threshold` is the filter layer; tokens with
+    ||c_j|| > `token_threshold` go on.
+    Deep (after the filter layer): a layer in which no token has cos(o, o - c_j) < `exit_threshold` votes for the
+    exit; after `exit_votes` votes all visual tokens leave.
+
+    Attributes:
+        stages: which of the three are on. "deep" needs "middle".
+        shallow_end: number of shallow layers.
+        shallow_visual: what visual rows do in shallow layers: "prefix" attends to the text before them, "ffn" takes no
+            part in attention (no projections, no keys; the sink of layer 0 is then the first visual row, its logit
+            raised by log(n_v) in place of the summed mass).
+        filter_threshold, token_threshold, exit_threshold: see above.
+        relative: `token_threshold` is a fraction of ||o|| instead of an absolute length. The absolute scale belongs
+            to one model; relative thresholds transfer.
+        exit_votes: how many layers must vote.
+        exit_count: "consecutive" starts anew at every layer without a vote (paper), "cumulative" does not (reference).
+        keep_tokens: budget mode: at the filter layer keep exactly this many tokens (all, if there are fewer), those
+            with the largest ||c_j||, whatever `token_threshold` says.
+        filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision.
+    """
+
+    name: ClassVar[str] = "visipruner"
+
+    stages: tuple[Stage, ...] = STAGES
+    shallow_end: int = 6
+    shallow_visual: Literal["prefix", "ffn"] = "prefix"
+    filter_threshold: float = 0.995
+    token_threshold: float = 0.2
+    relative: bool = False
+    exit_threshold: float = 0.999
+    exit_votes: int = 2
+    exit_count: Literal["consecutive", "cumulative"] = "consecutive"
+    keep_tokens: int | None = None
+    filter_layer: int | None = None
+    exit_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown:
+            raise ConfigError(f"stages holds {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
+        _one_of("shallow_visual", self.shallow_visual, ("prefix", "ffn"))
+        _one_of("exit_count", self.exit_count, ("consecutive", "cumulative"))
+        for field in ("filter_threshold", "exit_threshold"):
+            value = getattr(self, field)
+            if not -1 <= value <= 1:
+                raise ConfigError(f"{field} is a cosine and must lie in [-1, 1], got {value}.")
+        if not self.token_threshold >= 0:
+            raise ConfigError(f"token_threshold is a length and cannot be negative, got {self.token_threshold}.")
+        if self.shallow_end < 0 or self.exit_votes < 1 or (self.keep_tokens is not None and self.keep_tokens < 0):
+            raise ConfigError("shallow_end and keep_tokens cannot be negative, and exit_votes must be at least 1.")
+        if self.filter_layer is not None and self.exit_layer is not None and self.exit_layer <= self.filter_layer:
+            raise ConfigError(f"exit_layer {self.exit_layer} must come after filter_layer {self.filter_layer}.")
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's method with its numbers for LLaVA-v1.5: 0.995, 0.2, 0.999, two consecutive votes, 6 layers."""
+        return cls()
+
+    @classmethod
+    def reference(
+        cls,
+        size: Literal["7b", "13b"] = "7b",
+        stages: tuple[Stage, ...] = STAGES,
+        shallow_mid_layer: int = 6,
+        layer_threshold: float = 0.995,
+        tokens_threshold: float = 0.2,
+    ) -> ReferenceVisiPruner:
+        """What the authors' code computes, where it differs from the paper; see `ReferenceVisiPruner`."""
+        return ReferenceVisiPruner(
+            size=size,
+            stages=stages,
+            shallow_end=shallow_mid_layer,
+            filter_threshold=layer_threshold,
+            token_threshold=tokens_threshold,
+            exit_count="cumulative",
+        )
+
+    def check(self, num_layers: int) -> None:
+        if "shallow" in self.stages and self.shallow_end > num_layers:
+            raise ConfigError(f"shallow_end is {self.shallow_end} but the model has {num_layers} layers.")
+        for field in ("filter_layer", "exit_layer"):
+            layer = getattr(self, field)
+            if layer is not None and not 0 <= layer < num_layers:
+                raise ConfigError(f"{field} is {layer} but the model's layers are 0 to {num_layers - 1}.")
+
+    def routing(self, layer: int) -> Routing:
+        if "shallow" not in self.stages or layer >= self.shallow_end:
+            return PLAIN
+        if self.shallow_visual == "ffn":
+            return Routing("cut", "cut", visual_rows_attend=False, sink=layer == 0)
+        return Routing("merge" if layer == 0 else "cut", "cut")
+
+    def start(self) -> PromptRun:
+        return VisiPrunerRun(self)
+
+
+class VisiPrunerRun(PromptRun):
+    """The middle and deep stage of one prompt."""
+
+    def __init__(self, config: VisiPruner) -> None:
+        super().__init__()
+        self._config = config
+        self._has_left = False
+
+    def observes(self, layer: int) -> bool:
+        config = self._config
+        if "middle" not in config.stages or self._has_left:
+            return False
+        if self.trigger_layer is None:
+            if config.filter_layer is not None:
+                return layer == config.filter_layer
+            return layer > config.shallow_end
+        return "deep" in config.stages
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        if self.trigger_layer is None:
+            return self._filter(layer, view.influence)
+        return self._exit(layer, view)
+
+    def _filter(self, layer: int, influence: Influence) -> Tensor | None:
+        config = self._config
+        if config.filter_layer is None and not bool((influence.cosine < config.filter_threshold).any()):
+            return None
+        self.trigger_layer = layer
+        if config.keep_tokens is not None:
+            count = min(config.keep_tokens, influence.norm.numel())
+            kept = influence.norm.topk(count).indices.sort().values
+        else:
+            scale = influence.output_norm if config.relative else 1.0
+            kept = (influence.norm > config.token_threshold * scale).nonzero().flatten()
+        self._has_left = not self._exit_follows(kept.numel(), influence.norm.numel())
+        return kept
+
+    def _exit_follows(self, kept: int, present: int) -> bool:
+        """Whether the deep stage has anything to do once `kept` of `present` tokens go on."""
+        return kept > 0
+
+    def _exit(self, layer: int, view: LayerView) -> Tensor | None:
+        config = self._config
+        if config.exit_layer is not None:
+            self._has_left = layer + 1 >= config.exit_layer
+        elif bool((view.influence.cosine < config.exit_threshold).any()):
+            if config.exit_count == "consecutive":
+                self.exit_votes.clear()
+        else:
+            self.exit_votes.append(layer)
+            self._has_left = len(self.exit_votes) >= config.exit_votes
+        return torch.empty(0, dtype=torch.long, device=view.visual.device) if self._has_left else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceVisiPruner(VisiPruner):
+    """The authors' code, for comparison; built by `VisiPruner.reference()`.
+
+    It differs from the paper: in shallow layers weights are zeroed after the softmax and the rows not renormalised;
+    layer 0 merges onto the first visual token ("7b") or zeroes the first half of the visual columns ("13b"); visual
+    rows attend to each other in all shallow layers but the first; generated rows attend as in the plain model; exit
+    votes are cumulative; there is no exit when the filter keeps everything.
+    """
+
+    name: ClassVar[str] = "visipruner-reference"
+
+    size: Literal["7b", "13b"] = "7b"
+    exit_count: Literal["consecutive", "cumulative"] = "cumulative"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("size", self.size, ("7b", "13b"))
+
+    def routing(self, layer: int) -> Routing:
+        if "shallow" not in self.stages or layer >= self.shallow_end:
+            return PLAIN
+        if layer > 0:
+            return Routing("zero", "attend", prompt_only=True)
+        return Routing("merge" if self.size == "7b" else "zero_first_half", "zero", prompt_only=True)
+
+    def start(self) -> PromptRun:
+        return ReferenceRun(self)
+
+
+class ReferenceRun(VisiPrunerRun):
+    """As `VisiPrunerRun`, without an exit when the filter kept every token."""
+
+    def _exit_follows(self, kept: int, present: int) -> bool:
+        return 0 < kept < present
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
