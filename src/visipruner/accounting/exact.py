@@ -1,0 +1,114 @@
+"""Multiply-adds that a traced run really executed in the decoder's matrix products. Any shape, grouped-query included.
+
+Counted: the four attention projections, attention (keys and values), the gated FFN's three matrices, a pruner's score,
+and the output head where asked for. All rows count, text, visual and the padding that ran. Not counted: norms,
+softmax, RoPE, activations, residuals, gathers, the vision tower. One multiply-add (`macs`) is two FLOPs (`flops`).
+Attention counts the rectangles handed to the kernel, masked half included, as torch's counter does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from visipruner.engine.trace import ExampleTrace, LayerWork
+from visipruner.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds by component.
+
+    Attributes:
+        query_output: query and output projections, `2 d H h` per attention row.
+        key_value: key and value projections, `2 d H_kv h` per key/value row.
+        attention: `QK^T` and `AV`, `2 H h` per (query, key) pair.
+        ffn: gate, up and down, `3 d m` per row.
+        score: a pruner's evidence, counted like attention: one product with the keys, one with the values.
+        lm_head: `d V` per row whose logits are computed.
+    """
+
+    query_output: int = 0
+    key_value: int = 0
+    attention: int = 0
+    ffn: int = 0
+    score: int = 0
+    lm_head: int = 0
+
+    @property
+    def total(self) -> int:
+        """All components, in multiply-adds."""
+        return sum(asdict(self).values())
+
+    @property
+    def flops(self) -> int:
+        """All components, in floating-point operations: `2 * total`."""
+        return 2 * self.total
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON-ready: multiply-adds per component, `total`, and `flops`."""
+        return {**asdict(self), "total": self.total, "flops": self.flops}
+
+
+def layer_macs(shape: ModelShape, work: LayerWork) -> Macs:
+    """Multiply-adds of one layer for one example."""
+    d, head_width = shape.hidden_size, shape.num_heads * shape.head_dim
+    return Macs(
+        query_output=2 * d * head_width * work.attention_rows,
+        key_value=2 * d * shape.num_kv_heads * shape.head_dim * work.key_value_rows,
+        attention=2 * head_width * work.attention_pairs,
+        ffn=3 * d * shape.intermediate_size * work.rows,
+        score=2 * head_width * work.score_pairs,
+    )
+
+
+def work_macs(shape: ModelShape, work: Iterable[LayerWork], logit_rows: int = 0) -> Macs:
+    """Multiply-adds of several layers, plus the output head for `logit_rows` rows."""
+    layers = sum((layer_macs(shape, layer) for layer in work), Macs())
+    return layers + Macs(lm_head=logit_rows * shape.hidden_size * shape.vocab_size)
+
+
+def prompt_macs(shape: ModelShape, example: ExampleTrace, logit_rows: int = 0) -> Macs:
+    """Multiply-adds of one traced prompt (prefill). `logit_rows` is 1 under `generate`, 0 leaves the head out."""
+    return work_macs(shape, example.work, logit_rows)
+
+
+def dense_work(shape: ModelShape, length: int) -> list[LayerWork]:
+    """What the plain model executes for a prompt of `length` rows (padding, if any, included): full rectangles."""
+    layer = LayerWork(rows=length, attention_rows=length, key_value_rows=length, attention_pairs=length * length)
+    return [layer] * shape.num_layers
+
+
+def dense_macs(shape: ModelShape, length: int, logit_rows: int = 0) -> Macs:
+    """Multiply-adds of the plain model for a prompt of `length` rows."""
+    return work_macs(shape, dense_work(shape, length), logit_rows)
+
+
+def prompt_cut(shape: ModelShape, example: ExampleTrace, dense_length: int | None = None, logit_rows: int = 0) -> float:
+    """Fraction of the dense prompt's multiply-adds that pruning saved (text, visual and score all counted).
+
+    `dense_length` is what the plain model would have run, by default the prompt without padding; give the padded
+    length for a padded batch. Negative where scores cost more than pruning saved.
+    """
+    dense = dense_macs(shape, example.prompt_length if dense_length is None else dense_length, logit_rows).total
+    return 1.0 - prompt_macs(shape, example, logit_rows).total / dense if dense else 0.0
+
+
+def decode_macs(shape: ModelShape, key_lengths: Sequence[int], step: int = 0, logit_rows: int = 1) -> Macs:
+    """Multiply-adds of one new token.
+
+    `key_lengths[l]` is what layer l holds once the prompt is processed (`ExampleTrace.key_lengths`); the token of
+    `step` (0 is the first one decoded) attends to those, to the `step` tokens before it and to itself.
+    """
+    if len(key_lengths) != shape.num_layers:
+        raise ValueError(f"got the key lengths of {len(key_lengths)} layers for a model of {shape.num_layers}")
+    work = [LayerWork(1, 1, 1, attention_pairs=keys + step + 1) for keys in key_lengths]
+    return work_macs(shape, work, logit_rows)
+
+
+def dense_decode_macs(shape: ModelShape, prompt_length: int, step: int = 0, logit_rows: int = 1) -> Macs:
+    """Multiply-adds of one new token in the plain model."""
+    return decode_macs(shape, [prompt_length] * shape.num_layers, step, logit_rows)
