@@ -1,0 +1,1 @@
+"""Puts a stock LLaVA together from weights that come inside packages of the Python package index."""

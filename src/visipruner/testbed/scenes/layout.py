@@ -1,0 +1,130 @@
+"""Draws scene specifications at random: how many items, where, how large, on what. Deterministic given its `random.Random`."""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from visipruner.testbed.scenes.scene import Background, Item, Scene
+from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
+
+# Shapes and texts must stand out from what is behind them.
+_TOO_CLOSE = {
+    ("red", "orange"), ("red", "brown"), ("red", "pink"), ("orange", "yellow"), ("orange", "brown"), ("yellow", "white"),
+    ("blue", "purple"), ("purple", "pink"), ("gray", "white"), ("gray", "black"), ("gray", "brown"), ("black", "brown"),
+    ("pink", "white"), ("green", "gray"), ("green", "brown"), ("red", "purple"), ("orange", "pink"), ("blue", "gray"), ("blue", "black"), ("purple", "black"), ("purple", "brown"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What may be drawn. `max_items` <= 6; `styles` are the emoji folders that may be used; `objects` the names.
+
+    `crowded` fills all nine cells (many labelled patches per picture, for the warm start only). `always` are names that must be there.
+    """
+
+    styles: tuple[str, ...]
+    objects: tuple[str, ...] = tuple(OBJECTS)
+    max_items: int = 6
+    crowded: bool = False
+    always: tuple[str, ...] = ()
+
+
+def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
+    """One random scene: a single object (often very large), up to four in quadrants, or up to `max_items` on a 3 x 3 grid."""
+    background = _background(rng)
+    layout = rng.choices(("single", "quadrants", "grid"), (0.18, 0.3, 0.52))[0]
+    if options.crowded:
+        places = _cells(rng, side=3, count=9, sizes=(0.15, 0.36))
+    elif layout == "single":
+        size = rng.uniform(0.35, 1.05)
+        room = max(0.0, 0.5 - size / 2)
+        places = [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
+    elif layout == "quadrants":
+        places = _cells(rng, side=2, count=rng.randint(1, min(4, options.max_items)), sizes=(0.2, 0.46))
+    else:
+        places = _cells(rng, side=3, count=rng.randint(1, options.max_items), sizes=(0.15, 0.32))
+    items = _items(rng, places, background, options)
+    finish = rng.random()
+    return Scene(
+        background=background,
+        items=items,
+        blur=rng.uniform(0.3, 1.5) if finish < 0.2 else 0.0,
+        noise=rng.uniform(2, 14) if finish > 0.75 else 0.0,
+        noise_seed=rng.getrandbits(32),
+    )
+
+
+def _background(rng: Random) -> Background:
+    kind = rng.choices(("flat", "gradient", "stripes", "blobs"), (0.5, 0.25, 0.1, 0.15))[0]
+    return Background(kind, None if kind == "blobs" else rng.choice(tuple(COLORS)))
+
+
+def _cells(rng: Random, side: int, count: int, sizes: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """`count` different cells of a `side` x `side` grid as (x, y, size), jittered but never out of their named place."""
+    cells = rng.sample([(column, row) for column in range(side) for row in range(side)], count)
+    jitter = 0.06 if side == 2 else 0.035
+    return [
+        (
+            (column + 0.5) / side + rng.uniform(-jitter, jitter),
+            (row + 0.5) / side + rng.uniform(-jitter, jitter),
+            rng.uniform(*sizes),
+        )
+        for column, row in cells
+    ]
+
+
+def _items(
+    rng: Random, places: list[tuple[float, float, float]], background: Background, options: LayoutOptions
+) -> tuple[Item, ...]:
+    names = rng.sample(options.objects, len(places))
+    names[: len(options.always)] = options.always[: len(places)]
+    if len(places) > 1 and not options.crowded and rng.random() < 0.35:  # repeats, so that counting one kind is not counting everything
+        kinds = names[: rng.randint(1, 2)]
+        names = [rng.choice(kinds) for _ in places]
+    items = [_emoji(rng, name, place, options) for name, place in zip(names, places, strict=True)]
+    if rng.random() < 0.3:
+        for index in rng.sample(range(len(items)), rng.randint(1, min(3, len(items)))):
+            items[index] = _shape(rng, items[index], background)
+    if rng.random() < 0.25:
+        items[-1] = _text(rng, items[-1], background)
+    return tuple(items)
+
+
+def _emoji(rng: Random, name: str, place: tuple[float, float, float], options: LayoutOptions) -> Item:
+    x, y, size = place
+    return Item(
+        kind="emoji",
+        name=name,
+        x=x,
+        y=y,
+        size=size,
+        angle=rng.uniform(-20, 20) if rng.random() < 0.6 else 0.0,
+        flip=rng.random() < 0.5,
+        style=rng.choice(options.styles),
+    )
+
+
+def _shape(rng: Random, item: Item, background: Background) -> Item:
+    color = _contrasting(rng, background)
+    return replace(item, kind="shape", name=rng.choice(SHAPES), color=color, size=min(item.size, 0.6), style="")
+
+
+def _text(rng: Random, item: Item, background: Background) -> Item:
+    written = str(rng.randint(0, 99)) if rng.random() < 0.35 else rng.choice(WORDS)
+    return replace(
+        item,
+        kind="text",
+        name=written,
+        color=_contrasting(rng, background),
+        angle=rng.uniform(-6, 6),
+        flip=False,
+        size=max(item.size, 0.34),
+        style=rng.choice(("sans", "bold", "mono")),
+    )
+
+
+def _contrasting(rng: Random, background: Background) -> str:
+    behind = background.color
+    if behind is None:
+        return rng.choice(("black", "white", "red", "blue"))
+    fits = [c for c in COLORS if c != behind and (c, behind) not in _TOO_CLOSE and (behind, c) not in _TOO_CLOSE]
+    return rng.choice(fits)

@@ -1,0 +1,235 @@
+"""Questions about a scene, with their answers. Everything asked is decided by the picture and cannot be guessed from the wording.
+
+Types are `local` when one region of the picture holds the answer, `global` when several regions or all of it are needed.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from visipruner.testbed.scenes.scene import Item, Scene
+from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, SHAPES, plural, with_article
+
+SCOPES: dict[str, str] = {
+    "identify": "local",
+    "what-where": "local",
+    "where-is": "local",
+    "shape-color": "local",
+    "text": "local",
+    "presence": "global",
+    "count": "global",
+    "background": "global",
+    "relation": "global",
+    "larger": "global",
+    "describe": "global",
+}
+
+# How often a type is drawn for a picture that can answer it; the hard ones more often.
+_WEIGHTS: dict[str, float] = {
+    "identify": 1.0, "what-where": 1.5, "where-is": 1.3, "shape-color": 1.0, "text": 2.0, "presence": 1.2, "count": 1.8,
+    "background": 0.5, "relation": 1.3, "larger": 1.0, "describe": 0.8,
+}  # fmt: skip
+
+_MOST_PER_TYPE = 4
+_MOST_PER_ANSWER = 2
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture; `type` is a key of `SCOPES`."""
+
+    question: str
+    answer: str
+    type: str
+
+    @property
+    def scope(self) -> str:
+        """`local` or `global`."""
+        return SCOPES[self.type]
+
+
+def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...]) -> list[Question]:
+    """Up to `count` different questions about a scene, mixed over the types it allows, few of one type or with one answer.
+
+    `names` are the object names that absent things are drawn from.
+    """
+    asked: dict[str, Question] = {}
+    makers = dict(_MAKERS)
+    attempts = 0
+    while len(asked) < count and attempts < 30 * count:
+        attempts += 1
+        kind = rng.choices(tuple(makers), [_WEIGHTS[k] for k in makers])[0]
+        made = makers[kind](scene, rng, names)
+        if made is None:
+            if kind not in ("presence", "count"):
+                del makers[kind]
+            continue
+        same_type = [other.answer for other in asked.values() if other.type == kind]
+        if len(same_type) < _MOST_PER_TYPE and same_type.count(made[1]) < _MOST_PER_ANSWER:
+            asked.setdefault(made[0], Question(made[0], made[1], kind))
+    return list(asked.values())
+
+
+Made = tuple[str, str] | None
+
+
+def _unique(scene: Scene) -> list[Item]:
+    """Items whose name occurs once; texts are asked about by their own type only."""
+    counts = Counter(item.name for item in scene.items)
+    return [item for item in scene.items if counts[item.name] == 1 and item.kind != "text"]
+
+
+def _has_text(scene: Scene) -> bool:
+    return any(item.kind == "text" for item in scene.items)
+
+
+def _identify(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    kinds = {item.name for item in scene.items}
+    if len(kinds) != 1 or _has_text(scene):
+        return None
+    question = rng.choice(("What is this?", "What is in the image?", "What does the picture show?", "What do you see?"))
+    return question, kinds.pop()
+
+
+def _what_where(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    places = Counter(item.position for item in scene.items)
+    items = [item for item in scene.items if places[item.position] == 1 and item.kind != "text" and item.size < 0.6]
+    if not items:
+        return None
+    item = rng.choice(items)
+    template = rng.choice(("What is in the {}?", "What object is in the {}?", "What do you see in the {}?", "What is at the {}?"))
+    return template.format(item.position), item.name
+
+
+def _where_is(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    items = [item for item in _unique(scene) if item.size < 0.6]
+    if not items:
+        return None
+    item = rng.choice(items)
+    template = rng.choice(("Where is the {}?", "Where in the image is the {}?", "In which part of the picture is the {}?"))
+    return template.format(item.name), item.position
+
+
+def _shape_color(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    shapes = [item for item in _unique(scene) if item.kind == "shape"]
+    if not shapes:
+        return None
+    item = rng.choice(shapes)
+    colors = Counter(other.color for other in scene.items if other.kind == "shape")
+    if colors[item.color] == 1 and rng.random() < 0.35:
+        return rng.choice(("What shape is {}?", "Which shape is {}?")).format(item.color), item.name
+    return rng.choice(("What color is the {}?", "What is the color of the {}?")).format(item.name), str(item.color)
+
+
+def _text(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    texts = [item for item in scene.items if item.kind == "text"]
+    if not texts:
+        return None
+    written = texts[0].name
+    if written.isdigit():
+        return rng.choice(("What number is written?", "Which number do you see?", "What number is in the image?")), written
+    return rng.choice(("What word is written?", "What does the text say?", "Which word do you see?", "Read the word.")), written
+
+
+def _presence(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    inside = {item.name for item in scene.items if item.kind != "text"}
+    present = bool(inside) and rng.random() < 0.5
+    if not inside and rng.random() < 0.5:
+        return None  # keeps "no" at one half over all pictures
+    outside = [name for name in (*names, *SHAPES) if name not in inside]
+    # Shapes are asked about as often when absent as they are when present, or the word itself would give the answer away.
+    shape_rate = sum(item.kind == "shape" for item in scene.items) / max(1, len(scene.items))
+    if present:
+        name = rng.choice(sorted(inside))
+    elif rng.random() < max(shape_rate, 0.1):
+        name = rng.choice([shape for shape in SHAPES if shape not in inside] or outside)
+    else:
+        name = rng.choice([other for other in outside if other not in SHAPES])
+    template = rng.choice(("Is there {} in the image?", "Is there {}?", "Can you see {}?", "Does the picture show {}?"))
+    return template.format(with_article(name)), "yes" if present else "no"
+
+
+def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    if rng.random() < 0.5:
+        if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.7):
+            return None
+        return rng.choice(("How many objects are there?", "How many things are in the image?")), NUMBER_WORDS[len(scene.items)]
+    counts = Counter(item.name for item in scene.items if item.kind != "text")
+    if not counts:
+        return None
+    # A kind that is there once is asked for rarely: "one" must not become the safe guess.
+    name = rng.choice(sorted(counts))
+    if counts[name] == 1 and rng.random() < 0.75:
+        return None
+    template = rng.choice(("How many {} are there?", "How many {} do you see?"))
+    return template.format(plural(name)), NUMBER_WORDS[counts[name]]
+
+
+def _background(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    if scene.background.color is None:
+        return None
+    question = rng.choice(("What color is the background?", "What is the background color?", "Which color is behind the objects?"))
+    return question, scene.background.color
+
+
+def _relation(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    items = _unique(scene)
+    if len(items) < 2:
+        return None
+    first, second = rng.sample(items, 2)
+    horizontal = abs(first.x - second.x) > 0.25
+    vertical = abs(first.y - second.y) > 0.25
+    if not (horizontal or vertical):
+        return None
+    if horizontal and (not vertical or rng.random() < 0.5):
+        relation, inverse, holds = "to the left of", "to the right of", first.x < second.x
+    else:
+        relation, inverse, holds = "above", "below", first.y < second.y
+    if len(scene.items) == 2 and rng.random() < 0.5:
+        return f"What is {relation if holds else inverse} the {second.name}?", first.name
+    if rng.random() < 0.5:
+        relation, holds = inverse, not holds
+    return f"Is the {first.name} {relation} the {second.name}?", "yes" if holds else "no"
+
+
+def _larger(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    unique = _unique(scene)
+    ranked = sorted(scene.items, key=lambda item: -item.size)
+    if len(ranked) < 2 or _has_text(scene):
+        return None
+    if rng.random() < 0.5 and ranked[0] in unique and ranked[0].size > 1.25 * ranked[1].size:
+        return rng.choice(("What is the largest object?", "Which object is the biggest?")), ranked[0].name
+    if len(unique) < 2:
+        return None
+    first, second = rng.sample(unique, 2)
+    if max(first.size, second.size) < 1.3 * min(first.size, second.size):
+        return None
+    larger, smaller = (first, second) if first.size > second.size else (second, first)
+    word, answer = ("larger", larger) if rng.random() < 0.5 else ("smaller", smaller)
+    return f"Which is {word}, the {first.name} or the {second.name}?", answer.name
+
+
+def _describe(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    columns = [item.column for item in scene.items]
+    if len(scene.items) > 3 or len(set(columns)) < len(columns) or _has_text(scene) or scene.background.color is None:
+        return None
+    phrases = [with_article(item.name) for item in sorted(scene.items, key=lambda item: item.x)]
+    listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    question = rng.choice(("Describe the image.", "Describe the picture from left to right.", "Describe what you see."))
+    return question, f"{listed} on {with_article(scene.background.color)} background"
+
+
+_MAKERS: dict[str, Callable[[Scene, Random, tuple[str, ...]], Made]] = {
+    "identify": _identify,
+    "what-where": _what_where,
+    "where-is": _where_is,
+    "shape-color": _shape_color,
+    "text": _text,
+    "presence": _presence,
+    "count": _count,
+    "background": _background,
+    "relation": _relation,
+    "larger": _larger,
+    "describe": _describe,
+}
