@@ -24,7 +24,8 @@ class Macs:
         key_value: key and value projections, `2 d H_kv h` per key/value row.
         attention: `QK^T` and `AV`, `2 H h` per (query, key) pair.
         ffn: gate, up and down, `3 d m` per row.
-        score: a pruner's evidence, counted like attention: one product with the keys, one with the values.
+        score: a pruner's evidence, counted like attention: one product with the keys, one with the values. A method
+            may need one more (VisiPruner takes visual values twice); for its single row that is about 1e-4 of a prompt.
         lm_head: `d V` per row whose logits are computed.
     """
 
