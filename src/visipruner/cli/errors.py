@@ -61,14 +61,18 @@ def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch reports that as a RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def explain(error: BaseException) -> str:
     """One sentence about what went wrong and, where we know, what to do."""
     if isinstance(error, VisiPrunerError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return _missing_module(error)
-    # torch reports exhausted memory as RuntimeError on the CPU.
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+    if is_out_of_memory(error):
         return "Not enough memory for this model; try --dtype bfloat16 or a smaller model."
     if isinstance(error, OSError):
         return _os_error(error)

@@ -1,4 +1,4 @@
-"""`visipruner list`: what can be chosen."""
+"""`visipruner list`: what can be chosen, and what can be set."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 
 
 def show(as_json: bool) -> None:
-    """Prints the methods and the model types with their families."""
-    from rich.console import Console
-
+    """Prints the methods with their settings, and the model types with their families."""
     from visipruner import adapters
-    from visipruner.cli.present import show_names
+    from visipruner.cli.present import show_families, show_methods
     from visipruner.pruners import registry
+    from visipruner.pruners.checked import declared
 
-    methods, families = registry.available(), adapters.supported()
+    methods = {
+        name: {"description": description, "settings": declared(registry.method_class(name))}
+        for name, description in registry.available().items()
+    }
+    families = adapters.supported()
     if as_json:
         print(json.dumps({"methods": methods, "families": families}, indent=2))
         return
-    console = Console(highlight=False)
-    show_names(console, "Methods (--method)", methods.items())
-    show_names(console, "Model types (config.model_type) and their families", families.items())
+    show_methods(methods)
+    show_families(families)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visipruner.cli.errors import CliError, did_you_mean
+from visipruner.cli.errors import CliError, did_you_mean, is_out_of_memory
+from visipruner.errors import VisiPrunerError
 
 TESTBED = "testbed"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,11 +54,6 @@ def load(name: str, dtype: str, attn: str, allow_download: bool) -> LoadedModel:
         model, processor = _load_testbed(dtype, attn)
     else:
         model, processor = _load_checkpoint(name, dtype, attn, local_only=not allow_download)
-    if not getattr(processor, "chat_template", None):
-        raise CliError(
-            f"The processor of {name} has no chat template, so the prompt's form is unknown; "
-            "put a chat_template.jinja beside its config.json, or use the library from Python."
-        )
     config = model.config.get_text_config()
     return LoadedModel(
         name, model.eval(), processor, str(model.dtype).removeprefix("torch."), config._attn_implementation
@@ -85,16 +81,30 @@ def _load_checkpoint(name: str, dtype: str, attn: str, local_only: bool) -> tupl
     source = str(path) if path.is_dir() else name
     try:
         check_family(name, AutoConfig.from_pretrained(source, local_files_only=local_only))
+        processor = AutoProcessor.from_pretrained(source, local_files_only=local_only)
+        _check_template(name, processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn, local_files_only=local_only, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(source, local_files_only=local_only)
-    except (OSError, ValueError, KeyError) as error:
+    except (VisiPrunerError, ImportError):
+        raise
+    except Exception as error:
+        # Damaged files raise many types, among them plain Exception from safetensors.
+        if is_out_of_memory(error):
+            raise
         raise CliError(_why_not_loaded(name, path.is_dir(), local_only, error)) from error
     if info["missing_keys"]:
         missing = len(info["missing_keys"])
         print(f"visipruner: warning: {name} lacks {missing} of its weights; they are random.", file=sys.stderr)
     return model, processor
+
+
+def _check_template(name: str, processor: Any) -> None:
+    if not getattr(processor, "chat_template", None):
+        raise CliError(
+            f"The processor of {name} has no chat template, so the prompt's form is unknown; "
+            "put a chat_template.jinja beside its config.json, or use the library from Python."
+        )
 
 
 def check_family(name: str, config: Any) -> None:

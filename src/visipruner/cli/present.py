@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,20 +22,24 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def _layers(result: Result) -> str:
-    if result.trigger_layer is None and result.exit_layer is None:
-        return "nothing was pruned"
-    cut = "never" if result.trigger_layer is None else f"after layer {result.trigger_layer}"
-    gone = "never" if result.exit_layer is None else f"from layer {result.exit_layer} on"
-    return f"cut {cut}, all gone {gone}"
+def _tokens(result: Result) -> str:
+    """`256 -> 12 (trigger layer 14) -> 0 (exit layer 20)`."""
+    steps, missing = [str(result.visual_tokens)], []
+    if result.trigger_layer is not None:
+        steps.append(f"{result.kept_tokens} (trigger layer {result.trigger_layer})")
+    else:
+        missing.append("no trigger layer")
+    if result.exit_layer is not None:
+        steps.append(f"0 (exit layer {result.exit_layer})")
+    else:
+        missing.append("no exit layer")
+    return ", ".join([" -> ".join(steps), *missing])
 
 
-def _seconds(result: Result) -> str:
-    text = f"{result.seconds:.2f} (first token {result.first_token_seconds:.2f})"
-    if result.dense is None:
-        return text
-    dense = f"dense {result.dense.seconds:.2f} (first token {result.dense.first_token_seconds:.2f})"
-    return f"{text}, {dense}: {result.time_ratio:.2f}x (first token {result.first_token_ratio:.2f}x)"
+def _seconds(pruned: float, dense: float | None) -> str:
+    if dense is None:
+        return f"{pruned:.2f}"
+    return f"{pruned:.2f}, dense {dense:.2f}: {dense / pruned:.2f}x as fast"
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -46,10 +51,12 @@ def show_result(console: Console, result: Result) -> None:
     if result.dense is not None:
         note = Text("  same", "green") if result.same_answer else Text("  differs", "yellow")
         table.add_row("dense answer", clean(result.dense.text or "(empty)") + note)
-    table.add_row("visual tokens", f"{result.visual_tokens} -> {result.kept_tokens}; {_layers(result)}")
-    cut, attention = percent(result.flops_cut), percent(result.visual_attention_cut)
-    table.add_row("FLOPs cut", f"{cut}; visual attention cut {attention}")
-    table.add_row("seconds", _seconds(result))
+    table.add_row("visual tokens", _tokens(result))
+    table.add_row("FLOPs cut", percent(result.flops_cut))
+    table.add_row("visual attention cut", percent(result.visual_attention_cut))
+    dense = result.dense
+    table.add_row("seconds", _seconds(result.seconds, dense and dense.seconds))
+    table.add_row("to first token", _seconds(result.first_token_seconds, dense and dense.first_token_seconds))
     if result.overlay:
         table.add_row("picture", result.overlay)
     console.print(Text.assemble((result.image, "cyan"), "  ", (result.question, "bold")))
@@ -63,15 +70,37 @@ def show_agreement(console: Console, results: list[Result]) -> None:
     if len(compared) > 1:
         same = sum(bool(result.same_answer) for result in compared)
         faster = sum(r.dense.seconds for r in compared if r.dense) / sum(r.seconds for r in compared)
-        console.print(f"{same} of {len(compared)} answers agree with the dense model; all answers {faster:.2f}x")
+        console.print(
+            f"{same} of {len(compared)} answers agree with the dense model; all together {faster:.2f}x as fast"
+        )
 
 
-def show_names(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Two columns under a title."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, description in rows:
-        table.add_row("  " + name, Text(description))
-    console.print(Text(title, "cyan"))
-    console.print(table)
+def show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every method with its settings below it."""
+    console = Console(highlight=False)
+    console.print(Text("Methods (--method NAME) and their settings (--set KEY=VALUE) with defaults", "cyan"))
+    for name, method in methods.items():
+        console.print(Text.assemble((f"  {name}", "bold"), f"  {method['description']}"))
+        table = Table.grid(padding=(0, 2))
+        for key, setting in method["settings"].items():
+            table.add_row(f"      {key}={_setting(setting)}", Text(setting["takes"], "dim"))
+        console.print(table)
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    """A default as one would type it after `--set key=`."""
+    if "default" not in setting:
+        return "..."
+    default = setting["default"]
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+
+
+def show_families(families: Mapping[str, str]) -> None:
+    """Model types, grouped by family."""
+    console = Console(highlight=False)
+    console.print(Text("\nModel families and their types (model_type in config.json)", "cyan"))
+    for family in dict.fromkeys(families.values()):
+        types = ", ".join(kind for kind, its_family in families.items() if its_family == family)
+        console.print(Text.assemble((f"  {family}", "bold"), f"  {types}"))

@@ -12,11 +12,11 @@ from visipruner.cli.errors import CliError
 if TYPE_CHECKING:
     from visipruner.pruners.base import Pruner
 
-_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None, "null": None}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def parse_value(text: str) -> Any:
-    """JSON where it is JSON; also True/off/None in any case, and `a,b,c` for a list; else the text itself."""
+    """JSON where it is JSON; also True, False and None in any case, and `a,b,c` for a list; else the text itself."""
     text = text.strip()
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
@@ -53,8 +53,10 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None) -> Pr
     settings = parse_settings(pairs)
     if config is None:
         from visipruner.pruners import registry
+        from visipruner.pruners.checked import checked
 
-        return registry.make(method or "visipruner", **settings)
+        name = method or "visipruner"
+        return registry.make(name, **checked(registry.method_class(name), settings))
     if method is not None or settings:
         raise CliError(
             "--config holds the method and all its settings; leave out --method and --set, or edit the file."

@@ -24,6 +24,8 @@ TEMPLATE = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
 )
 GRID = 5
+# Options of `visipruner run` under which the 25 tokens become 4 after layer 3 and 0 from layer 5 on.
+PRUNE_EARLY = ["--set", "shallow_end=2", "--set", "filter_layer=3", "--set", "exit_layer=5", "--set", "keep_tokens=4"]
 _PATCH = 8
 
 

@@ -1,0 +1,67 @@
+"""Image files as people have them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visipruner.cli.errors import CliError
+from visipruner.cli.images import open_image
+
+
+def test_orientation_is_followed(tmp_path):
+    picture = Image.new("RGB", (40, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(tmp_path, mode):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode).save(
+        tmp_path / "clear.png", transparency=0 if mode == "P" else None
+    )
+    opened = open_image(tmp_path / "clear.png")
+    assert opened.mode == "RGB"
+    assert opened.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_contrast(tmp_path):
+    levels = np.linspace(0, 60000, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    opened = np.asarray(open_image(tmp_path / "deep.png"))[..., 0]
+    assert opened.min() == 0
+    assert opened.max() == 255
+    assert len(np.unique(opened)) > 200
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    Image.new(mode, (8, 8)).save(tmp_path / "other.tif")
+    assert open_image(tmp_path / "other.tif").mode == "RGB"
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.02])
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_file_cut_short_is_named(tmp_path, kind, kept):
+    path = tmp_path / f"cut.{kind}"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(CliError, match=r"cut\.(png|jpg) is (damaged or cut short|not an image)"):
+        open_image(path)
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    Image.new("RGB", (3000, 2)).save(tmp_path / "line.png")
+    for name, message in {
+        "missing.png": "There is no file",
+        "notes.txt": "not an image",
+        "empty.png": "not an image",
+        "line.png": "3000 x 2 pixels",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(CliError, match=message):
+            open_image(tmp_path / name)
