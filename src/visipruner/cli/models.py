@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visipruner.cli.errors import CliError, did_you_mean, is_out_of_memory
+from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_memory
 from visipruner.errors import VisiPrunerError
 
 TESTBED = "testbed"
@@ -60,6 +60,14 @@ def load(name: str, dtype: str, attn: str, allow_download: bool) -> LoadedModel:
     )
 
 
+def prepare(name: str) -> None:
+    """Builds the small model if it is asked for and not there yet, which shows its own progress."""
+    if name == TESTBED:
+        from visipruner import testbed
+
+        testbed.ensure_built()
+
+
 def _quiet_transformers() -> None:
     from transformers.utils import logging
 
@@ -70,7 +78,6 @@ def _quiet_transformers() -> None:
 def _load_testbed(dtype: str, attn: str) -> tuple[Any, Any]:
     from visipruner import testbed
 
-    testbed.ensure_built()
     return testbed.load(dtype=dtype, attn_implementation=attn)
 
 
@@ -134,5 +141,4 @@ def _why_not_loaded(name: str, is_folder: bool, local_only: bool, error: Excepti
             f"{name} is not in the local Hugging Face cache; add --allow-download to fetch it "
             "(that may be many gigabytes), or give the folder of a downloaded model."
         )
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{name} could not be loaded as a model with its processor: {reason}."
+    return f"{name} could not be loaded as a model with its processor: {first_line(error)}."

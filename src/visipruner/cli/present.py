@@ -55,8 +55,8 @@ def show_result(console: Console, result: Result) -> None:
     table.add_row("FLOPs cut", percent(result.flops_cut))
     table.add_row("visual attention cut", percent(result.visual_attention_cut))
     dense = result.dense
-    table.add_row("seconds", _seconds(result.seconds, dense and dense.seconds))
-    table.add_row("to first token", _seconds(result.first_token_seconds, dense and dense.first_token_seconds))
+    table.add_row("seconds", _seconds(result.seconds, dense.seconds if dense else None))
+    table.add_row("to first token", _seconds(result.first_token_seconds, dense.first_token_seconds if dense else None))
     if result.overlay:
         table.add_row("picture", result.overlay)
     console.print(Text.assemble((result.image, "cyan"), "  ", (result.question, "bold")))

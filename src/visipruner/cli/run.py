@@ -49,8 +49,10 @@ def execute(job: Job) -> None:
     if job.out is not None:
         saving.prepare_folder(job.out)
     status = Console(stderr=True)
-    with status.status(f"Loading {job.model}"):
+    with status.status("Starting"):
         pruner = settings.make_pruner(job.method, job.settings, job.config)
+    models.prepare(job.model)
+    with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
         pruner.check(loaded.model.config.get_text_config().num_hidden_layers)
     results = []
