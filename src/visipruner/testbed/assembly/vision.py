@@ -33,13 +33,16 @@ def load_vision_tower(path: Path, layers: int, image_size: int) -> Dinov2Model:
     )
     model = Dinov2Model(config)
     wanted = model.state_dict()
-    state["embeddings.position_embeddings"] = resize_positions(state["embeddings.position_embeddings"], image_size // 14)
+    state["embeddings.position_embeddings"] = resize_positions(
+        state["embeddings.position_embeddings"], image_size // 14
+    )
     model.load_state_dict({name: state[_exported_name(name)].reshape(wanted[name].shape) for name in wanted})
     return model.eval()
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """[1, 1 + n * n, d] -> [1, 1 + side * side, d], bicubic, the class position untouched, as `Dinov2Embeddings` does at run time."""
+    """[1, 1 + n * n, d] -> [1, 1 + side * side, d], bicubic, the class position untouched, as `Dinov2Embeddings` does
+    at run time."""
     cls, grid = positions[:, :1], positions[:, 1:]
     old = int(grid.shape[1] ** 0.5)
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
@@ -56,8 +59,9 @@ def _exported_name(name: str) -> str:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """All backbone weights under the names of `Dinov2Model`.
 
-    The exporter kept the names of biases, norms and scales, but renamed each linear weight to a number and transposed it: the name comes back from
-    the node that uses it, "/backbone/encoder/layer.0/mlp/fc1/MatMul". Position embeddings are two constants, class and patches.
+    The exporter kept the names of biases, norms and scales, but renamed each linear weight to a number and transposed
+    it: the name comes back from the node that uses it, "/backbone/encoder/layer.0/mlp/fc1/MatMul". Position
+    embeddings are two constants, class and patches.
     """
     import onnx
     from onnx import numpy_helper

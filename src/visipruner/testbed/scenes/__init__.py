@@ -1,4 +1,5 @@
-"""Scenes with known contents: what they hold (`scene`), how they are drawn at random (`layout`, `render`), what is asked (`questions`)."""
+"""Scenes with known contents: what they hold (`scene`), how they are drawn at random (`layout`, `render`), what is
+asked (`questions`)."""
 
 from dataclasses import dataclass
 from random import Random
@@ -15,7 +16,18 @@ from visipruner.testbed.scenes.vocabulary import OBJECTS
 TRAIN_STYLES = ("noto", "fluent")
 UNSEEN_STYLE = "twemoji"
 
-__all__ = ["CANVAS", "SCOPES", "TRAIN_STYLES", "UNSEEN_STYLE", "EmojiArt", "Example", "LayoutOptions", "Question", "Scene", "draw_example"]
+__all__ = [
+    "CANVAS",
+    "SCOPES",
+    "TRAIN_STYLES",
+    "UNSEEN_STYLE",
+    "EmojiArt",
+    "Example",
+    "LayoutOptions",
+    "Question",
+    "Scene",
+    "draw_example",
+]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Draws scene specifications at random: how many items, where, how large, on what. Deterministic given its `random.Random`."""
+"""Draws scene specifications at random: how many items, where, how large, on what. Deterministic given its
+`random.Random`."""
 
 from dataclasses import dataclass, replace
 from random import Random
@@ -8,9 +9,10 @@ from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
 
 # Shapes and texts must stand out from what is behind them.
 _TOO_CLOSE = {
-    ("red", "orange"), ("red", "brown"), ("red", "pink"), ("orange", "yellow"), ("orange", "brown"), ("yellow", "white"),
-    ("blue", "purple"), ("purple", "pink"), ("gray", "white"), ("gray", "black"), ("gray", "brown"), ("black", "brown"),
-    ("pink", "white"), ("green", "gray"), ("green", "brown"), ("red", "purple"), ("orange", "pink"), ("blue", "gray"), ("blue", "black"), ("purple", "black"), ("purple", "brown"),
+    ("red", "orange"), ("red", "brown"), ("red", "pink"), ("red", "purple"), ("orange", "yellow"), ("orange", "brown"),
+    ("orange", "pink"), ("yellow", "white"), ("blue", "purple"), ("blue", "gray"), ("blue", "black"),
+    ("purple", "pink"), ("purple", "black"), ("purple", "brown"), ("gray", "white"), ("gray", "black"),
+    ("gray", "brown"), ("black", "brown"), ("pink", "white"), ("green", "gray"), ("green", "brown"),
 }  # fmt: skip
 
 
@@ -18,7 +20,8 @@ _TOO_CLOSE = {
 class LayoutOptions:
     """What may be drawn. `max_items` <= 6; `styles` are the emoji folders that may be used; `objects` the names.
 
-    `crowded` fills all nine cells (many labelled patches per picture, for the warm start only). `always` are names that must be there.
+    `crowded` fills all nine cells (many labelled patches per picture, for the warm start only). `always` are names
+    that must be there.
     """
 
     styles: tuple[str, ...]
@@ -29,7 +32,8 @@ class LayoutOptions:
 
 
 def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
-    """One random scene: a single object (often very large), up to four in quadrants, or up to `max_items` on a 3 x 3 grid."""
+    """One random scene: a single object (often very large), up to four in quadrants, or up to `max_items` on a 3 x 3
+    grid."""
     background = _background(rng)
     layout = rng.choices(("single", "quadrants", "grid"), (0.18, 0.3, 0.52))[0]
     if options.crowded:
@@ -59,7 +63,8 @@ def _background(rng: Random) -> Background:
 
 
 def _cells(rng: Random, side: int, count: int, sizes: tuple[float, float]) -> list[tuple[float, float, float]]:
-    """`count` different cells of a `side` x `side` grid as (x, y, size), jittered but never out of their named place."""
+    """`count` different cells of a `side` x `side` grid as (x, y, size), jittered but never out of their named
+    place."""
     cells = rng.sample([(column, row) for column in range(side) for row in range(side)], count)
     jitter = 0.06 if side == 2 else 0.035
     return [
@@ -77,7 +82,9 @@ def _items(
 ) -> tuple[Item, ...]:
     names = rng.sample(options.objects, len(places))
     names[: len(options.always)] = options.always[: len(places)]
-    if len(places) > 1 and not options.crowded and rng.random() < 0.35:  # repeats, so that counting one kind is not counting everything
+    if (
+        len(places) > 1 and not options.crowded and rng.random() < 0.35
+    ):  # repeats, so that counting one kind is not counting everything
         kinds = names[: rng.randint(1, 2)]
         names = [rng.choice(kinds) for _ in places]
     items = [_emoji(rng, name, place, options) for name, place in zip(names, places, strict=True)]

@@ -1,6 +1,8 @@
-"""Questions about a scene, with their answers. Everything asked is decided by the picture and cannot be guessed from the wording.
+"""Questions about a scene, with their answers. Everything asked is decided by the picture and cannot be guessed from
+the wording.
 
-Types are `local` when one region of the picture holds the answer, `global` when several regions or all of it are needed.
+Types are `local` when one region of the picture holds the answer, `global` when several regions or all of it are
+needed.
 """
 
 from collections import Counter
@@ -50,7 +52,8 @@ class Question:
 
 
 def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...]) -> list[Question]:
-    """Up to `count` different questions about a scene, mixed over the types it allows, few of one type or with one answer.
+    """Up to `count` different questions about a scene, mixed over the types it allows, few of one type or with one
+    answer.
 
     `names` are the object names that absent things are drawn from.
     """
@@ -98,7 +101,9 @@ def _what_where(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if not items:
         return None
     item = rng.choice(items)
-    template = rng.choice(("What is in the {}?", "What object is in the {}?", "What do you see in the {}?", "What is at the {}?"))
+    template = rng.choice(
+        ("What is in the {}?", "What object is in the {}?", "What do you see in the {}?", "What is at the {}?")
+    )
     return template.format(item.position), item.name
 
 
@@ -107,7 +112,9 @@ def _where_is(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if not items:
         return None
     item = rng.choice(items)
-    template = rng.choice(("Where is the {}?", "Where in the image is the {}?", "In which part of the picture is the {}?"))
+    template = rng.choice(
+        ("Where is the {}?", "Where in the image is the {}?", "In which part of the picture is the {}?")
+    )
     return template.format(item.name), item.position
 
 
@@ -128,8 +135,12 @@ def _text(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
         return None
     written = texts[0].name
     if written.isdigit():
-        return rng.choice(("What number is written?", "Which number do you see?", "What number is in the image?")), written
-    return rng.choice(("What word is written?", "What does the text say?", "Which word do you see?", "Read the word.")), written
+        return rng.choice(
+            ("What number is written?", "Which number do you see?", "What number is in the image?")
+        ), written
+    return rng.choice(
+        ("What word is written?", "What does the text say?", "Which word do you see?", "Read the word.")
+    ), written
 
 
 def _presence(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
@@ -138,7 +149,8 @@ def _presence(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if not inside and rng.random() < 0.5:
         return None  # keeps "no" at one half over all pictures
     outside = [name for name in (*names, *SHAPES) if name not in inside]
-    # Shapes are asked about as often when absent as they are when present, or the word itself would give the answer away.
+    # Shapes are asked about as often when absent as they are when present, or the word itself would give the answer
+    # away.
     shape_rate = sum(item.kind == "shape" for item in scene.items) / max(1, len(scene.items))
     if present:
         name = rng.choice(sorted(inside))
@@ -154,7 +166,9 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if rng.random() < 0.5:
         if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.7):
             return None
-        return rng.choice(("How many objects are there?", "How many things are in the image?")), NUMBER_WORDS[len(scene.items)]
+        return rng.choice(("How many objects are there?", "How many things are in the image?")), NUMBER_WORDS[
+            len(scene.items)
+        ]
     counts = Counter(item.name for item in scene.items if item.kind != "text")
     if not counts:
         return None
@@ -169,7 +183,9 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
 def _background(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if scene.background.color is None:
         return None
-    question = rng.choice(("What color is the background?", "What is the background color?", "Which color is behind the objects?"))
+    question = rng.choice(
+        ("What color is the background?", "What is the background color?", "Which color is behind the objects?")
+    )
     return question, scene.background.color
 
 

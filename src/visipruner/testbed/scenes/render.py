@@ -12,7 +12,12 @@ from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, UNSEEN_OBJECTS
 
 CANVAS = 336
 BACKGROUND_OWNER = -1
-_FONTS = {"sans": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf", "mono": "DejaVuSansMono-Bold.ttf", "serif": "DejaVuSerif-Bold.ttf"}
+_FONTS = {
+    "sans": "DejaVuSans.ttf",
+    "bold": "DejaVuSans-Bold.ttf",
+    "mono": "DejaVuSansMono-Bold.ttf",
+    "serif": "DejaVuSerif-Bold.ttf",
+}
 
 
 class EmojiArt:
@@ -38,15 +43,17 @@ def _load_picture(root: Path, style: str, code: str) -> Image.Image:
             picture = Image.open(path).convert("RGBA")
             box = picture.getbbox()
             return picture.crop(box) if box else picture
-    raise FileNotFoundError(f"no picture {code} of style {style!r} under {root}: run `visipruner testbed fetch {root}` first")
+    raise FileNotFoundError(
+        f"no picture {code} of style {style!r} under {root}: run `visipruner testbed fetch {root}` first"
+    )
 
 
 def render(scene: Scene, art: EmojiArt, canvas: int = CANVAS) -> tuple[Image.Image, np.ndarray]:
     """Draw a scene.
 
     Returns:
-        The RGB picture of `canvas` x `canvas` pixels, and an int array [canvas, canvas] with the index of the item each pixel shows,
-        -1 for the background.
+        The RGB picture of `canvas` x `canvas` pixels, and an int array [canvas, canvas] with the index of the item
+        each pixel shows, -1 for the background.
     """
     noise = np.random.default_rng(scene.noise_seed)
     picture = _draw_background(scene.background, canvas, noise)
@@ -95,7 +102,9 @@ def _draw_item(item: Item, art: EmojiArt, canvas: int) -> Image.Image:
     if item.kind == "emoji":
         layer = art.picture(item.style, item.name)
         scale = side / max(layer.size)
-        layer = layer.resize((max(1, round(layer.width * scale)), max(1, round(layer.height * scale))), Image.Resampling.LANCZOS)
+        layer = layer.resize(
+            (max(1, round(layer.width * scale)), max(1, round(layer.height * scale))), Image.Resampling.LANCZOS
+        )
     elif item.kind == "shape":
         layer = _draw_shape(item, side)
     else:

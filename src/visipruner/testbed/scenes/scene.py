@@ -11,7 +11,8 @@ POSITIONS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Background:
-    """`color` is a name of `vocabulary.COLORS`, or None for a texture whose colour has no name and is never asked for."""
+    """`color` is a name of `vocabulary.COLORS`, or None for a texture whose colour has no name and is never asked
+    for."""
 
     kind: str
     color: str | None
@@ -21,7 +22,8 @@ class Background:
 class Item:
     """One thing in a scene. `x`, `y` centre and `size` (side of its box) are fractions of the image side.
 
-    `kind` is "emoji" (`name` is an object), "shape" (`name` is a shape, `color` its colour) or "text" (`name` is what is written).
+    `kind` is "emoji" (`name` is an object), "shape" (`name` is a shape, `color` its colour) or "text" (`name` is what
+    is written).
     """
 
     kind: str

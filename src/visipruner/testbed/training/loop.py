@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visipruner.testbed.assembly.trained import PROJECTOR, RECIPE_FILE, TRAINED_FILE
 from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, LayoutOptions, draw_example
 from visipruner.testbed.training.lora import LoraLinear, add_lora
 from visipruner.testbed.training.sequence import PackedBatch, Packer
 from visipruner.testbed.training.warmstart import vision_features, warm_start
 
-TRAINED_FILE = "trained.safetensors"
-RECIPE_FILE = "recipe.json"
-PROJECTOR = "multi_modal_projector."
 _STATE_FILE = "optimizer.pt"
 _WARM_FILE = "warm_start.safetensors"
 
@@ -53,7 +51,9 @@ class Recipe:
 class Trainer:
     """Holds the model under training; `step` learns from one batch of pictures, which are never repeated."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, emoji: Path) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, emoji: Path
+    ) -> None:
         torch.manual_seed(0)
         self.model, self.processor, self.recipe = model, processor, recipe
         self.art = EmojiArt(emoji)
@@ -67,7 +67,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": lora, "lr": recipe.lora_rate, "peak": recipe.lora_rate},
-                {"params": list(self.projector.parameters()), "lr": recipe.projector_rate, "peak": recipe.projector_rate},
+                {
+                    "params": list(self.projector.parameters()),
+                    "lr": recipe.projector_rate,
+                    "peak": recipe.projector_rate,
+                },
             ],
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
@@ -78,21 +82,23 @@ class Trainer:
     def step(self, images: int) -> dict[str, Any]:
         """Learn from the next batch of a run of `images` pictures.
 
-        Returns the loss, the rate factor, and per question type how many answers had every token right of how many: as no picture comes twice, that is
-        the accuracy on unseen pictures before they are learnt from.
+        Returns the loss, the rate factor, and per question type how many answers had every token right of how many:
+        as no picture comes twice, that is the accuracy on unseen pictures before they are learnt from.
         """
         recipe = self.recipe
         indices = range(self.images_seen, self.images_seen + recipe.batch)
         examples = [draw_example(recipe.seed, i, self.art, recipe.options(i), recipe.questions) for i in indices]
         packed = self.packer.pack([example.questions for example in examples])
-        pixels = self.processor.image_processor([example.picture for example in examples], return_tensors="pt")["pixel_values"]
+        pixels = self.processor.image_processor([example.picture for example in examples], return_tensors="pt")[
+            "pixel_values"
+        ]
         factor = recipe.rate(self.images_seen, images)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         loss, right = self._loss(vision_features(self.model, pixels), packed)
         types = [question.type for example in examples for question in example.questions]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizer.step()
@@ -105,7 +111,9 @@ class Trainer:
         embeds = model.get_input_embeddings()(packed.input_ids)
         is_image = (packed.input_ids == model.config.image_token_id)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(is_image, visual.to(embeds.dtype))
-        mask = torch.zeros(packed.attention_mask.shape, dtype=embeds.dtype).masked_fill(~packed.attention_mask, torch.finfo(embeds.dtype).min)
+        mask = torch.zeros(packed.attention_mask.shape, dtype=embeds.dtype).masked_fill(
+            ~packed.attention_mask, torch.finfo(embeds.dtype).min
+        )
         hidden = model.model.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
         ).last_hidden_state
@@ -115,7 +123,9 @@ class Trainer:
         labels, weights = packed.labels[learnt], packed.weights[learnt]
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         right = logits.argmax(dim=-1) == labels
-        return (losses * weights).sum() / weights.sum(), _answers_right(right, labels, self.processor.tokenizer.eos_token_id)
+        return (losses * weights).sum() / weights.sum(), _answers_right(
+            right, labels, self.processor.tokenizer.eos_token_id
+        )
 
     def trained_state(self) -> dict[str, Tensor]:
         """What this run learnt, float32: projector and LoRA factors by layer name."""
@@ -128,14 +138,18 @@ class Trainer:
         """Checkpoint, each file replaced at once so that an interruption leaves the last one whole."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.trained_state(), folder / f"{TRAINED_FILE}.part")
-        torch.save({"optimizer": self.optimizer.state_dict(), "images_seen": self.images_seen}, folder / f"{_STATE_FILE}.part")
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "images_seen": self.images_seen}, folder / f"{_STATE_FILE}.part"
+        )
         for name in (TRAINED_FILE, _STATE_FILE):
             (folder / f"{name}.part").replace(folder / name)
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
         state = load_file(folder / TRAINED_FILE)
-        self.projector.load_state_dict({k.removeprefix(PROJECTOR): v for k, v in state.items() if k.startswith(PROJECTOR)})
+        self.projector.load_state_dict(
+            {k.removeprefix(PROJECTOR): v for k, v in state.items() if k.startswith(PROJECTOR)}
+        )
         with torch.no_grad():
             for name, module in self.adapted.items():
                 module.lora_a.copy_(state[f"{name}.lora_a"])
@@ -169,9 +183,11 @@ def train(
     resume: bool = False,
     save_every: float = 240.0,
 ) -> Path:
-    """Run or continue a training of `images` pictures; writes checkpoints, `log.jsonl` and `recipe.json` to `folder` and returns the weights' path.
+    """Run or continue a training of `images` pictures; writes checkpoints, `log.jsonl` and `recipe.json` to `folder`
+    and returns the weights' path.
 
-    Resuming with another `images` moves the decay: a run can be cut short or prolonged as long as its decay has not begun.
+    Resuming with another `images` moves the decay: a run can be cut short or prolonged as long as its decay has not
+    begun.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"recipe": asdict(recipe), "images": images}

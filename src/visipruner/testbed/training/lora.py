@@ -22,11 +22,13 @@ class LoraLinear(nn.Module):
         """[..., in] -> [..., out]."""
         low = nn.functional.linear(x, self.lora_a.to(x.dtype))
         update: Tensor = nn.functional.linear(low, self.lora_b.to(x.dtype))
-        return self.base(x) + update
+        base: Tensor = self.base(x)
+        return base + update
 
 
 def add_lora(model: nn.Module, rank: int) -> dict[str, LoraLinear]:
-    """Replace every attention and MLP projection of a decoder; returns the new modules by the name of the layer they stand for."""
+    """Replace every attention and MLP projection of a decoder; returns the new modules by the name of the layer they
+    stand for."""
     found = [(name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in ADAPTED]
     adapted = {}
     for name, module in found:
@@ -44,6 +46,6 @@ def fold_lora(model: nn.Module, state: dict[str, Tensor]) -> None:
     for key in state:
         if key.endswith(".lora_a"):
             layer = key.removesuffix(".lora_a")
-            weight = model.get_submodule(layer).weight
+            weight = model.get_parameter(f"{layer}.weight")
             update = state[f"{layer}.lora_b"].float() @ state[key].float()
-            weight += update.to(weight.dtype)
+            weight.add_(update.to(weight.dtype))

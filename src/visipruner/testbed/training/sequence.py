@@ -1,7 +1,8 @@
-"""Packs several questions about one picture into one pass: the picture's tokens are run once and every question attends to them alone.
+"""Packs several questions about one picture into one pass: the picture's tokens are run once and every question
+attends to them alone.
 
-Row layout: prefix (system prompt and picture), then one block per question (question, answer). Blocks do not see each other, and each restarts its
-positions after the prefix, so every question is computed as if it were asked alone.
+Row layout: prefix (system prompt and picture), then one block per question (question, answer). Blocks do not see
+each other, and each restarts its positions after the prefix, so every question is computed as if it were asked alone.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ _IGNORE = -100
 class PackedBatch:
     """Token rows of a batch, right padded.
 
-    `input_ids`, `position_ids`, `labels`, `weights` are [batch, seq] (`labels` are next tokens, -100 where nothing is learnt; `weights` are each answer
-    token's share of the loss); `attention_mask` is bool [batch, 1, seq, seq], true where a row may look.
+    `input_ids`, `position_ids`, `labels`, `weights` are [batch, seq] (`labels` are next tokens, -100 where nothing is
+    learnt; `weights` are each answer token's share of the loss); `attention_mask` is bool [batch, 1, seq, seq], true
+    where a row may look.
     """
 
     input_ids: Tensor
@@ -79,7 +81,8 @@ class Packer:
 
 
 def block_mask(blocks: Tensor) -> Tensor:
-    """[batch, seq] block numbers (0 prefix, 1.. questions, -1 padding) -> bool [batch, 1, seq, seq]: causal, own block and prefix only."""
+    """[batch, seq] block numbers (0 prefix, 1.. questions, -1 padding) -> bool [batch, 1, seq, seq]: causal, own
+    block and prefix only."""
     length = blocks.shape[1]
     same = blocks[:, :, None] == blocks[:, None, :]
     to_prefix = (blocks == 0)[:, None, :]

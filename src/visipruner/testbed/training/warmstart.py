@@ -1,7 +1,8 @@
 """Warm start of the projector: each patch is mapped to the language model's own embedding of what the patch shows.
 
-From a random projector nothing is seen within hundreds of pictures; after this the pictures already read as words. The target of a patch is the embedding
-of its thing's name, plus, smaller, those of its colour (where it has one) and of its place ("top", "left", ...).
+From a random projector nothing is seen within hundreds of pictures; after this the pictures already read as words.
+The target of a patch is the embedding of its thing's name, plus, smaller, those of its colour (where it has one) and
+of its place ("top", "left", ...).
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ _TEXTURE = "texture"
 
 @dataclass(frozen=True)
 class PatchSet:
-    """Features [n, channels], target embeddings [n, d_model], label index [n] and whether the patch is background [n]."""
+    """Features [n, channels], target embeddings [n, d_model], label index [n] and whether the patch is background
+    [n]."""
 
     features: Tensor
     targets: Tensor
@@ -46,10 +48,12 @@ class PatchTargets:
     def embed(self, word: str) -> Tensor:
         """[d_model]: mean embedding of the tokens of a word in running text."""
         ids = self._tokenizer.encode(" " + word, add_special_tokens=False)
-        return self._table[ids].mean(dim=0)
+        embedding: Tensor = self._table[ids].mean(dim=0)
+        return embedding
 
     def of(self, example: Example, side: int) -> tuple[Tensor, Tensor]:
-        """Labels [side * side] (-1 where a patch is half one thing, half another) and targets [side * side, d_model]."""
+        """Labels [side * side] (-1 where a patch is half one thing, half another) and targets [side * side,
+        d_model]."""
         labels = torch.full((side * side,), -1)
         colors = torch.zeros(side * side, self._table.shape[1])
         owner = torch.from_numpy(example.owner)
@@ -70,7 +74,9 @@ class PatchTargets:
 
     def _places(self, side: int) -> Tensor:
         centre = (torch.arange(side) + 0.5) / side
-        near = torch.stack(((1 - 2 * centre).clamp(min=0), 1 - (2 * centre - 1).abs(), (2 * centre - 1).clamp(min=0)), dim=1)
+        near = torch.stack(
+            ((1 - 2 * centre).clamp(min=0), 1 - (2 * centre - 1).abs(), (2 * centre - 1).clamp(min=0)), dim=1
+        )
         rows = near @ torch.stack([self.embed(word) for word in ("top", "middle", "bottom")])
         columns = near @ torch.stack([self.embed(word) for word in ("left", "middle", "right")])
         return _PLACE_SHARE * (rows[:, None] + columns[None, :]).reshape(side * side, -1)
@@ -78,7 +84,8 @@ class PatchTargets:
 
 @torch.no_grad()
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """[batch, 3, height, width] -> [batch, patches, channels]: the hidden states that the projector reads, side by side."""
+    """[batch, 3, height, width] -> [batch, patches, channels]: the hidden states that the projector reads, side by
+    side."""
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     return torch.cat([states[layer][:, 1:] for layer in model.config.vision_feature_layer], dim=-1)
 
@@ -86,7 +93,8 @@ def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Ten
 def collect_patches(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, art: EmojiArt, seed: str, images: int
 ) -> PatchSet:
-    """Labelled patches of `images` scenes; of the many background patches about as many are kept as there are others."""
+    """Labelled patches of `images` scenes; of the many background patches about as many are kept as there are
+    others."""
     targets = PatchTargets(model, processor)
     plain, crowded = LayoutOptions(styles=TRAIN_STYLES), LayoutOptions(styles=TRAIN_STYLES, crowded=True)
     generator = torch.Generator().manual_seed(0)
@@ -107,9 +115,11 @@ def collect_patches(
 
 
 def fit_projector(model: LlavaForConditionalGeneration, patches: PatchSet, names: Tensor, steps: int) -> None:
-    """Fit the stock projector (Linear-GELU-Linear) to the targets: squared distance plus cross-entropy against all names [names, d_model].
+    """Fit the stock projector (Linear-GELU-Linear) to the targets: squared distance plus cross-entropy against all
+    names [names, d_model].
 
-    The channels' means and deviations are folded into the first layer, in place of a layer norm that the stock class does not have.
+    The channels' means and deviations are folded into the first layer, in place of a layer norm that the stock class
+    does not have.
     """
     projector = model.model.multi_modal_projector.float()
     mean, deviation = patches.features.mean(dim=0), patches.features.std(dim=0) + 1e-4
@@ -144,12 +154,16 @@ def right_names(model: LlavaForConditionalGeneration, patches: PatchSet, names: 
     """Fraction of thing and of background patches whose projection is nearest, by cosine, to their own name."""
     out = model.model.multi_modal_projector(patches.features)
     centre = names.mean(dim=0)
-    nearest = (nn.functional.normalize(out - centre, dim=-1) @ nn.functional.normalize(names - centre, dim=-1).T).argmax(dim=1)
+    nearest = (
+        nn.functional.normalize(out - centre, dim=-1) @ nn.functional.normalize(names - centre, dim=-1).T
+    ).argmax(dim=1)
     right = (nearest == patches.labels).float()
     return {"things": right[~patches.background].mean().item(), "background": right[patches.background].mean().item()}
 
 
-def warm_start(model: LlavaForConditionalGeneration, processor: LlavaProcessor, emoji: Path, images: int, steps: int) -> dict[str, float]:
+def warm_start(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, emoji: Path, images: int, steps: int
+) -> dict[str, float]:
     """Fit the projector on `images` scenes of its own seed; returns `right_names` on scenes of another seed."""
     art = EmojiArt(emoji)
     names = PatchTargets(model, processor).embeddings

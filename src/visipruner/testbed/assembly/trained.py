@@ -1,0 +1,51 @@
+"""The part of the model that was trained and ships: projector and LoRA factors in one safetensors file, beside the
+recipe that made them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from visipruner.errors import VisiPrunerError
+from visipruner.testbed.training.lora import fold_lora
+
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+TRAINED_FILE = "trained.safetensors"
+RECIPE_FILE = "recipe.json"
+PROJECTOR = "multi_modal_projector."
+
+
+def load_trained(path: Path) -> dict[str, Tensor]:
+    """The tensors of a trained file. Raises VisiPrunerError when it is missing or damaged."""
+    try:
+        return dict(load_file(path))
+    except (FileNotFoundError, SafetensorError) as error:
+        raise VisiPrunerError(
+            f"The trained weights {path} are missing or damaged; get them from the repository, "
+            "or make them with `visipruner testbed train`."
+        ) from error
+
+
+def fold_trained(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
+    """Put the projector in place and add the LoRA updates to the language model's own weights: the result is a plain
+    model."""
+    projector = {k.removeprefix(PROJECTOR): v.float() for k, v in state.items() if k.startswith(PROJECTOR)}
+    model.model.multi_modal_projector.load_state_dict(projector)
+    fold_lora(model.model.language_model, {k: v for k, v in state.items() if not k.startswith(PROJECTOR)})
+
+
+def export_trained(checkpoint: Path, folder: Path = WEIGHTS_FOLDER) -> Path:
+    """Copy a training checkpoint's weights, as bfloat16, and its recipe to where the package reads them."""
+    state = {
+        name: value.to(torch.bfloat16).contiguous() for name, value in load_trained(checkpoint / TRAINED_FILE).items()
+    }
+    recipe: dict[str, Any] = json.loads((checkpoint / RECIPE_FILE).read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / TRAINED_FILE, metadata={"format": "pt", "licence": "Apache-2.0"})
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
+    return folder / TRAINED_FILE

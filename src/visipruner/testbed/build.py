@@ -1,0 +1,142 @@
+"""Assembles the testbed model once into the user's cache directory, and loads it from there."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from visipruner.testbed.assembly.sources import language_weights, sha256, vision_weights
+
+MANIFEST = "manifest.json"
+# Raise when the assembly changes in a way that hashes of its inputs do not show.
+_FORMAT = 1
+_ABANDONED_SECONDS = 3600
+
+
+def cache_root(cache_dir: Path | str | None = None) -> Path:
+    """`cache_dir`, else $VISIPRUNER_CACHE, else $XDG_CACHE_HOME/visipruner, else ~/.cache/visipruner."""
+    chosen = cache_dir or os.environ.get("VISIPRUNER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "visipruner"
+
+
+def ensure_built(image_size: int = 224, cache_dir: Path | str | None = None, progress: bool = True) -> Path:
+    """The folder of the assembled model, in the usual Hugging Face format; built at first use (about half a minute,
+    650 MB).
+
+    `image_size` 224 gives 256 visual tokens, 336 gives 576. A folder whose inputs or files have changed is built
+    again. The build happens in a temporary folder that is renamed at the end, so an interrupted or concurrent build
+    never leaves half a model.
+
+    Raises MissingWeightsError without the weight packages, ConfigError for an image size that is no multiple of 14.
+    """
+    from visipruner.testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
+
+    trained = WEIGHTS_FOLDER / TRAINED_FILE
+    inputs = {
+        "format": _FORMAT,
+        "image_size": image_size,
+        "language": sha256(language_weights()),
+        "vision": sha256(vision_weights()),
+        "trained": sha256(trained) if trained.exists() else "missing",
+    }
+    root = cache_root(cache_dir)
+    folder = root / f"testbed-{image_size}"
+    if not _is_current(folder, inputs):
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(root)
+        part = Path(tempfile.mkdtemp(prefix=f"testbed-{image_size}.part-", dir=root))
+        try:
+            _build(part, image_size, trained, inputs, progress)
+            _publish(part, folder, inputs)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def load(
+    dtype: torch.dtype | str = torch.float32, attn_implementation: str = "sdpa", image_size: int = 224
+) -> tuple[Any, Any]:
+    """The testbed as (LlavaForConditionalGeneration in evaluation mode, LlavaProcessor), built first where needed."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = ensure_built(image_size=image_size)
+    with _quiet_bars():
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attn_implementation
+        )
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def _is_current(folder: Path, inputs: dict[str, Any]) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(manifest.get("inputs") == inputs and sizes == manifest["files"])
+
+
+def _build(part: Path, image_size: int, trained: Path, inputs: dict[str, Any], progress: bool) -> None:
+    from visipruner.testbed.assembly.llava import assemble
+    from visipruner.testbed.assembly.trained import fold_trained, load_trained
+
+    # On a terminal a bar; elsewhere one line, so that a log does not fill with redraws.
+    bar = tqdm(total=3, desc="building the testbed model", disable=None if progress else True, leave=False)
+    if progress and not sys.stderr.isatty():
+        print("Building the testbed model once (about half a minute)...", file=sys.stderr)
+    with bar, _quiet_bars():
+        state = load_trained(trained)
+        bar.update()
+        assembled = assemble(image_size)
+        fold_trained(assembled.model, state)
+        bar.update()
+        assembled.model.save_pretrained(part)
+        assembled.processor.save_pretrained(part)
+        bar.update()
+    files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+    (part / MANIFEST).write_text(json.dumps({"inputs": inputs, "files": files}, indent=1))
+
+
+def _publish(part: Path, folder: Path, inputs: dict[str, Any]) -> None:
+    part.chmod(0o755)  # mkdtemp makes it private
+    if folder.exists() and not _is_current(folder, inputs):
+        old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+        folder.rename(old / "stale")
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        part.rename(folder)
+    except OSError:
+        # Another process may have finished the same build meanwhile; theirs is as good.
+        if not _is_current(folder, inputs):
+            raise
+
+
+def _remove_abandoned(root: Path) -> None:
+    for leftover in root.glob("testbed-*.part-*"):
+        if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which are restored afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

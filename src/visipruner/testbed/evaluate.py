@@ -1,0 +1,114 @@
+"""Accuracy on the test set per question type, beside two baselines: the same model with a blank picture, and the
+majority answer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from visipruner.testbed.scoring import is_right, majority_right, wilson_interval
+from visipruner.testbed.testset import Sample
+
+# The mean colour that the image processor maps to zero.
+_BLANK = (124, 116, 104)
+_MAX_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: counts of right answers of `total`, `interval` is the model's 95 % interval.
+
+    `blank` is None when the blank baseline was not run.
+    """
+
+    name: str
+    scope: str
+    total: int
+    right: int
+    interval: tuple[float, float]
+    blank: int | None
+    majority: int
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    batch_size: int = 8,
+    blank: bool = False,
+    on_progress: Callable[[int], object] = lambda done: None,
+) -> list[str]:
+    """The model's greedy answers in left-padded batches; `blank` hides every picture behind one grey one."""
+    answers: list[str] = []
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        prompts = [_prompt(processor, sample.question) for sample in batch]
+        inputs = processor(
+            images=[_picture(sample, blank) for sample in batch], text=prompts, padding=True, return_tensors="pt"
+        )
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        with torch.inference_mode():
+            output = model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        on_progress(len(batch))
+    return answers
+
+
+def tabulate(samples: Sequence[Sample], answers: Sequence[str], blanks: Sequence[str] | None) -> list[Row]:
+    """A row per type of the "scenes" split, then local, global and overall, then the unseen splits."""
+    own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
+    types = dict.fromkeys(samples[i].type for i in own)
+    groups: list[tuple[str, str, list[int]]] = [
+        (
+            kind,
+            next(samples[i].scope for i in own if samples[i].type == kind),
+            [i for i in own if samples[i].type == kind],
+        )
+        for kind in sorted(types)
+    ]
+    groups += [(f"all {scope}", scope, [i for i in own if samples[i].scope == scope]) for scope in ("local", "global")]
+    groups.append(("overall", "", own))
+    others = sorted({sample.split for sample in samples} - {"scenes"})
+    groups += [(split, "", [i for i, sample in enumerate(samples) if sample.split == split]) for split in others]
+    return [_row(name, scope, chosen, samples, answers, blanks) for name, scope, chosen in groups if chosen]
+
+
+def as_records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON objects with accuracies beside the counts."""
+    return [asdict(row) | {"accuracy": row.right / row.total} for row in rows]
+
+
+def _row(
+    name: str,
+    scope: str,
+    chosen: list[int],
+    samples: Sequence[Sample],
+    answers: Sequence[str],
+    blanks: Sequence[str] | None,
+) -> Row:
+    right = sum(is_right(answers[i], samples[i].answer) for i in chosen)
+    by_type: dict[str, list[str]] = {}
+    for i in chosen:
+        by_type.setdefault(samples[i].type, []).append(samples[i].answer)
+    return Row(
+        name=name,
+        scope=scope,
+        total=len(chosen),
+        right=right,
+        interval=wilson_interval(right, len(chosen)),
+        blank=None if blanks is None else sum(is_right(blanks[i], samples[i].answer) for i in chosen),
+        majority=sum(majority_right(expected) for expected in by_type.values()),
+    )
+
+
+def _prompt(processor: Any, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+def _picture(sample: Sample, blank: bool) -> Image.Image:
+    with Image.open(sample.image) as opened:
+        return Image.new("RGB", opened.size, _BLANK) if blank else opened.convert("RGB")

@@ -1,0 +1,40 @@
+"""Right or wrong, and how sure we are of a share of right answers."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = {"a", "an", "the"}
+_DIGITS = {"0": "zero", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six"}
+
+
+def normalize(answer: str) -> str:
+    """Lower case, first line, no punctuation, no articles, small numbers as words: " A cat." -> "cat", "3" ->
+    "three"."""
+    line = answer.strip().split("\n")[0].lower()
+    words = re.sub(r"[^\w\s]", " ", line).split()
+    kept = [word for word in words if word not in _ARTICLES]
+    if len(kept) == 1:
+        kept = [_DIGITS.get(kept[0], kept[0])]
+    return " ".join(kept)
+
+
+def is_right(given: str, expected: str) -> bool:
+    """Normalised exact match."""
+    return normalize(given) == normalize(expected)
+
+
+def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) for no observations."""
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def majority_right(answers: Sequence[str]) -> int:
+    """How many of these are answered right by always giving the most frequent one."""
+    return Counter(normalize(answer) for answer in answers).most_common(1)[0][1] if answers else 0
