@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import ExampleTrace, PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
-    from visipruner.pruners.base import Pruner, PromptRun
+    from visipruner.pruners.base import PromptRun, Pruner
     from visipruner.pruners.none import NoPruning
     from visipruner.pruners.registry import load_pruner
     from visipruner.pruners.schedule import FixedSchedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def _run_lengths(rows: Tensor) -> list[int]:
         return []
     breaks = (rows.diff() != 1).nonzero().flatten() + 1
     edges = [0, *breaks.tolist(), rows.numel()]
-    return [end - start for start, end in zip(edges, edges[1:], strict=False)]
+    return [end - start for start, end in pairwise(edges)]
 
 
 def _square(size: int) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from visipruner.adapters.base import Adapter, tokens_equal
@@ -26,10 +27,13 @@ def locate(model: nn.Module, call: Mapping[str, Any]) -> VisualRows | None:
     else:
         mask = tokens_equal(ids, (config.image_token_id,))
         if pixels is None and call.get("mm_encoder_outputs") is None and mask.any():
-            raise LayoutError(
-                "The prompt has image tokens but no pixel_values; pass the processor's pixel_values, or remove the "
-                "image from the prompt."
-            )
+            cache = call.get("past_key_values")
+            if cache is None or cache.get_seq_length() == 0:
+                raise LayoutError(
+                    "The prompt has image tokens but no pixel_values; pass the processor's pixel_values, or remove "
+                    "the image from the prompt."
+                )
+            mask = torch.zeros_like(mask)  # the model itself said the image token: a word like any other
     return VisualRows(mask, _grid(config, pixels))
 
 

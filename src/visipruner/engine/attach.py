@@ -53,9 +53,7 @@ def attach(
 class PruneHandle:
     """A pruner attached to a model. `trace` tells what happened to the last prompt(s); `remove()` detaches."""
 
-    def __init__(
-        self, model: nn.Module, pruner: Pruner, visual_mask: Tensor | None, adapter: Adapter | None
-    ) -> None:
+    def __init__(self, model: nn.Module, pruner: Pruner, visual_mask: Tensor | None, adapter: Adapter | None) -> None:
         self.pruner = pruner
         self.is_attached = False
         self._adapter = adapter or adapter_for(model.config)
@@ -127,11 +125,30 @@ class PruneHandle:
         hooks.append(self._decoder.register_forward_hook(self._end, always_call=True))
         for layer, module in enumerate(self._layers):
             hooks.append(module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True))
-            if not self.pruner.routing(layer).visual_rows_attend:
-                hooks.append(self._attentions[layer].register_forward_pre_hook(self._enter_attention, with_kwargs=True))
-                hooks.append(self._attentions[layer].register_forward_hook(self._leave_attention))
+            hooks += self._install_routing(layer)
         hooks.append(self._layers[-1].register_forward_hook(self._leave_layers))
         return hooks
+
+    def _install_routing(self, layer: int) -> list[Any]:
+        """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
+        routing, module = self.pruner.routing(layer), self._attentions[layer]
+        if not routing.visual_rows_attend:
+            return [
+                module.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
+                module.register_forward_hook(self._leave_attention),
+            ]
+        if routing.is_plain:
+            return []
+        projections = [getattr(module, name, None) for name in self._adapter.key_value]
+        return [
+            hook
+            for projection in projections
+            if isinstance(projection, nn.Module)
+            for hook in (
+                projection.register_forward_pre_hook(self._enter_projection),
+                projection.register_forward_hook(self._leave_projection),
+            )
+        ]
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal model embeds its inputs: which rows will be visual."""
@@ -202,8 +219,8 @@ class PruneHandle:
         if not replayed:
             self._trace = PruneTrace(self._shape, session.examples, self._decoder_dtype().itemsize)
             embeds = self._call.get("inputs_embeds")
-            uncached = self._call.get("past_key_values") is None and embeds is not None
-            self._uncached = (embeds, self._trace.kept) if uncached else None
+            cached = self._call.get("past_key_values") is not None
+            self._uncached = None if cached or embeds is None else (embeds, self._trace.kept)
         self._call = {}
 
     def _layer_hook(self, layer: int) -> Any:
@@ -251,13 +268,19 @@ class PruneHandle:
             return None
         return (self._session.leave_attention(output[0]), *output[1:])
 
+    def _enter_projection(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if self._session is None else self._session.enter_projection(args[0])
+
+    def _leave_projection(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return None if self._session is None else self._session.leave_projection(output)
+
     def attend(
-        self, layer: int, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kwargs: Any
+        self, layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every attached layer."""
         if self._session is None:
-            return self._kernel(module, q, k, v, mask, **kwargs)
-        return self._session.attend(layer, module, (q, k, v), mask, kwargs)
+            return self._kernel(module, *qkv, mask, **kwargs)
+        return self._session.attend(layer, module, qkv, mask, kwargs)
 
     def _decoder_dtype(self) -> torch.dtype:
         return next(self._decoder.parameters()).dtype
@@ -297,5 +320,3 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return kwargs
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     return {**bound.arguments, **bound.arguments.get("kwargs", {})}
-
-

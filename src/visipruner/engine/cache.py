@@ -45,12 +45,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     of the unpruned sequence, so that the host's positions and masks stay what they would be without pruning.
     """
 
-    def __init__(self, batch: int, is_sliding: bool, is_attached: Callable[[], bool]) -> None:
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, batch: int, sliding_window: int | None, is_attached: Callable[[], bool]) -> None:
         super().__init__()
         self.columns = torch.empty(batch, 0, dtype=torch.long)
         self.bias: Tensor | None = None
         self.logical = 0
-        self.is_sliding = is_sliding
+        self.is_sliding = sliding_window is not None
+        self._window = sliding_window
         self.incoming: Incoming | None = None
         self._is_attached = is_attached
 
@@ -64,7 +68,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
                 f"Visual tokens cannot be pruned from a cache layer of type {type(layer).__name__}; use the default "
                 "dynamic cache (no cache_implementation, or 'dynamic')."
             )
-        new = cls(batch, layer.is_sliding, lambda: getattr(owner(), "is_attached", False))
+        window = layer.sliding_window if layer.is_sliding else None
+        new = cls(batch, window, lambda: getattr(owner(), "is_attached", False))
         if layer.is_initialized and layer.keys.numel():
             new.lazy_initialization(layer.keys, layer.values)
             new.keys, new.values = layer.keys, layer.values
@@ -111,7 +116,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             if old_where.numel():
                 k, v = torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2)
                 where, bias = torch.cat([old_where.to(where), where]), torch.cat([old_bias.to(bias), bias])
-            keys.append(k), values.append(v), columns.append(where), biases.append(bias)
+            keys.append(k)
+            values.append(v)
+            columns.append(where)
+            biases.append(bias)
         longest = max(where.numel() for where in columns)
         self.keys = torch.stack([_pad_left(k, longest, -2) for k in keys])
         self.values = torch.stack([_pad_left(v, longest, -2) for v in values])
@@ -180,7 +188,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return self.logical
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.logical + query_length, 0
+        # One mask serves all sliding layers of a model, so a sliding layer must ask for the width its unpruned
+        # neighbours need, although it holds older keys too; `narrow_mask` copes with any width.
+        hidden = 0 if self._window is None else max(self.logical - self._window + 1, 0)
+        return self.logical - hidden + query_length, hidden
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` tokens, which must have come after the pruned prompt."""

@@ -59,7 +59,7 @@ class Pruner(ABC):
         """The attention edges of a layer while prompts with visual rows are read; the plain model's by default."""
         return PLAIN
 
-    def check(self, num_layers: int) -> None:
+    def check(self, num_layers: int) -> None:  # noqa: B027 (most methods fit every model)
         """Raises ConfigError where the settings do not fit a model of `num_layers` layers."""
 
     def settings(self) -> dict[str, Any]:

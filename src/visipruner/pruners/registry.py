@@ -46,7 +46,9 @@ def make(name: str, **settings: Any) -> Pruner:
     try:
         return cls.from_settings(settings)
     except TypeError as error:
-        raise ConfigError(f"{name}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}; see its settings.") from error
+        raise ConfigError(
+            f"{name}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}; see its settings."
+        ) from error
 
 
 def load_pruner(path: str | os.PathLike[str]) -> Pruner:

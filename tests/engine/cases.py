@@ -1,0 +1,22 @@
+"""The pruners that every invariant is tested with, tuned so that each really prunes the tiny models."""
+
+from __future__ import annotations
+
+from visipruner import FixedSchedule, Pruner, VisiPruner
+
+_DETECT = {"filter_threshold": 0.99999, "token_threshold": 0.15, "relative": True, "exit_threshold": 0.99}
+
+PRUNERS: dict[str, Pruner] = {
+    "schedule": FixedSchedule(layers=(1, 3), keep=(5, 0)),
+    "schedule-some-stay": FixedSchedule(layers=(0, 2), keep=(9, 3)),
+    "middle-deep": VisiPruner(stages=("middle", "deep"), shallow_end=0, exit_votes=1, **_DETECT),
+    "prefix": VisiPruner(shallow_end=2, exit_votes=1, **_DETECT),
+    "ffn": VisiPruner(shallow_end=2, shallow_visual="ffn", exit_votes=1, **_DETECT),
+    "shallow-only": VisiPruner(stages=("shallow",), shallow_end=3),
+    "budget": VisiPruner(shallow_end=2, filter_layer=3, keep_tokens=4, exit_layer=5),
+}
+KEEPS_EVERYTHING: dict[str, Pruner] = {
+    "never-triggers": VisiPruner(stages=("middle", "deep"), shallow_end=0, filter_threshold=-1.0),
+    "keeps-all": VisiPruner(stages=("middle",), filter_layer=2, keep_tokens=10_000),
+    "schedule-keeps-all": FixedSchedule(layers=(1,), keep=(10_000,)),
+}

@@ -1,0 +1,104 @@
+"""Invariant 3: each example of a batch keeps its own set and gets what it gets alone, on either padding side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import visipruner as vp
+from tests.engine.cases import PRUNERS
+from tests.models import GRID, llava_inputs, llava_model, prompt, text_model
+
+LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
+IMAGES = [1, 0, 2, 1]
+
+
+def _alone(inputs: dict[str, Any], example: int) -> dict[str, Any]:
+    real = inputs["attention_mask"][example].bool()
+    first = sum(IMAGES[:example])
+    alone = {"input_ids": inputs["input_ids"][example][real][None], "attention_mask": real[real].long()[None]}
+    if IMAGES[example]:
+        alone["pixel_values"] = inputs["pixel_values"][first : first + IMAGES[example]]
+    return alone
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("text", ["llama", "mistral-sliding"])
+def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side: str, attn: str) -> None:
+    model = llava_model("clip", text, attn)
+    inputs = llava_inputs(LAYOUTS, side)
+    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+        logits = model(**inputs).logits
+        together = handle.trace
+        for example in range(len(LAYOUTS)):
+            alone = model(**_alone(inputs, example)).logits[0]
+            real = inputs["attention_mask"][example].bool() & (inputs["input_ids"][example] != 98)
+            text_rows = _alone(inputs, example)["input_ids"][0] != 98
+            torch.testing.assert_close(logits[example][real], alone[text_rows], atol=2e-5, rtol=1e-4)
+            ours, theirs = handle.trace[0], together[example]
+            assert (ours.kept, ours.trigger_layer, ours.exit_votes) == (
+                theirs.kept,
+                theirs.trigger_layer,
+                theirs.exit_votes,
+            )
+            assert ours.query_lengths == theirs.query_lengths
+            assert ours.key_lengths == theirs.key_lengths
+    assert together[2].tokens_per_image == [GRID * GRID, GRID * GRID]
+    assert together[1].num_visual == 0
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generating_in_a_batch(pruner: str, attn: str, use_cache: bool) -> None:
+    model = llava_model("clip", "llama", attn)
+    inputs = llava_inputs(LAYOUTS, "left")
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": use_cache}
+    with vp.attach(model, PRUNERS[pruner]):
+        together = model.generate(**inputs, **settings)[:, -5:]
+        for example in range(len(LAYOUTS)):
+            alone = model.generate(**_alone(inputs, example), **settings)[0, -5:]
+            assert torch.equal(together[example], alone), example
+
+
+def test_examples_of_a_batch_may_trigger_in_different_layers() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt(batch=6)
+    pruner = vp.VisiPruner(stages=("middle",), shallow_end=0, filter_threshold=0.85, token_threshold=0.3, relative=True)
+    with vp.attach(model, pruner, mask) as handle, torch.no_grad():
+        logits = model(inputs_embeds=embeds, logits_to_keep=1).logits
+        together = handle.trace
+    alone = []
+    for row, row_mask in zip(embeds, mask, strict=True):
+        with vp.attach(model, pruner, row_mask[None]), torch.no_grad():
+            alone.append(model(inputs_embeds=row[None], logits_to_keep=1).logits[0])
+    assert len(set(together.trigger_layer)) > 1
+    assert len({len(example[-1]) for example in together.kept}) > 1
+    torch.testing.assert_close(logits, torch.stack(alone), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_text_rows_of_visual_masks_with_padding(pruner: str, side: str) -> None:
+    """The same prompt with and without padding, as `inputs_embeds` with `visual_mask`."""
+    model = text_model("qwen3")
+    embeds, mask = prompt()
+    pad = torch.zeros(1, 3, embeds.shape[-1])
+    left = side == "left"
+    padded = torch.cat([pad, embeds] if left else [embeds, pad], 1)
+    padded_mask = torch.nn.functional.pad(mask, (3, 0) if left else (0, 3))
+    attention_mask = torch.nn.functional.pad(torch.ones_like(mask).long(), (3, 0) if left else (0, 3))
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        with vp.attach(model, PRUNERS[pruner], mask) as handle:
+            expected = model(inputs_embeds=embeds).logits
+            kept = handle.trace.kept
+        with vp.attach(model, PRUNERS[pruner], padded_mask) as handle:
+            logits = model(inputs_embeds=padded, attention_mask=attention_mask, position_ids=positions).logits
+            assert handle.trace.kept == kept
+    real = attention_mask.bool() & ~padded_mask
+    torch.testing.assert_close(logits[real], expected[~mask], atol=2e-5, rtol=1e-4)

@@ -1,0 +1,121 @@
+"""`generate` as people use it: beams, sampling, return sequences, further turns on the same cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import visipruner as vp
+from tests.engine.cases import PRUNERS
+from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
+from tests.oracle import oracle, pruned_edit
+
+MODES: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 3, "do_sample": False},
+    "beams-returned": {"num_beams": 3, "num_return_sequences": 3, "do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 1.5},
+    "several-samples": {"do_sample": True, "num_return_sequences": 3},
+}
+# A random model says anything; an image token without an image stops the host when there is no cache.
+_SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "suppress_tokens": [IMAGE_TOKEN]}
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_modes_agree_with_and_without_a_cache(pruner: str, mode: str, attn: str) -> None:
+    """Without a cache nothing is reordered or remembered per layer, so agreement shows that the cache is right."""
+    model = llava_model("clip", "llama", attn)
+    inputs = llava_inputs([[4, 0, 7], [2, 0, 3]])
+    with vp.attach(model, PRUNERS[pruner]):
+        results = []
+        for use_cache in (True, False):
+            torch.manual_seed(0)
+            results.append(model.generate(**inputs, **MODES[mode], **_SETTINGS, use_cache=use_cache))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_beams_of_a_batch_are_the_beams_of_its_examples(pruner: str) -> None:
+    model = text_model("qwen2")
+    embeds, mask = prompt(batch=2)
+    settings = {"num_beams": 3, "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    with vp.attach(model, PRUNERS[pruner], mask) as handle:
+        together = model.generate(inputs_embeds=embeds, **settings)
+        assert len(handle.trace) == 6, "one record per beam"
+    for example in range(2):
+        with vp.attach(model, PRUNERS[pruner], mask[:1]):
+            alone = model.generate(inputs_embeds=embeds[example : example + 1], **settings)
+        assert torch.equal(together[example], alone[0])
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_second_turn_on_the_same_cache(pruner: str, attn: str) -> None:
+    model = llava_model("clip", "llama", attn)
+    first = llava_inputs([[4, 0, 7]])
+    second = llava_inputs([[5]], seed=7)["input_ids"]
+    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        kept = handle.trace[0].kept
+        logits = model(input_ids=second, past_key_values=cache).logits
+    ids = torch.cat([first["input_ids"], second], 1)
+    mask = first["input_ids"][0] == IMAGE_TOKEN
+    with oracle(model, pruned_edit(mask, kept, PRUNERS[pruner])), torch.no_grad():
+        expected = model(input_ids=ids, pixel_values=first["pixel_values"], use_cache=False).logits[:, -5:]
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("order", ["image-image", "text-image"])
+@pytest.mark.parametrize("pruner", ["schedule", "schedule-some-stay", "middle-deep", "ffn-no-sink"])
+def test_a_new_image_in_the_second_turn(pruner: str, order: str, attn: str) -> None:
+    model = llava_model("clip", "qwen2", attn)
+    method = PRUNERS.get(pruner) or vp.VisiPruner(stages=("middle",), filter_layer=2, keep_tokens=3)
+    first = llava_inputs([[4, 0, 7]] if order == "image-image" else [[9]])
+    second = llava_inputs([[2, 0, 5]], seed=7)
+    with vp.attach(model, method) as handle, torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        kept_first = handle.trace[0].kept
+        logits = model(**{k: v for k, v in second.items() if k != "attention_mask"}, past_key_values=cache).logits
+        kept_second = handle.trace[0].kept
+        key_lengths = handle.trace[0].key_lengths
+    ids = torch.cat([first["input_ids"], second["input_ids"]], 1)
+    mask = ids[0] == IMAGE_TOKEN
+    shift = int((first["input_ids"] == IMAGE_TOKEN).sum())
+    kept = [a + [shift + token for token in b] for a, b in zip(kept_first, kept_second, strict=True)]
+    pixels = [part["pixel_values"] for part in (first, second) if "pixel_values" in part]
+    # Rows of the first turn ran before the second image came; no text row of it can see that image anyway.
+    with oracle(model, pruned_edit(mask, kept)), torch.no_grad():
+        expected = model(input_ids=ids, pixel_values=torch.cat(pixels), use_cache=False).logits
+    text = second["input_ids"][0] != IMAGE_TOKEN
+    tail = expected[0, first["input_ids"].shape[1] :]
+    torch.testing.assert_close(logits[0][text], tail[text], atol=2e-5, rtol=1e-4)
+    text_rows = int((~mask).sum())
+    assert key_lengths == [text_rows + len(layer) for layer in kept[:-1]]
+
+
+def test_tokens_can_be_cropped_but_not_the_prompt() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    with vp.attach(model, PRUNERS["schedule"], mask), torch.no_grad():
+        cache = model(inputs_embeds=embeds, use_cache=True).past_key_values
+        tokens = torch.tensor([[5, 6, 7]])
+        once = model(input_ids=tokens, past_key_values=cache).logits
+        cache.crop(-3)
+        again = model(input_ids=tokens, past_key_values=cache).logits
+        assert torch.equal(once, again)
+        with pytest.raises(vp.VisiPrunerError, match="cropped"):
+            cache.crop(-10)
+
+
+def test_an_image_token_said_by_the_model_is_a_word() -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    with vp.attach(model, PRUNERS["schedule"]) as handle, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        kept = handle.trace.kept
+        model(input_ids=torch.tensor([[IMAGE_TOKEN]]), past_key_values=cache)
+        assert handle.trace.kept == kept

@@ -1,0 +1,275 @@
+"""Invariants 4, 7, 8 and 9: nothing changes where nothing is pruned, nothing is left behind, nothing is changed in
+place, and what cannot work says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, StaticCache
+
+import visipruner as vp
+from tests.engine.cases import KEEPS_EVERYTHING, PRUNERS
+from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything that attaching could leave behind."""
+    hooks = {
+        name: [list(getattr(module, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")]
+        for name, module in model.named_modules()
+    }
+    config: Any = model.config
+    implementations = [c._attn_implementation for c in (config, config.get_text_config())]
+    attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    return {"hooks": hooks, "config": config.to_dict(), "attn": implementations, "attributes": attributes}
+
+
+# ---- 4: keeping everything, and prompts without images, are the plain model to the last bit -------------------------
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pruner", [*KEEPS_EVERYTHING, "none"])
+@pytest.mark.parametrize("kind", TEXT_CONFIGS)
+def test_keeping_everything_is_bit_identical(kind: str, pruner: str, dtype: torch.dtype, attn: str) -> None:
+    model = text_model(kind, attn, dtype)
+    embeds, mask = prompt(batch=2)
+    embeds = embeds.to(dtype)
+    settings = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(inputs_embeds=embeds, **settings)
+    with vp.attach(model, KEEPS_EVERYTHING.get(pruner, vp.NoPruning()), mask):
+        attached = model.generate(inputs_embeds=embeds, **settings)
+    assert torch.equal(torch.stack(plain.logits), torch.stack(attached.logits))
+    assert torch.equal(plain.sequences, attached.sequences)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_prompt_without_images_is_bit_identical(pruner: str, attn: str) -> None:
+    model = llava_model("clip", "llama", attn)
+    inputs = llava_inputs([[9], [14]])
+    settings = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **settings)
+    with vp.attach(model, PRUNERS[pruner]) as handle:
+        attached = model.generate(**inputs, **settings)
+        assert handle.trace[0].num_visual == 0
+        assert handle.trace.query_lengths == [[9] * LAYERS, [14] * LAYERS]
+    assert torch.equal(torch.stack(plain.logits), torch.stack(attached.logits))
+
+
+# ---- 7: off is off ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_on_changes_off_restores_on_again_repeats(pruner: str) -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        before = _state(model)  # taken after a first forward: transformers installs hooks of its own then
+        with vp.attach(model, PRUNERS[pruner]):
+            pruned = model(**inputs).logits
+        assert _state(model) == before
+        assert torch.equal(model(**inputs).logits, plain)
+        with vp.attach(model, PRUNERS[pruner]):
+            again = model(**inputs).logits
+    assert not torch.equal(pruned[:, -1], plain[:, -1])
+    assert torch.equal(pruned, again)
+
+
+@pytest.mark.parametrize("pruner", ["prefix", "ffn", "middle-deep"])
+@pytest.mark.parametrize("where", ["mlp", "self_attn"])
+def test_an_interrupted_forward_leaves_the_model_as_it_was(pruner: str, where: str) -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        before = _state(model)  # taken after a first forward: transformers installs hooks of its own then
+        with vp.attach(model, PRUNERS[pruner]):
+            expected = model(**inputs).logits
+        with pytest.raises(KeyboardInterrupt), vp.attach(model, PRUNERS[pruner]):
+            _fail_once(getattr(model.model.language_model.layers[3], where))
+            model(**inputs)
+        assert _state(model) == before
+        assert torch.equal(model(**inputs).logits, plain)
+        with vp.attach(model, PRUNERS[pruner]):
+            _fail_once(getattr(model.model.language_model.layers[3], where))
+            with pytest.raises(KeyboardInterrupt):
+                model(**inputs)
+            assert torch.equal(model(**inputs).logits, expected), "the same handle goes on working"
+
+
+def _fail_once(module: nn.Module) -> None:
+    def fail(*_: Any) -> None:
+        hook.remove()
+        raise KeyboardInterrupt
+
+    hook = module.register_forward_hook(fail)
+
+
+def test_a_second_attach_raises_and_the_first_goes_on() -> None:
+    model = text_model("llama")
+    _, mask = prompt()
+    with vp.attach(model, vp.NoPruning(), mask):
+        with pytest.raises(vp.VisiPrunerError, match="attached already"):
+            vp.attach(model, vp.NoPruning(), mask)
+        assert model.config._attn_implementation == "visipruner_sdpa"
+    vp.attach(model, vp.NoPruning(), mask).remove()
+
+
+def test_removing_twice_is_harmless() -> None:
+    model = text_model("llama")
+    handle = vp.attach(model, vp.NoPruning(), prompt()[1])
+    handle.remove()
+    before = _state(model)
+    handle.remove()
+    assert _state(model) == before
+
+
+# ---- 8: no tensor of the host is changed in place -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_no_tensor_of_the_host_is_changed_in_place(pruner: str, attn: str) -> None:
+    model = text_model("llama", attn)
+    embeds, mask = prompt(batch=2)
+    seen: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+
+    def remember(_module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        for value in [*args, *kwargs.values(), output]:
+            for tensor in value if isinstance(value, tuple) else (value,):
+                if isinstance(tensor, torch.Tensor):
+                    seen.append((tensor, tensor._version, tensor.clone()))
+
+    hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in model.model.layers]
+    hooks += [layer.register_forward_hook(remember, with_kwargs=True) for layer in model.model.layers]
+    remember(model, (embeds, mask), dict(model.named_parameters()))
+    with vp.attach(model, PRUNERS[pruner], mask), torch.no_grad():
+        model(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]).long())
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) > LAYERS
+    for tensor, version, copy in seen:
+        assert tensor._version == version
+        assert torch.equal(tensor, copy)
+
+
+# ---- 9: never a silent no-op ------------------------------------------------------------------------------------------
+
+
+def test_unsupported_models_are_named_with_the_list() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
+    with pytest.raises(vp.UnsupportedModelError, match=r"gpt2.*llama, llava, mistral, qwen2, qwen3"):
+        vp.attach(model, vp.NoPruning())
+
+
+def test_a_text_model_needs_a_mask() -> None:
+    with pytest.raises(vp.LayoutError, match="visual_mask"):
+        vp.attach(text_model("llama"), vp.NoPruning())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(1, 27), "bool tensor"),
+        (torch.ones(27, dtype=torch.bool), "bool tensor"),
+        (torch.zeros(1, 27, dtype=torch.bool), "marks no visual row"),
+    ],
+)
+def test_malformed_masks(mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(vp.LayoutError, match=message):
+        vp.attach(text_model("llama"), vp.NoPruning(), mask)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 27), (1, 40)])
+def test_masks_of_another_prompt(batch: int, length: int) -> None:
+    model = text_model("llama")
+    embeds, _ = prompt()
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    with vp.attach(model, vp.NoPruning(), mask), pytest.raises(vp.LayoutError, match="visual_mask"):
+        model(inputs_embeds=embeds)
+
+
+def test_image_tokens_without_pixels() -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    with vp.attach(model, vp.NoPruning()), pytest.raises(vp.LayoutError, match="pixel_values"):
+        model(input_ids=inputs["input_ids"])
+
+
+def test_image_tokens_cut_from_the_prompt() -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    cut = {"input_ids": inputs["input_ids"][:, :12], "pixel_values": inputs["pixel_values"]}
+    with vp.attach(model, vp.VisiPruner(shallow_end=2)), pytest.raises(ValueError, match=r"[Ii]mage"):
+        model(**cut)
+
+
+def test_embeddings_that_do_not_say_what_is_visual() -> None:
+    model = llava_model()
+    embeds, _ = prompt()
+    with vp.attach(model, vp.NoPruning()), pytest.raises(vp.LayoutError, match="visual_mask"):
+        model(inputs_embeds=embeds)
+
+
+def test_a_static_cache_is_refused() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    with (
+        vp.attach(model, PRUNERS["schedule"], mask),
+        pytest.raises(vp.UnsupportedModelError, match="dynamic cache"),
+        torch.no_grad(),
+    ):
+        model(inputs_embeds=embeds, past_key_values=cache)
+
+
+def test_a_pruned_cache_needs_its_pruner() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    with vp.attach(model, PRUNERS["schedule"], mask), torch.no_grad():
+        cache = model(inputs_embeds=embeds, use_cache=True).past_key_values
+    with pytest.raises(vp.VisiPrunerError, match="keep the pruner attached"), torch.no_grad():
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"filter_threshold": 1.5}, "cosine"),
+        ({"exit_threshold": float("nan")}, "cosine"),
+        ({"token_threshold": -0.1}, "length"),
+        ({"stages": ("shallow", "final")}, "stages"),
+        ({"shallow_visual": "none"}, "shallow_visual"),
+        ({"exit_count": "once"}, "exit_count"),
+        ({"keep_tokens": -1}, "negative"),
+        ({"exit_votes": 0}, "exit_votes"),
+        ({"filter_layer": 4, "exit_layer": 4}, "after"),
+    ],
+)
+def test_absurd_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        vp.VisiPruner(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"shallow_end": 99}, {"filter_layer": 6}, {"exit_layer": 60}])
+def test_settings_that_do_not_fit_the_model(settings: dict[str, Any]) -> None:
+    model = text_model("llama")
+    before = _state(model)
+    with pytest.raises(vp.ConfigError, match="model"):
+        vp.attach(model, vp.VisiPruner(**settings), prompt()[1])
+    assert _state(model) == before
+
+
+def test_there_is_no_trace_before_the_first_prompt() -> None:
+    with (
+        vp.attach(text_model("llama"), vp.NoPruning(), prompt()[1]) as handle,
+        pytest.raises(vp.VisiPrunerError, match="no trace"),
+    ):
+        _ = handle.trace

@@ -1,0 +1,95 @@
+"""What pruning must equal, written the slow way: the full-length model with whole attention maps that are edited.
+
+No row is ever dropped here. The oracle shares no code with the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import AttentionInterface
+
+from visipruner import VisiPruner
+
+# (layer, weights-to-be as logits [heads, n, n], values [heads, n, d]) -> weights
+Edit = Callable[[int, Tensor], Tensor]
+_EDIT: list[Edit] = []
+
+
+def _oracle_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    n = query.shape[2]
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    window = kwargs.get("sliding_window")
+    if window is not None:
+        causal = causal & (torch.arange(n)[:, None] - torch.arange(n)[None] < window)
+    logits = (query.float() @ key.float().transpose(2, 3)) * kwargs["scaling"]
+    logits = logits.masked_fill(~causal, float("-inf"))
+    weights = torch.stack([_EDIT[0](module.layer_idx, example) for example in logits])
+    return (weights @ value.float()).to(query.dtype).transpose(1, 2), None
+
+
+AttentionInterface.register("test_oracle", _oracle_attention)
+
+
+@contextmanager
+def oracle(model: Any, edit: Edit) -> Iterator[None]:
+    """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = "test_oracle"
+    _EDIT[:] = [edit]
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax whose rows without any key are zero."""
+    return logits.softmax(-1).nan_to_num(0)
+
+
+def pruned_edit(visual: Tensor, kept: list[list[int]], pruner: Any = None) -> Edit:
+    """Edges of a pruned prompt: from layer l on nobody sees visual tokens outside `kept[l]`; shallow rules on top.
+
+    `visual`: `[n]` bool over the prompt; rows beyond it are text.
+    """
+    tokens = visual.nonzero().flatten()
+
+    def edit(layer: int, logits: Tensor) -> Tensor:
+        n = logits.shape[-1]
+        is_visual = torch.zeros(n, dtype=torch.bool)
+        is_visual[tokens] = True
+        gone = is_visual.clone()
+        gone[tokens[kept[layer]]] = False
+        logits = logits.masked_fill(gone, float("-inf"))
+        if not isinstance(pruner, VisiPruner) or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
+            return softmax(logits)
+        return _shallow(layer, logits, is_visual, pruner)
+
+    return edit
+
+
+def _shallow(layer: int, logits: Tensor, is_visual: Tensor, pruner: VisiPruner) -> Tensor:
+    text_only = softmax(logits.masked_fill(is_visual, float("-inf")))
+    sink = is_visual.nonzero().flatten()[0]
+    if pruner.shallow_visual == "prefix":
+        if layer > 0:
+            return text_only
+        full = softmax(logits)
+        merged = full.masked_fill(is_visual, 0)
+        merged[..., sink] = full[..., is_visual].sum(-1)
+        return torch.where(is_visual[:, None], text_only, merged)
+    if layer == 0:
+        others = is_visual.clone()
+        others[sink] = False
+        raised = logits.masked_fill(others, float("-inf"))
+        raised[..., sink] += torch.log(is_visual.sum().float())
+        text_only = softmax(raised)
+    return text_only.masked_fill(is_visual[:, None], 0)
