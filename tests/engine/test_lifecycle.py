@@ -92,8 +92,8 @@ def test_an_interrupted_forward_leaves_the_model_as_it_was(pruner: str, where: s
         before = _state(model)  # taken after a first forward: transformers installs hooks of its own then
         with vp.attach(model, PRUNERS[pruner]):
             expected = model(**inputs).logits
+        _fail_once(getattr(model.model.language_model.layers[3], where))
         with pytest.raises(KeyboardInterrupt), vp.attach(model, PRUNERS[pruner]):
-            _fail_once(getattr(model.model.language_model.layers[3], where))
             model(**inputs)
         assert _state(model) == before
         assert torch.equal(model(**inputs).logits, plain)
@@ -143,9 +143,8 @@ def test_no_tensor_of_the_host_is_changed_in_place(pruner: str, attn: str) -> No
 
     def remember(_module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         for value in [*args, *kwargs.values(), output]:
-            for tensor in value if isinstance(value, tuple) else (value,):
-                if isinstance(tensor, torch.Tensor):
-                    seen.append((tensor, tensor._version, tensor.clone()))
+            tensors = [part for part in (value if isinstance(value, tuple) else (value,)) if torch.is_tensor(part)]
+            seen.extend((tensor, tensor._version, tensor.clone()) for tensor in tensors)
 
     hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in model.model.layers]
     hooks += [layer.register_forward_hook(remember, with_kwargs=True) for layer in model.model.layers]
@@ -160,7 +159,7 @@ def test_no_tensor_of_the_host_is_changed_in_place(pruner: str, attn: str) -> No
         assert torch.equal(tensor, copy)
 
 
-# ---- 9: never a silent no-op ------------------------------------------------------------------------------------------
+# ---- 9: never a silent no-op ---------------------------------------------------------------------------------------
 
 
 def test_unsupported_models_are_named_with_the_list() -> None:
