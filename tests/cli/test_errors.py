@@ -64,6 +64,9 @@ def test_models_that_cannot_be_used(run_fails, text_folder, tmp_path):
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "kosmos-2"}))
     assert "'kosmos-2' are not supported" in run_fails(model=other)
+    remote_code = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (other / "config.json").write_text(json.dumps(remote_code))
+    assert "could not be loaded" in run_fails(model=other)
     (other / "config.json").write_text("{")
     assert "could not be loaded" in run_fails(model=other)
 

@@ -86,12 +86,14 @@ def _load_checkpoint(name: str, dtype: str, attn: str, local_only: bool) -> tupl
 
     path = Path(name).expanduser()
     source = str(path) if path.is_dir() else name
+    # Said outright, because transformers would otherwise ask on the terminal whether to run a checkpoint's code.
+    rules: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
     try:
-        check_family(name, AutoConfig.from_pretrained(source, local_files_only=local_only))
-        processor = AutoProcessor.from_pretrained(source, local_files_only=local_only)
+        check_family(name, AutoConfig.from_pretrained(source, **rules))
+        processor = AutoProcessor.from_pretrained(source, **rules)
         _check_template(name, processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn, local_files_only=local_only, output_loading_info=True
+            source, dtype=dtype, attn_implementation=attn, output_loading_info=True, **rules
         )
     except (VisiPrunerError, ImportError):
         raise

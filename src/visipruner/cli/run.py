@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.console import Console
 
 from visipruner.cli import images, models, saving, settings
 from visipruner.cli.errors import CliError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from visipruner.cli.ask import Exchange
     from visipruner.cli.models import LoadedModel
     from visipruner.cli.results import Result
@@ -44,7 +45,9 @@ def execute(job: Job) -> None:
     """Asks every image every question, shows and saves. Raises CliError and its kin."""
     if not all(question.strip() for question in job.questions):
         raise CliError('A question is empty; give it as -q "What is this?".')
-    pictures = [images.open_image(path) for path in job.images]
+    for path in job.images:
+        # Only to complain early; a hundred photographs need not be in memory at once.
+        images.open_image(path)
     models.check_name(job.model)
     if job.out is not None:
         saving.prepare_folder(job.out)
@@ -55,22 +58,24 @@ def execute(job: Job) -> None:
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
         pruner.check(loaded.model.config.get_text_config().num_hidden_layers)
-    results = []
     console = Console(highlight=False)
-    for result in _results(job, loaded, pruner, pictures, status):
+    results: list[Result] = []
+    for result in _results(job, loaded, pruner, status):
         results.append(result)
+        if job.out is not None:
+            # After every answer, so that an interrupted run keeps what it has.
+            saving.write_json(job.out / "results.json", _document(job, loaded, pruner, results))
         if not job.as_json:
             _show(console, result)
-    _finish(job, loaded, pruner, results, console)
+    _conclude(job, _document(job, loaded, pruner, results), results, console)
 
 
-def _results(
-    job: Job, loaded: LoadedModel, pruner: Pruner, pictures: list[Image.Image], status: Console
-) -> Iterator[Result]:
+def _results(job: Job, loaded: LoadedModel, pruner: Pruner, status: Console) -> Iterator[Result]:
     from visipruner.cli.ask import prepare
     from visipruner.cli.results import summarize
 
-    for number, (path, picture) in enumerate(zip(job.images, pictures, strict=True), start=1):
+    for number, path in enumerate(job.images, start=1):
+        picture = images.open_image(path)
         for question_number, question in enumerate(job.questions, start=1):
             with status.status("Answering"):
                 inputs = prepare(loaded, picture, question)
@@ -120,13 +125,15 @@ def _show(console: Console, result: Result) -> None:
     show_result(console, result)
 
 
-def _finish(job: Job, loaded: LoadedModel, pruner: Pruner, results: list[Result], console: Console) -> None:
-    from visipruner.cli.present import show_agreement
+def _document(job: Job, loaded: LoadedModel, pruner: Pruner, results: list[Result]) -> dict[str, Any]:
     from visipruner.cli.results import document
 
-    content = document(loaded, pruner, results, job.repeats)
-    if job.out is not None:
-        saving.write_json(job.out / "results.json", content)
+    return document(loaded, pruner, results, job.repeats)
+
+
+def _conclude(job: Job, content: dict[str, Any], results: list[Result], console: Console) -> None:
+    from visipruner.cli.present import show_agreement
+
     if job.as_json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
