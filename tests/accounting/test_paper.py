@@ -83,20 +83,19 @@ def test_visual_attention_cut_of_the_kept_tokens_alone_exceeds_the_published_mea
 
 def test_schedule_of_a_trace() -> None:
     example = ExampleTrace(prompt_length=6, num_visual=4, kept=[[0, 1, 2, 3], [0, 1, 2, 3], [2], []])
-    assert schedule_from_trace(example, shallow_layers=1) == (
+    example.visual_attention = [False, True, True]
+    assert schedule_from_trace(example) == (
         LayerSpan(1, 4, False),
         LayerSpan(1, 4, True),
         LayerSpan(1, 1, True),
     )
     model = model_from_trace(TINY, example)
     assert (model.visual_tokens, model.text_tokens) == (4, 2)
-    assert total_cut(model, schedule_from_trace(example, 1)) == pytest.approx(1 - (4000 + 4320 + 1020) / 12960)
-    with pytest.raises(ValueError, match="the trace has 3 layers"):
-        schedule_from_trace(example, shallow_layers=4)
+    assert total_cut(model, schedule_from_trace(example)) == pytest.approx(1 - (4000 + 4320 + 1020) / 12960)
 
 
 def test_prompt_without_vision_has_nothing_to_cut() -> None:
-    example = ExampleTrace(prompt_length=6, num_visual=0, kept=[[], [], [], []])
+    example = ExampleTrace(prompt_length=6, num_visual=0, kept=[[], [], [], []], visual_attention=[True] * 3)
     model, schedule = model_from_trace(TINY, example), schedule_from_trace(example)
     assert [cut(model, schedule) for cut in (total_cut, visual_flops_cut, visual_attention_cut)] == [0, 0, 0]
 

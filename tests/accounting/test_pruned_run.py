@@ -92,6 +92,6 @@ def test_the_papers_schedule_of_a_real_trace() -> None:
     model, (embeds, visual) = tiny("sdpa"), prompt(batch=1)
     with vp.attach(model, pruner("prefix"), visual_mask=visual) as handle:
         model(inputs_embeds=embeds)
-        schedule = schedule_from_trace(handle.trace[0], shallow_layers=2)
+        schedule = schedule_from_trace(handle.trace[0])
     assert [span.visual_tokens for span in schedule] == [150, 150, 150, 150, 8, 0]
     assert [span.visual_attention for span in schedule] == [False, False, True, True, True, True]

@@ -138,16 +138,15 @@ def visual_attention_cut(model: PaperModel, schedule: Schedule, *, as_printed: b
     )
 
 
-def schedule_from_trace(example: ExampleTrace, shallow_layers: int = 0) -> tuple[LayerSpan, ...]:
+def schedule_from_trace(example: ExampleTrace) -> tuple[LayerSpan, ...]:
     """The schedule of one traced prompt: one span per layer, as many visual tokens as `kept[l]` holds.
 
-    `shallow_layers`: how many first layers skipped visual attention (`kept` does not tell). The entry of `kept` after
-    the last layer is no layer and is left out.
+    The entry of `kept` after the last layer is no layer and is left out.
     """
-    layers = example.kept[:-1]
-    if not 0 <= shallow_layers <= len(layers):
-        raise ValueError(f"shallow_layers is {shallow_layers}, but the trace has {len(layers)} layers")
-    return tuple(LayerSpan(1, len(kept), index >= shallow_layers) for index, kept in enumerate(layers))
+    return tuple(
+        LayerSpan(1, len(kept), attends)
+        for kept, attends in zip(example.kept[:-1], example.visual_attention, strict=True)
+    )
 
 
 def model_from_trace(shape: ModelShape, example: ExampleTrace, name: str = "this prompt") -> PaperModel:

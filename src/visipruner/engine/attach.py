@@ -294,6 +294,7 @@ class PruneHandle:
                 num_visual=0,
                 kept=[[] for _ in range(layers + 1)],
                 query_lengths=[length] * layers,
+                visual_attention=[True] * layers,
                 key_lengths=[length] * layers,
                 work=[LayerWork(seq, seq, seq, seq * seq) for _ in range(layers)],
             )

@@ -142,6 +142,7 @@ class PromptSession:
             projected = attending if self._projects_all() else attending - self._count_visual(example)
             trace.kept.append(self._present[example].tolist())
             trace.query_lengths.append(self._rows.lengths[example])
+            trace.visual_attention.append(self._routing.text_to_visual == "attend")
             trace.key_lengths.append(past + (attending if stored is None else int(stored.sum())))
             trace.work.append(
                 LayerWork(self._rows.lengths[example] + padding, attending + padding, projected + padding)

@@ -41,6 +41,7 @@ class ExampleTrace:
         kept: `kept[l]` are the visual tokens (indices among the prompt's visual tokens, ascending) that enter layer
             `l`; the last entry, `kept[num_layers]`, are those chosen at the last layer, which no layer runs any more.
         query_lengths: rows that ran in each layer, padding excluded.
+        visual_attention: per layer, whether text rows attended to the visual rows as in the plain model.
         key_lengths: keys that each layer holds for later tokens once the prompt is processed, padding excluded.
         work: what each layer executed.
     """
@@ -53,6 +54,7 @@ class ExampleTrace:
     exit_votes: list[int] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
     query_lengths: list[int] = field(default_factory=list)
+    visual_attention: list[bool] = field(default_factory=list)
     key_lengths: list[int] = field(default_factory=list)
     work: list[LayerWork] = field(default_factory=list)
 
@@ -129,6 +131,32 @@ class PruneTrace:
     def kept_grid(self, image: int = 0, example: int = 0, layer: int | None = None) -> list[list[bool]]:
         """See `ExampleTrace.kept_grid`."""
         return self.examples[example].kept_grid(image, layer)
+
+    def flops(self, example: int = 0) -> int:
+        """Exact FLOPs (two per multiply-add) the decoder spent on one example's prompt, without the output head."""
+        from visipruner.accounting import prompt_macs
+
+        return prompt_macs(self.shape, self.examples[example]).flops
+
+    def flops_cut(self, example: int = 0) -> float:
+        """The fraction of the dense decoder's FLOPs for the same rows that was not spent; counted, not the paper's."""
+        from visipruner.accounting import prompt_cut
+
+        traced = self.examples[example]
+        return prompt_cut(self.shape, traced, dense_length=max(work.rows for work in traced.work))
+
+    def visual_attention_cut(self, example: int = 0) -> float:
+        """The paper's cut of visual attention for one example (`accounting.visual_attention_cut`)."""
+        from visipruner.accounting import model_from_trace, schedule_from_trace, visual_attention_cut
+
+        traced = self.examples[example]
+        return visual_attention_cut(model_from_trace(self.shape, traced), schedule_from_trace(traced))
+
+    def kv_bytes(self, example: int = 0) -> int:
+        """Bytes of keys and values that one example's prompt leaves in the cache."""
+        from visipruner.accounting import expected_kv_bytes
+
+        return expected_kv_bytes(self.shape, self.examples[example].key_lengths, self.dtype_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
