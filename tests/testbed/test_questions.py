@@ -1,0 +1,93 @@
+"""Questions: answers are true of the scene, and the wording does not give them away."""
+
+from collections import Counter, defaultdict
+
+import pytest
+
+from visipruner.testbed.scenes import SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
+from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
+from visipruner.testbed.scoring import majority_right, normalize
+
+OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
+
+
+@pytest.fixture(scope="module")
+def examples(art):
+    return [draw_example("questions", index, art, OPTIONS, 10) for index in range(400)]
+
+
+def _asked(examples, kind):
+    return [(example.scene, q) for example in examples for q in example.questions if q.type == kind]
+
+
+def test_every_type_is_asked_and_has_a_scope(examples):
+    kinds = Counter(q.type for example in examples for q in example.questions)
+    assert set(kinds) == set(SCOPES)
+    assert min(kinds.values()) >= 20
+    assert {SCOPES[kind] for kind in kinds} == {"local", "global"}
+
+
+def test_counts_are_true(examples):
+    for scene, question in _asked(examples, "count"):
+        names = Counter(item.name for item in scene.items)
+        about = [name for name in names if f" {plural(name)} " in question.question]
+        expected = names[about[0]] if about else len(scene.items)
+        assert question.answer == NUMBER_WORDS[expected]
+
+
+def test_places_are_true(examples):
+    for scene, question in _asked(examples, "where-is"):
+        [item] = [item for item in scene.items if f"the {item.name}?" in question.question]
+        assert item.position == question.answer
+    for scene, question in _asked(examples, "what-where"):
+        [item] = [item for item in scene.items if f"the {item.position}?" in question.question]
+        assert item.name == question.answer
+
+
+def test_presence_is_true_and_balanced(examples):
+    answers = Counter()
+    for scene, question in _asked(examples, "presence"):
+        inside = any(
+            question.question.rstrip("?").replace(" in the image", "").endswith(f" {i.name}") for i in scene.items
+        )
+        assert question.answer == ("yes" if inside else "no")
+        answers[question.answer] += 1
+    assert 0.4 < answers["yes"] / answers.total() < 0.6
+
+
+def test_the_kind_of_thing_does_not_tell_presence(examples):
+    """Shapes and objects are present equally often when asked for."""
+    yes = defaultdict(list)
+    for _, question in _asked(examples, "presence"):
+        is_shape = any(shape in question.question for shape in ("circle", "square", "triangle", "star", "cross"))
+        yes[is_shape].append(question.answer == "yes")
+    assert abs(sum(yes[True]) / len(yes[True]) - sum(yes[False]) / len(yes[False])) < 0.25
+
+
+def test_relations_and_sizes_are_true_and_balanced(examples):
+    answers = Counter(q.answer for _, q in _asked(examples, "relation") if q.answer in ("yes", "no"))
+    assert 0.4 < answers["yes"] / answers.total() < 0.6
+    first = []
+    for scene, question in _asked(examples, "larger"):
+        sizes = {item.name: item.size for item in scene.items}
+        if " or the " in question.question:
+            one, two = question.question.split(", the ")[1].rstrip("?").split(" or the ")
+            pick = max if "larger" in question.question else min
+            assert question.answer == pick((one, two), key=lambda name: sizes[name])
+            first.append(question.answer == one)
+    assert 0.3 < sum(first) / len(first) < 0.7
+
+
+def test_open_answers_are_not_in_the_question(examples):
+    for kind in ("identify", "what-where", "where-is", "shape-color", "text", "count", "background"):
+        for _, question in _asked(examples, kind):
+            assert f" {normalize(question.answer)} " not in f" {normalize(question.question)} "
+
+
+def test_majority_answers_are_weak(examples):
+    by_type = defaultdict(list)
+    for example in examples:
+        for question in example.questions:
+            by_type[question.type].append(question.answer)
+    right = sum(majority_right(answers) for answers in by_type.values())
+    assert right / sum(len(answers) for answers in by_type.values()) < 0.45

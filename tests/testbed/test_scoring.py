@@ -1,0 +1,32 @@
+"""Scoring: normalised exact match, intervals, majority."""
+
+import pytest
+
+from visipruner.testbed.scoring import is_right, majority_right, normalize, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(" A cat.", "cat"), ("Top left\nand more", "top left"), ("3", "three"), ("42", "42"), ("The Rocket!", "rocket")],
+)
+def test_normalize(given, expected):
+    assert normalize(given) == expected
+
+
+def test_right_and_wrong():
+    assert is_right("a dog and a cat", "a dog and a cat")
+    assert not is_right("a cat and a dog", "a dog and a cat")
+    assert not is_right("", "cat")
+
+
+def test_wilson_interval_matches_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for right, total in ((0, 10), (7, 10), (450, 600)):
+        expected = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
+        assert wilson_interval(right, total) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_majority():
+    assert majority_right(["Yes", "no", "yes."]) == 2
+    assert majority_right([]) == 0

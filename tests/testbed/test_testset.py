@@ -1,0 +1,78 @@
+"""The shipped test set is whole, small, balanced and not what training draws; drawing and evaluating work end to end."""
+
+import json
+from collections import Counter
+
+from PIL import Image
+
+from visipruner.testbed.drawing import draw_test_set
+from visipruner.testbed.evaluate import answer, as_records, tabulate
+from visipruner.testbed.scenes import SCOPES
+from visipruner.testbed.scoring import majority_right
+from visipruner.testbed.testset import DATA_FOLDER, TEST_FOLDER, Sample, load_photos, load_test_set
+
+
+def test_shipped_set_is_whole():
+    samples = load_test_set()
+    assert len(samples) >= 500
+    pictures = {sample.image for sample in samples}
+    assert 100 <= len(pictures) <= 150
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.verify()
+    assert all(SCOPES[sample.type] == sample.scope for sample in samples)
+    assert {sample.type for sample in samples} == set(SCOPES)
+    assert {sample.split for sample in samples} == {"scenes", "unseen-style", "unseen-objects"}
+    assert sum(path.stat().st_size for path in DATA_FOLDER.rglob("*") if path.is_file()) < 12e6
+
+
+def test_shipped_set_cannot_be_guessed():
+    samples = [sample for sample in load_test_set() if sample.split == "scenes"]
+    by_type = {kind: [s.answer for s in samples if s.type == kind] for kind in SCOPES}
+    assert sum(majority_right(answers) for answers in by_type.values()) / len(samples) < 0.45
+    asked = Counter((sample.image, sample.question) for sample in samples)
+    assert max(asked.values()) == 1
+
+
+def test_licences_are_beside_what_they_cover():
+    assert "CC-BY 4.0" in (TEST_FOLDER / "LICENCES").read_text()
+    photos = load_photos()
+    text = (photos[0].parent / "LICENCES").read_text()
+    assert photos
+    assert all(photo.name in text and photo.stat().st_size < 200_000 for photo in photos)
+
+
+def test_drawing_twice_gives_the_same(emoji, tmp_path):
+    counts = [draw_test_set(emoji, tmp_path / name, pictures=4, unseen=2) for name in ("one", "two")]
+    assert counts[0] == counts[1] > 0
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    records = [json.loads(line) for line in (tmp_path / "one" / "questions.jsonl").read_text().splitlines()]
+    assert {record["split"] for record in records} == {"scenes", "unseen-style", "unseen-objects"}
+
+
+def test_table_counts_right_answers_per_type_and_split(tmp_path):
+    def sample(kind, expected, split="scenes"):
+        return Sample(tmp_path / "x.jpg", "?", expected, kind, SCOPES[kind], split)
+
+    samples = [
+        sample("count", "two"),
+        sample("count", "one"),
+        sample("text", "stop"),
+        sample("text", "a", "unseen-style"),
+    ]
+    rows = {row.name: row for row in tabulate(samples, ["2", "two", "stop", "b"], ["", "one", "", ""])}
+    assert (rows["count"].right, rows["count"].blank, rows["count"].majority, rows["count"].total) == (1, 1, 1, 2)
+    assert (rows["overall"].right, rows["overall"].total) == (2, 3)
+    assert rows["all local"].right == 1
+    assert rows["unseen-style"].right == 0
+    assert as_records([rows["overall"]])[0]["accuracy"] == 2 / 3
+
+
+def test_answers_do_not_depend_on_the_batch(model, processor, emoji, tmp_path):
+    draw_test_set(emoji, tmp_path, pictures=2, unseen=0, questions=4)
+    samples = load_test_set(tmp_path)
+    together = answer(model, processor, samples, batch_size=8)
+    assert together == answer(model, processor, samples, batch_size=1)
+    assert len(together) == len(samples)
+    assert answer(model, processor, samples, blank=True) != together
