@@ -47,9 +47,8 @@ def test_places_are_true(examples):
 def test_presence_is_true_and_balanced(examples):
     answers = Counter()
     for scene, question in _asked(examples, "presence"):
-        inside = any(
-            question.question.rstrip("?").replace(" in the image", "").endswith(f" {i.name}") for i in scene.items
-        )
+        asked = question.question.rstrip("?").removesuffix(" in the image")
+        inside = any(asked.endswith(f" {item.name}") for item in scene.items)
         assert question.answer == ("yes" if inside else "no")
         answers[question.answer] += 1
     assert 0.4 < answers["yes"] / answers.total() < 0.6

@@ -1,4 +1,4 @@
-"""The shipped test set is whole, small, balanced and not what training draws; drawing and evaluating work end to end."""
+"""The shipped test set is whole, small and not to be guessed; drawing and evaluating work end to end."""
 
 import json
 from collections import Counter

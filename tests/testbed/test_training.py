@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.training.loop import Recipe, train
@@ -79,3 +81,5 @@ def test_resuming_gives_the_same_weights(model, processor, emoji, tmp_path):
     for name in whole:
         torch.testing.assert_close(whole[name], again[name], atol=1e-6, rtol=1e-5)
     fold_trained(fresh(), again)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(fresh(), processor, emoji, tmp_path / "twice", images=8, recipe=RECIPE)
