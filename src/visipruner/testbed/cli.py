@@ -106,10 +106,12 @@ def train(
 
     from visipruner.testbed.assembly.llava import assemble
     from visipruner.testbed.assembly.trained import export_trained
-    from visipruner.testbed.training.loop import Recipe
+    from visipruner.testbed.training.curve import plot_log
+    from visipruner.testbed.training.loop import LOG_FILE, Recipe
     from visipruner.testbed.training.loop import train as run
 
     torch.set_num_threads(threads)
     assembled = assemble()
     weights = run(assembled.model, assembled.processor, emoji, out, images, Recipe(), resume)
+    plot_log(out / LOG_FILE, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)

@@ -21,7 +21,7 @@ from visipruner.testbed.training.warmstart import vision_features, warm_start
 
 _STATE_FILE = "optimizer.pt"
 _WARM_FILE = "warm_start.safetensors"
-_LOG_FILE = "log.jsonl"
+LOG_FILE = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ def train(
     trainer = Trainer(model, processor, recipe, emoji)
     if continued:
         trainer.resume(folder)
-        _forget_after(folder / _LOG_FILE, trainer.images_seen)
+        _forget_after(folder / LOG_FILE, trainer.images_seen)
     saved = time.monotonic()
     progress = tqdm(total=images, initial=trainer.images_seen, desc="training", unit="image", disable=None)
-    with (folder / _LOG_FILE).open("a") as log:
+    with (folder / LOG_FILE).open("a") as log:
         while trainer.images_seen < min(images, stop_at or images):
             began = time.monotonic()
             measured = trainer.step(images)
