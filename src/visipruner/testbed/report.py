@@ -87,8 +87,8 @@ def _model(checkpoint: Path | None, dtype: str, attn: str, image_size: int) -> t
 
 def _print(rows: list[Row], seconds: float) -> None:
     table = Table(title="Accuracy on the testbed's test set (%)")
-    for column in ("type", "scope", "questions", "model", "95 % interval", "picture blanked", "majority answer"):
-        table.add_column(column, justify="left" if column in ("type", "scope") else "right")
+    for column in ("type", "scope", "n", "model", "95 % CI", "blanked", "majority"):
+        table.add_column(column, justify="left" if column in ("type", "scope") else "right", no_wrap=True)
     for row in rows:
         low, high = row.interval
         table.add_row(
