@@ -9,7 +9,7 @@ import torch
 
 import visipruner as vp
 from tests.engine.cases import PRUNERS
-from tests.models import GRID, llava_inputs, llava_model, prompt, text_model
+from tests.models import GRID, IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
 IMAGES = [1, 0, 2, 1]
@@ -36,8 +36,8 @@ def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side
         together = handle.trace
         for example in range(len(LAYOUTS)):
             alone = model(**_alone(inputs, example)).logits[0]
-            real = inputs["attention_mask"][example].bool() & (inputs["input_ids"][example] != 98)
-            text_rows = _alone(inputs, example)["input_ids"][0] != 98
+            real = inputs["attention_mask"][example].bool() & (inputs["input_ids"][example] != IMAGE_TOKEN)
+            text_rows = _alone(inputs, example)["input_ids"][0] != IMAGE_TOKEN
             torch.testing.assert_close(logits[example][real], alone[text_rows], atol=2e-5, rtol=1e-4)
             ours, theirs = handle.trace[0], together[example]
             assert (ours.kept, ours.trigger_layer, ours.exit_votes) == (
@@ -58,6 +58,7 @@ def test_generating_in_a_batch(pruner: str, attn: str, use_cache: bool) -> None:
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs(LAYOUTS, "left")
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": use_cache}
+    settings["suppress_tokens"] = [IMAGE_TOKEN]
     with vp.attach(model, PRUNERS[pruner]):
         together = model.generate(**inputs, **settings)[:, -5:]
         for example in range(len(LAYOUTS)):

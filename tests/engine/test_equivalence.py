@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import visipruner as vp
 from tests.engine.cases import PRUNERS
-from tests.models import TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
+from tests.models import IMAGE_TOKEN, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
 STEPS = 5
@@ -26,6 +26,7 @@ def _generate(model: Any, **inputs: Any) -> Any:
         max_new_tokens=STEPS,
         min_new_tokens=STEPS,
         do_sample=False,
+        suppress_tokens=[IMAGE_TOKEN],
         output_logits=True,
         return_dict_in_generate=True,
     )

@@ -41,6 +41,11 @@ class Routing:
         return self.text_to_visual == "attend" and self.visual_to_visual == "attend" and self.visual_rows_attend
 
     @property
+    def needs_visual_keys(self) -> bool:
+        """Whether any row attends to a visual row's key."""
+        return not (self.text_to_visual == self.visual_to_visual == "cut")
+
+    @property
     def keeps_visual_keys(self) -> bool:
         """Whether later text rows can still need the visual rows' keys of this layer."""
         return self.text_to_visual != "cut" or self.prompt_only

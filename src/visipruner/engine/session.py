@@ -50,7 +50,7 @@ class PromptSession:
 
     Args:
         kernel: the attention function the model would have run. eager: whether that needs a mask always.
-        owner: weak reference to the handle; caches refuse to go on without it.
+        owner: weak reference to the engine; caches refuse to go on without it.
         layouts, runs: one of each per example.
     """
 
@@ -196,8 +196,7 @@ class PromptSession:
         return full.index_copy_(1, self._text_rows(), output)
 
     def _projects_all(self) -> bool:
-        routing = self._routing
-        return not (routing.visual_rows_attend and routing.text_to_visual == routing.visual_to_visual == "cut")
+        return not self._routing.visual_rows_attend or self._routing.needs_visual_keys
 
     def _text_rows(self) -> Tensor:
         flags = [visual[rows] for visual, rows in zip(self._is_visual, self._attention_rows.index, strict=True)]

@@ -175,3 +175,21 @@ class PruneTrace:
                 f"trigger layer {example.trigger_layer}, exit layer {example.exit_layer}; visual rows per layer {left}"
             )
         return "\n".join(lines)
+
+
+def plain_trace(shape: ModelShape, lengths: list[int], seq: int, dtype_bytes: int) -> PruneTrace:
+    """The record of prompts without an image, `lengths` rows each, padded to `seq`: nothing to prune, all ran."""
+    layers = shape.num_layers
+    examples = [
+        ExampleTrace(
+            prompt_length=length,
+            num_visual=0,
+            kept=[[] for _ in range(layers + 1)],
+            query_lengths=[length] * layers,
+            visual_attention=[True] * layers,
+            key_lengths=[length] * layers,
+            work=[LayerWork(seq, seq, seq, seq * seq) for _ in range(layers)],
+        )
+        for length in lengths
+    ]
+    return PruneTrace(shape, examples, dtype_bytes)

@@ -1,0 +1,214 @@
+"""What happens at each point of a host model's forward: the hooks, and the session they carry a prompt with."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.host import Host
+from visipruner.engine.replay import ReplayRun
+from visipruner.engine.session import Forward, PromptSession
+from visipruner.engine.trace import PruneTrace, plain_trace
+from visipruner.errors import LayoutError
+from visipruner.layout import VisualRows, layouts, mask_for_forward
+from visipruner.pruners.base import PromptRun, Pruner
+
+
+class Hooks:
+    """The engine of one attached model.
+
+    Attributes:
+        trace: what happened to the last prompt(s), None before the first.
+        is_attached: False once the handle was removed; pruned caches refuse to go on then.
+    """
+
+    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None) -> None:
+        self._host, self._pruner, self._visual_mask = host, pruner, visual_mask
+        self.trace: PruneTrace | None = None
+        self.is_attached = True
+        self._session: PromptSession | None = None
+        self._found: VisualRows | None = None
+        self._embeds: Tensor | None = None
+        # The last prompt that ran without a cache: its embeddings, and what was kept per example and layer.
+        self._uncached: tuple[Tensor, list[list[list[int]]]] | None = None
+
+    def detach(self) -> None:
+        """Lets go of everything that belongs to a forward."""
+        self.is_attached = False
+        self._session = self._found = self._embeds = self._uncached = None
+
+    def install(self) -> list[RemovableHandle]:
+        """Registers all hooks; none costs a text-only prompt more than a Python call per layer."""
+        host = self._host
+        hooks = [
+            host.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            host.decoder.register_forward_hook(self._end, always_call=True),
+        ]
+        if host.embedder is not None:
+            hooks.append(host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True))
+        for layer, module in enumerate(host.layers):
+            hooks.append(module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True))
+            hooks += self._install_routing(layer)
+        hooks.append(host.layers[-1].register_forward_hook(self._leave_layers))
+        return hooks
+
+    def _install_routing(self, layer: int) -> list[RemovableHandle]:
+        """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
+        routing, module = self._pruner.routing(layer), self._host.attentions[layer]
+        if not routing.visual_rows_attend:
+            return [
+                module.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
+                module.register_forward_hook(self._leave_attention),
+            ]
+        if routing.needs_visual_keys:
+            return []
+        hooks = []
+        for name in self._host.adapter.key_value:
+            projection = getattr(module, name, None)
+            if isinstance(projection, nn.Module):
+                hooks.append(projection.register_forward_pre_hook(self._enter_projection))
+                hooks.append(projection.register_forward_hook(self._leave_projection))
+        return hooks
+
+    # ---- around the decoder -------------------------------------------------------------------------------------
+
+    def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the multimodal model embeds its inputs: which rows will be visual."""
+        assert self._host.adapter.locate is not None
+        self._found = self._host.adapter.locate(module, _bound(module, args, kwargs))
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the decoder runs: a session, if this forward brings visual rows."""
+        self._session = None  # one left by an interrupted forward is of no use
+        call = _bound(module, args, kwargs)
+        embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
+        rows = call.get("input_ids") if embeds is None else embeds
+        if rows is None:
+            return  # the host has a better word for this than we do
+        batch, seq = rows.shape[:2]
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        visual = self._visual_rows(batch, past, seq, cached=cache is not None)
+        real = _real_rows(call.get("attention_mask"), batch, past + seq, rows.device)
+        if visual is None or not bool(visual.mask.any()):
+            if past == 0:
+                self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
+            return
+        found = layouts(VisualRows(visual.mask.to(rows.device), visual.grid), real[:, past:])
+        runs: list[PromptRun] = [self._pruner.start() for _ in found]
+        prompt_end = seq
+        if cache is None and self._repeats_prompt(embeds):
+            assert self._uncached is not None
+            runs = [ReplayRun(kept) for kept in self._uncached[1]]
+            prompt_end = self._uncached[0].shape[1]
+        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
+        host = self._host
+        self._embeds = embeds if cache is None else None
+        self._session = PromptSession(self._pruner, host.kernel, host.is_eager, weakref.ref(self), found, runs, forward)
+
+    def _visual_rows(self, batch: int, past: int, seq: int, cached: bool) -> VisualRows | None:
+        found, self._found = self._found, None
+        if self._visual_mask is not None:
+            return VisualRows(mask_for_forward(self._visual_mask, batch, past, seq, cached))
+        if found is None and past == 0:
+            raise LayoutError(
+                "The model was called with inputs_embeds, which do not say which rows are visual; pass input_ids with "
+                "pixel_values, or attach with visual_mask."
+            )
+        return found
+
+    def _repeats_prompt(self, embeds: Tensor | None) -> bool:
+        """Whether a forward without a cache continues the last prompt, whose selections then still hold."""
+        if self._uncached is None or embeds is None:
+            return False
+        before = self._uncached[0]
+        length = before.shape[1]
+        same_batch = embeds.shape[0] == before.shape[0] and embeds.shape[1] > length
+        return same_batch and torch.equal(embeds[:, :length], before)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the decoder, also when it failed (without output)."""
+        session, self._session = self._session, None
+        embeds, self._embeds = self._embeds, None
+        if session is None or output is None or isinstance(session.runs[0], ReplayRun):
+            return
+        self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
+        self._uncached = None if embeds is None else (embeds, self.trace.kept)
+
+    # ---- around a layer -------------------------------------------------------------------------------------------
+
+    def _layer_hook(self, layer: int) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if self._session is None:
+                return self._decode(layer, hidden, args, kwargs)
+            return _with_hidden(args, *self._session.enter_layer(layer, hidden, kwargs))
+
+        return enter
+
+    def _decode(self, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward without visual rows: only what the cache holds decides what the layer's mask must cover."""
+        cache = kwargs.get("past_key_values")
+        held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
+        if not isinstance(held, PrunedLayer):
+            return None
+        mask = held.narrow_mask(kwargs.get("attention_mask"), hidden.shape[1], hidden.dtype)
+        return args, {**kwargs, "attention_mask": mask}
+
+    def _leave_layers(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._session is None:
+            return None
+        if isinstance(output, tuple):
+            return (self._session.leave_layers(output[0]), *output[1:])
+        return self._session.leave_layers(output)
+
+    def _enter_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._session is None or not self._session.attends_partly:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return _with_hidden(args, *self._session.enter_attention(hidden, kwargs))
+
+    def _leave_attention(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._session is None or not self._session.attends_partly:
+            return None
+        return (self._session.leave_attention(output[0]), *output[1:])
+
+    def _enter_projection(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if self._session is None else self._session.enter_projection(args[0])
+
+    def _leave_projection(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return None if self._session is None else self._session.leave_projection(output)
+
+    def attend(
+        self, layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Called by the attention of every attached layer."""
+        if self._session is None:
+            return self._host.kernel(module, *qkv, mask, **kwargs)
+        return self._session.attend(layer, module, qkv, mask, kwargs)
+
+
+def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """A call's arguments by name."""
+    if not args:
+        return kwargs
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    return {**bound.arguments, **bound.arguments.get("kwargs", {})}
+
+
+def _with_hidden(args: tuple[Any, ...], hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """A call with other hidden states, given the way the host gave them."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def _real_rows(padding: Any, batch: int, length: int, device: torch.device) -> Tensor:
+    """`[batch, length]` bool: rows that are not padding, as a 2-D attention mask says; all rows without one."""
+    if isinstance(padding, Tensor) and padding.ndim == 2 and padding.shape[1] >= length:
+        return padding[:, :length].bool()
+    return torch.ones(batch, length, dtype=torch.bool, device=device)

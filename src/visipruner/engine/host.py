@@ -1,0 +1,76 @@
+"""The parts of a model that the engine works with, found once through its adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from visipruner.adapters.base import Adapter, submodule
+from visipruner.engine.attention import Kernel, host_kernel
+from visipruner.errors import UnsupportedModelError
+from visipruner.shape import ModelShape
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A stock model, taken apart.
+
+    Attributes:
+        decoder: the text decoder stack. layers: its layers. attentions: their self-attention modules.
+        embedder: the module that is given `input_ids` and `pixel_values`, or None for text decoders.
+        configs: every config object that the attention modules read their implementation from.
+        implementation: the attention implementation the model was loaded with. kernel: the function behind it.
+    """
+
+    adapter: Adapter
+    decoder: nn.Module
+    layers: list[nn.Module]
+    attentions: list[nn.Module]
+    embedder: nn.Module | None
+    configs: list[Any]
+    implementation: str
+    kernel: Kernel
+    shape: ModelShape
+
+    @classmethod
+    def of(cls, model: nn.Module, adapter: Adapter) -> Host:
+        """Takes `model` apart. Raises UnsupportedModelError where it is not what the adapter says."""
+        decoder, layers = _decoder(model, adapter)
+        attentions = [getattr(layer, adapter.attention) for layer in layers]
+        configs = {id(config): config for config in (decoder.config, *(part.config for part in attentions))}
+        implementation: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
+        embedder = submodule(model, adapter.embedder)
+        return cls(
+            adapter=adapter,
+            decoder=decoder,
+            layers=layers,
+            attentions=attentions,
+            embedder=None if embedder is decoder else embedder,
+            configs=list(configs.values()),
+            implementation=implementation,
+            kernel=host_kernel(attentions[0], implementation),
+            shape=ModelShape.from_config(decoder.config),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def is_eager(self) -> bool:
+        return self.implementation == "eager"
+
+
+def _decoder(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[nn.Module]]:
+    for path in adapter.decoder:
+        decoder = submodule(model, (path,))
+        layers = getattr(decoder, adapter.layers, None)
+        if isinstance(decoder, nn.Module) and isinstance(layers, nn.ModuleList) and len(layers):
+            return decoder, list(layers)
+    raise UnsupportedModelError(
+        f"No text decoder was found in {type(model).__name__} (looked at {', '.join(adapter.decoder)}); load it with "
+        "AutoModelForImageTextToText or AutoModelForCausalLM."
+    )
