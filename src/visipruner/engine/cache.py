@@ -200,8 +200,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             raise VisiPrunerError(
                 "A pruned prompt cannot be cropped out of its cache; only tokens generated after it can."
             )
-        super().crop(tokens_to_remove)
-        self.logical -= count
+        if count:
+            self.keys, self.values = self.keys[..., :-count, :], self.values[..., :-count, :]
+            self.logical -= count
 
     def reset(self) -> None:
         super().reset()
