@@ -17,7 +17,14 @@ from visipruner.errors import VisiPrunerError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_EXTRA_OF = {"rich": "cli", "typer": "cli", "gguf": "testbed", "onnx": "testbed", "matplotlib": "train"}
+_EXTRA_OF = {
+    "rich": "cli",
+    "typer": "cli",
+    "accelerate": "testbed",
+    "gguf": "testbed",
+    "onnx": "testbed",
+    "matplotlib": "train",
+}
 
 
 class CliError(VisiPrunerError):
