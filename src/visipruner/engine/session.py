@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visipruner.engine.attention import Kernel
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.masks import HostMask
+from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.rows import Rows
@@ -66,10 +67,7 @@ class PromptSession:
     ) -> None:
         self._pruner, self._kernel, self._eager, self._owner = pruner, kernel, eager, owner
         self._layouts, self.runs, self._forward = layouts, runs, forward
-        self._rows = self._attention_rows = Rows(tuple(layout.real for layout in layouts), forward.seq)
-        self._present = [torch.arange(len(layout.visual), device=layout.visual.device) for layout in layouts]
-        self._is_visual = [_flags(layout.visual, forward.seq) for layout in layouts]
-        self._packed = self._pending = False
+        self._present = Present(layouts, forward.seq)
         self._routing = PLAIN
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._older: list[Older | None] = [None] * len(layouts)
@@ -90,74 +88,65 @@ class PromptSession:
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Narrows a layer's inputs to the rows in play. Returns new objects; the host's tensors are not touched."""
         self._routing = self._pruner.routing(layer)
-        if self._pending or not (self._packed or self._routing.is_plain):
-            hidden = self._repack(hidden)
-        self._attention_rows = self._rows_that_attend() if self._packed else self._rows
+        present = self._present
+        if present.has_dropped or not (present.is_packed or self._routing.is_plain):
+            hidden = present.repack(hidden)
+        present.route(self._routing)
         mask = kwargs.get("attention_mask")
         held = self._prepare_cache(layer, kwargs.get("past_key_values"))
-        if not self._packed and isinstance(held, PrunedLayer):
+        if not present.is_packed and isinstance(held, PrunedLayer):
             mask = held.narrow_mask(mask, self._forward.seq, hidden.dtype)
         self._host_mask = HostMask(mask, self._forward.past, self._forward.seq)
         self._record(held)
-        if self._packed:
+        if present.is_packed:
             return hidden, {**kwargs, **self._narrow(kwargs), "attention_mask": None}
         return hidden, {**kwargs, "attention_mask": mask}
 
     def leave_layers(self, hidden: Tensor) -> Tensor:
         """After the last layer: rows go back to their places, `[batch, seq, d]`, dropped ones as zeros."""
-        for trace, run, present in zip(self.examples, self.runs, self._present, strict=True):
-            trace.kept.append(present.tolist())
+        for trace, run, tokens in zip(self.examples, self.runs, self._present.tokens, strict=True):
+            trace.kept.append(tokens.tolist())
             trace.trigger_layer, trace.exit_votes = run.trigger_layer, list(run.exit_votes)
-        return self._rows.scatter(hidden) if self._packed else hidden
-
-    def _repack(self, hidden: Tensor) -> Tensor:
-        index = []
-        for layout, present, visual in zip(self._layouts, self._present, self._is_visual, strict=True):
-            alive = ~visual
-            alive[layout.visual[present]] = True
-            index.append(layout.real[alive[layout.real]])
-        rows = Rows(tuple(index), self._forward.seq)
-        hidden = hidden.index_select(1, rows.within(self._rows)) if self._packed else rows.gather(hidden, -2)
-        self._rows, self._packed, self._pending = rows, True, False
-        return hidden
+        return self._present.rows.scatter(hidden) if self._present.is_packed else hidden
 
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows in play; gathered once, as the host gives every layer the same ones."""
         narrowed = {}
+        in_play = self._present.rows
         for name, given, seq_dim in _per_row(kwargs):
             source, rows, result = self._narrowed.get(name, (None, None, None))
-            if source is not given or rows is not self._rows:
-                result = _map(partial(self._rows.gather, seq_dim=seq_dim), given)
-                self._narrowed[name] = (given, self._rows, result)
+            if source is not given or rows is not in_play:
+                result = _map(partial(in_play.gather, seq_dim=seq_dim), given)
+                self._narrowed[name] = (given, in_play, result)
             narrowed[name] = result
         return narrowed
 
     def _record(self, held: Any) -> None:
         incoming = held.incoming if isinstance(held, PrunedLayer) else None
+        present = self._present
         for example, trace in enumerate(self.examples):
-            padding = 0 if self._packed else self._forward.seq - self._rows.lengths[example]
-            attending = self._attention_rows.lengths[example]
+            real, attending = present.rows.lengths[example], present.attending.lengths[example]
+            padding = 0 if present.is_packed else self._forward.seq - real
             stored = incoming.stored[example] if incoming is not None else None
             past = held.held_rows(example) if isinstance(held, PrunedLayer) else self._forward.past_real[example]
-            projected = attending if self._projects_all() else attending - self._count_visual(example)
-            trace.kept.append(self._present[example].tolist())
-            trace.query_lengths.append(self._rows.lengths[example])
+            tokens = present.tokens[example]
+            projected = attending if self._projects_all() else attending - tokens.numel()
+            trace.kept.append(tokens.tolist())
+            trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
             trace.key_lengths.append(past + (attending if stored is None else int(stored.sum())))
-            trace.work.append(
-                LayerWork(self._rows.lengths[example] + padding, attending + padding, projected + padding)
-            )
+            trace.work.append(LayerWork(real + padding, attending + padding, projected + padding))
 
     # ---- self-attention on fewer rows than the layer has ----------------------------------------------------------
 
     @property
     def attends_partly(self) -> bool:
         """True when some of the layer's rows take no part in its self-attention."""
-        return self._attention_rows is not self._rows
+        return self._present.attending is not self._present.rows
 
     def enter_attention(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Narrows self-attention's inputs from the layer's rows to those that attend."""
-        where = self._attention_rows.within(self._rows)
+        where = self._present.attending.within(self._present.rows)
         narrowed = {
             name: _map(lambda part, dim=dim: part.index_select(dim, where), given)  # type: ignore[misc]
             for name, given, dim in _per_row(kwargs)
@@ -166,41 +155,26 @@ class PromptSession:
 
     def leave_attention(self, output: Tensor) -> Tensor:
         """Attention's output for all the layer's rows: zero for visual rows, the sink's own row included."""
-        text = torch.cat([~v[rows] for v, rows in zip(self._is_visual, self._attention_rows.index, strict=True)])
-        where = self._attention_rows.within(self._rows)[text]
-        full = output.new_zeros(1, self._rows.flat.numel(), output.shape[-1])
+        rows, text = self._present.rows, self._present.text_places()
+        where = self._present.attending.within(rows)[text]
+        full = output.new_zeros(1, rows.flat.numel(), output.shape[-1])
         return full.index_copy_(1, where, output[:, text])
-
-    def _rows_that_attend(self) -> Rows:
-        if self._routing.visual_rows_attend:
-            return self._rows
-        index = []
-        for rows, visual in zip(self._rows.index, self._is_visual, strict=True):
-            attends = ~visual[rows]
-            if self._routing.sink:
-                attends[visual[rows].nonzero().flatten()[:1]] = True
-            index.append(rows[attends])
-        return Rows(tuple(index), self._forward.seq)
 
     # ---- keys and values of visual rows that nobody needs -----------------------------------------------------------
 
     def enter_projection(self, hidden: Tensor) -> Tensor | None:
         """Before the key or value projection: text rows only, where no row attends to a visual one."""
-        return None if self._projects_all() else hidden.index_select(1, self._text_rows())
+        return None if self._projects_all() else hidden.index_select(1, self._present.text_places())
 
     def leave_projection(self, output: Tensor) -> Tensor | None:
         """After it: back to `[1, n, d_kv]`, with zeros that no kernel will be given."""
         if self._projects_all():
             return None
-        full = output.new_zeros(1, self._attention_rows.flat.numel(), output.shape[-1])
-        return full.index_copy_(1, self._text_rows(), output)
+        full = output.new_zeros(1, self._present.attending.flat.numel(), output.shape[-1])
+        return full.index_copy_(1, self._present.text_places(), output)
 
     def _projects_all(self) -> bool:
         return not self._routing.visual_rows_attend or self._routing.needs_visual_keys
-
-    def _text_rows(self) -> Tensor:
-        flags = [visual[rows] for visual, rows in zip(self._is_visual, self._attention_rows.index, strict=True)]
-        return (~torch.cat(flags)).nonzero().flatten()
 
     # ---- cache --------------------------------------------------------------------------------------------------
 
@@ -213,8 +187,8 @@ class PromptSession:
             while len(cache.layers) <= layer:
                 cache.layers.append(cache.layer_class_to_replicate())
         held = cache.layers[layer]
-        as_is = self._rows.is_whole and self._forward.past == 0 and self._stores_all()
-        if not self._packed or (as_is and not isinstance(held, PrunedLayer)):
+        as_is = self._present.rows.is_whole and self._forward.past == 0 and self._stores_all()
+        if not self._present.is_packed or (as_is and not isinstance(held, PrunedLayer)):
             return held
         pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._layouts), self._owner)
         if self._forward.past:
@@ -228,8 +202,8 @@ class PromptSession:
 
     def _incoming(self) -> Incoming:
         """What later text rows could see of this layer: every row, text rows only, or merged values."""
-        routing, rows = self._routing, self._attention_rows
-        visual = [flags[index] for flags, index in zip(self._is_visual, rows.index, strict=True)]
+        routing, rows = self._routing, self._present.attending
+        visual = [self._present.visual_flags(example) for example in range(len(self.examples))]
         stored: list[Tensor | None] = [None] * len(visual)
         transform: list[Callable[[Tensor], Tensor] | None] = [None] * len(visual)
         if routing.visual_rows_attend and not self._stores_all():
@@ -244,11 +218,8 @@ class PromptSession:
 
     def _sink_bias(self, example: int) -> Tensor:
         """`[n]`: log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""
-        visual = self._is_visual[example][self._attention_rows.index[example]]
-        return visual.float() * math.log(max(1, self._count_visual(example)))
-
-    def _count_visual(self, example: int) -> int:
-        return self._present[example].numel()
+        count = self._present.tokens[example].numel()
+        return self._present.visual_flags(example).float() * math.log(max(1, count))
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -256,8 +227,8 @@ class PromptSession:
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """One layer's attention, then the pruner's look at it."""
-        if self._packed:
-            spans = self._attention_rows.spans()
+        if self._present.is_packed:
+            spans = self._present.attending.spans()
             outputs = [
                 self._attend_example(layer, example, module, qkv, span, kwargs) for example, span in enumerate(spans)
             ]
@@ -294,27 +265,27 @@ class PromptSession:
         return output
 
     def _packed_example(self, example: int) -> PackedExample:
-        rows = self._attention_rows.index[example]
+        rows = self._present.attending.index[example]
         bias = self._sink_bias(example) if self._routing.sink else None
         later = rows >= self._forward.prompt_end
-        return PackedExample(example, rows, self._is_visual[example][rows], later, bias, self._older[example])
+        return PackedExample(example, rows, self._present.visual_flags(example), later, bias, self._older[example])
 
     def _edges(self, part: PackedExample, dtype: torch.dtype) -> list[Edges]:
         """Groups of rows and their masks, remembered as long as rows, routing and the host's mask stay the same."""
         mask = self._host_mask.tensor
         key = (part.example, self._routing, id(mask))
         known = self._plans.get(key)
-        if part.older is None and known is not None and known[0] is self._attention_rows:
+        if part.older is None and known is not None and known[0] is self._present.attending:
             return known[2]
         edges = plan(self._routing, self._host_mask, part, self._eager, dtype)
-        self._plans[key] = (self._attention_rows, mask, edges)
+        self._plans[key] = (self._present.attending, mask, edges)
         return edges
 
     # ---- the pruner's look ------------------------------------------------------------------------------------------
 
     def _is_observed(self, layer: int, example: int) -> bool:
-        present = self._present[example].numel() > 0 and self._routing.visual_rows_attend
-        return present and self.runs[example].observes(layer)
+        can_be_seen = self._present.tokens[example].numel() > 0 and self._routing.visual_rows_attend
+        return can_be_seen and self.runs[example].observes(layer)
 
     def _look(self, layer: int, example: int, kwargs: Any, last: QKV, visual: Tensor, allowed: Tensor | None) -> None:
         query, keys, values = last
@@ -322,15 +293,8 @@ class PromptSession:
         view = LayerView(query, keys, values, visual, scaling, allowed)
         kept = self.runs[example].select(layer, view)
         self.examples[example].work[layer].score_pairs += view.pairs
-        if kept is not None and kept.numel() < self._present[example].numel():
-            self._present[example] = self._present[example][kept]
-            self._pending = True
-
-
-def _flags(rows: Tensor, length: int) -> Tensor:
-    flags = torch.zeros(length, dtype=torch.bool, device=rows.device)
-    flags[rows] = True
-    return flags
+        if kept is not None:
+            self._present.drop(example, kept)
 
 
 def _per_row(kwargs: dict[str, Any]) -> list[tuple[str, Any, int]]:

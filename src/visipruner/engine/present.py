@@ -1,0 +1,76 @@
+"""Who is in play: the rows and visual tokens of a batch that are still there, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.routing import Routing
+from visipruner.engine.rows import Rows
+from visipruner.layout import TokenLayout
+
+
+class Present:
+    """Rows of a batch of prompts that have not been dropped.
+
+    Attributes:
+        rows: rows that the current layer runs. attending: those of them that take part in its self-attention.
+        tokens: per example `[k]` long, the visual tokens still present (indices among the prompt's).
+        is_packed: False until something is dropped or routed; the host's own layout is used so long.
+        has_dropped: tokens were dropped that the rows still hold; the next layer must repack.
+    """
+
+    def __init__(self, layouts: Sequence[TokenLayout], seq: int) -> None:
+        self._layouts, self._seq = layouts, seq
+        self.rows = self.attending = Rows(tuple(layout.real for layout in layouts), seq)
+        self.tokens = [torch.arange(len(layout.visual), device=layout.visual.device) for layout in layouts]
+        self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
+        self.is_packed = self.has_dropped = False
+
+    def drop(self, example: int, kept: Tensor) -> None:
+        """Keeps the visual tokens at positions `kept` among those present; the others leave before the next layer."""
+        if kept.numel() < self.tokens[example].numel():
+            self.tokens[example] = self.tokens[example][kept]
+            self.has_dropped = True
+
+    def repack(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the rows that remain, packed; `[batch, seq, d]` or packed before."""
+        index = []
+        for layout, tokens, visual in zip(self._layouts, self.tokens, self._is_visual, strict=True):
+            alive = ~visual
+            alive[layout.visual[tokens]] = True
+            index.append(layout.real[alive[layout.real]])
+        rows = Rows(tuple(index), self._seq)
+        hidden = hidden.index_select(1, rows.within(self.rows)) if self.is_packed else rows.gather(hidden, -2)
+        self.rows, self.is_packed, self.has_dropped = rows, True, False
+        return hidden
+
+    def route(self, routing: Routing) -> None:
+        """Sets which of the packed rows attend in a layer of this routing."""
+        self.attending = self.rows
+        if not self.is_packed or routing.visual_rows_attend:
+            return
+        index = []
+        for rows, visual in zip(self.rows.index, self._is_visual, strict=True):
+            attends = ~visual[rows]
+            if routing.sink:
+                attends[visual[rows].nonzero().flatten()[:1]] = True
+            index.append(rows[attends])
+        self.attending = Rows(tuple(index), self._seq)
+
+    def visual_flags(self, example: int) -> Tensor:
+        """`[n]` bool: which of an example's attending rows are visual."""
+        return self._is_visual[example][self.attending.index[example]]
+
+    def text_places(self) -> Tensor:
+        """Places of text rows among the packed attending rows of all examples."""
+        flags = [self.visual_flags(example) for example in range(len(self.tokens))]
+        return (~torch.cat(flags)).nonzero().flatten()
+
+
+def _flags(rows: Tensor, length: int) -> Tensor:
+    flags = torch.zeros(length, dtype=torch.bool, device=rows.device)
+    flags[rows] = True
+    return flags
