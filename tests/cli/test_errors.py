@@ -121,7 +121,11 @@ def test_full_disk_leaves_no_half_written_file(cli, llava_folder, photo, tmp_pat
             1,
         ),
         (ModuleNotFoundError("No module named 'gguf'", name="gguf"), "pip install 'visipruner[testbed]'", 1),
-        (ImportError("Loading needs `gguf`, sorry.\nInstall it."), "pip install 'visipruner[testbed]'", 1),
+        (
+            ImportError("Please install torch and gguf>=0.10.0 first.\nInstall it."),
+            "pip install 'visipruner[testbed]'",
+            1,
+        ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/somewhere"),
             "No permission to read or write (/somewhere)",

@@ -6,6 +6,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -40,7 +41,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _missing_module(error: ImportError) -> str:
     """transformers raises a plain ImportError that names the package somewhere in its text."""
     named = (error.name or "").partition(".")[0]
-    package = next((known for known in _EXTRA_OF if known == named or f"`{known}`" in str(error)), named)
+    package = next((known for known in _EXTRA_OF if known == named or re.search(rf"\b{known}\b", str(error))), named)
     if package in _EXTRA_OF:
         return f"This needs the package {package!r}; install it with: pip install 'visipruner[{_EXTRA_OF[package]}]'"
     if named and isinstance(error, ModuleNotFoundError):
