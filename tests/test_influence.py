@@ -12,7 +12,7 @@ from visipruner.influence import influence, last_row_attention
 
 
 def _by_definition(query: Tensor, keys: Tensor, values: Tensor, visual: list[int], scaling: float) -> list[list[float]]:
-    """cos(o, o - c_j) and ||c_j||, head by head and token by token, in float64."""
+    """cos(o, o - c_j), ||c_j|| and ||o - c_j|| / ||o||, head by head and token by token, in float64."""
     heads, group = query.shape[0], query.shape[0] // keys.shape[0]
     parts = []
     for head in range(heads):
@@ -25,7 +25,7 @@ def _by_definition(query: Tensor, keys: Tensor, values: Tensor, visual: list[int
     for j in visual:
         rest = output - contributions[j]
         cosine = torch.nn.functional.cosine_similarity(output, rest, dim=0)
-        rows.append([float(cosine), float(contributions[j].norm())])
+        rows.append([float(cosine), float(contributions[j].norm()), float(rest.norm() / output.norm())])
     return rows
 
 
@@ -47,7 +47,9 @@ def test_influence_is_the_papers_definition(
     k, v = (torch.randn(kv_heads, keys, 8, generator=generator) for _ in range(2))
     result = influence(last_row_attention(query, k, 0.3), v, torch.tensor(visual))
     expected = torch.tensor(_by_definition(query, k, v, visual, 0.3), dtype=torch.float64)
-    torch.testing.assert_close(result.cosine.double(), expected[:, 0], atol=2e-5, rtol=0)
+    # Where one token is nearly all of the output, little is left of float32's digits: errors grow as ||o|| / ||rest||.
+    error = (result.cosine.double() - expected[:, 0]).abs() * expected[:, 2].clamp(max=1)
+    assert bool((error < 1e-5).all())
     torch.testing.assert_close(result.norm.double(), expected[:, 1], atol=1e-5, rtol=1e-5)
 
 

@@ -53,10 +53,8 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None) -> Pr
     settings = parse_settings(pairs)
     if config is None:
         from visipruner.pruners import registry
-        from visipruner.pruners.checked import checked
 
-        name = method or "visipruner"
-        return registry.make(name, **checked(registry.method_class(name), settings))
+        return registry.make(method or "visipruner", **settings)
     if method is not None or settings:
         raise CliError(
             "--config holds the method and all its settings; leave out --method and --set, or edit the file."

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
-from visipruner.errors import ConfigError
+from visipruner.pruners.checked import checked
 
 FORMAT_VERSION = 1
 FILE_NAME = "pruner.json"
@@ -78,12 +78,13 @@ class Pruner(ABC):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], *, drop_unknown: bool = False) -> Self:
-        """Builds the pruner from JSON values. Unknown keys raise ConfigError, or are dropped with a warning."""
+        """Builds the pruner from JSON values, held against the declared types. Raises ConfigError.
+
+        Unknown keys are an error too, or dropped with a warning (files written by a newer version).
+        """
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(settings) - known)
-        if unknown and not drop_unknown:
-            raise ConfigError(f"{cls.name} has no setting {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
-        if unknown:
+        if unknown and drop_unknown:
             warnings.warn(f"{cls.name}: settings {unknown} are not known to this version; ignored.", stacklevel=3)
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in known}
-        return cls(**values)
+            settings = {key: value for key, value in settings.items() if key in known}
+        return cls(**checked(cls, settings))

@@ -47,7 +47,7 @@ def make(name: str, **settings: Any) -> Pruner:
         return cls.from_settings(settings)
     except TypeError as error:
         raise ConfigError(
-            f"{name}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}; see its settings."
+            f"{name}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}; `visipruner list` shows its settings."
         ) from error
 
 
