@@ -86,7 +86,10 @@ def run(
     ] = "testbed",
     method: Annotated[
         str | None,
-        typer.Option(help="Pruning method; 'none' prunes nothing. See: visipruner list", show_default="visipruner"),
+        typer.Option(
+            help="Pruning method with its own defaults; 'none' prunes nothing. See: visipruner list",
+            show_default="visipruner; calibrated, for the testbed",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated.")

@@ -53,7 +53,7 @@ def execute(job: Job) -> None:
         saving.prepare_folder(job.out)
     status = Console(stderr=True)
     with status.status("Starting"):
-        pruner = settings.make_pruner(job.method, job.settings, job.config)
+        pruner = settings.make_pruner(job.method, job.settings, job.config, job.model)
     models.prepare(job.model)
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)

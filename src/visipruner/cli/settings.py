@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
+from visipruner.cli.models import TESTBED
 
 if TYPE_CHECKING:
     from visipruner.pruners.base import Pruner
@@ -45,8 +46,8 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def make_pruner(method: str | None, pairs: list[str], config: Path | None) -> Pruner:
-    """The pruner asked for; `visipruner` with its defaults when nothing is.
+def make_pruner(method: str | None, pairs: list[str], config: Path | None, model: str = "") -> Pruner:
+    """The pruner asked for; without a name `visipruner`, as calibrated for the model where that is known.
 
     Raises CliError or ConfigError, both with a sentence for the user.
     """
@@ -54,6 +55,11 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None) -> Pr
     if config is None:
         from visipruner.pruners import registry
 
+        if method is None and model == TESTBED:
+            from visipruner.testbed.calibration import calibrated
+
+            ours = calibrated()
+            return registry.make(ours.name, **{**ours.settings(), **settings})
         return registry.make(method or "visipruner", **settings)
     if method is not None or settings:
         raise CliError(

@@ -51,6 +51,24 @@ def make(name: str, **settings: Any) -> Pruner:
         ) from error
 
 
+def make_from_spec(spec: str) -> Pruner:
+    """A method written as `name` or `name:key=value,key=value`, for instance `visipruner:keep_tokens=16`.
+
+    Values are JSON or plain words. Raises ConfigError.
+    """
+    name, _, rest = spec.partition(":")
+    settings = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{spec!r}: settings are written key=value, separated by commas, and not {pair!r}.")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key.strip()] = value.strip()
+    return make(name.strip(), **settings)
+
+
 def load_pruner(path: str | os.PathLike[str]) -> Pruner:
     """Reads a `pruner.json`, given the file or its directory. Raises ConfigError when it is not one."""
     file = Path(path)

@@ -13,7 +13,7 @@ from visipruner.testbed.testset import Sample
 
 # The mean colour that the image processor maps to zero.
 _BLANK = (124, 116, 104)
-_MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,27 @@ def answer(
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        prompts = [_prompt(processor, sample.question) for sample in batch]
-        inputs = processor(
-            images=[_picture(sample, blank) for sample in batch], text=prompts, padding=True, return_tensors="pt"
-        )
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        inputs = batch_inputs(model, processor, batch, blank)
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        answers += decode(processor, inputs, output)
         on_progress(len(batch))
     return answers
+
+
+def batch_inputs(model: Any, processor: Any, batch: Sequence[Sample], blank: bool = False) -> dict[str, Any]:
+    """Left-padded tensors for one batch of questions, pictures in the model's dtype."""
+    prompts = [_prompt(processor, sample.question) for sample in batch]
+    pictures = [_picture(sample, blank) for sample in batch]
+    inputs = dict(processor(images=pictures, text=prompts, padding=True, return_tensors="pt"))
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return inputs
+
+
+def decode(processor: Any, inputs: dict[str, Any], output: torch.Tensor) -> list[str]:
+    """The answers in what `generate` returned, prompts left out."""
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def tabulate(samples: Sequence[Sample], answers: Sequence[str], blanks: Sequence[str] | None) -> list[Row]:

@@ -1,0 +1,141 @@
+"""The three stages' rules, on influences written down by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import visipruner as vp
+from tests.models import prompt, text_model
+from visipruner.influence import Influence
+
+MIDDLE_DEEP = ("middle", "deep")
+
+
+def _view(cosine: list[float], norm: list[float], output_norm: float = 2.0) -> Any:
+    """What a run looks at, with a made-up influence."""
+    found = Influence(torch.tensor(cosine), torch.tensor(norm), output_norm)
+    return SimpleNamespace(influence=found, visual=torch.arange(len(cosine)))
+
+
+def _select(run: Any, layer: int, view: Any) -> list[int] | None:
+    kept = run.select(layer, view)
+    return None if kept is None else kept.tolist()
+
+
+FIRES = _view([0.9, 1.0, 0.999], [0.5, 0.1, 0.3])
+QUIET = _view([0.9995, 1.0], [0.1, 0.1])
+BUSY = _view([0.998, 1.0], [0.1, 0.1])
+
+
+def test_nothing_is_looked_at_up_to_the_first_middle_layer() -> None:
+    run = vp.VisiPruner(shallow_end=6).start()
+    assert [run.observes(layer) for layer in range(9)] == [False] * 7 + [True] * 2
+
+
+def test_the_first_layer_below_the_threshold_filters_by_length() -> None:
+    run = vp.VisiPruner(shallow_end=2).start()
+    assert _select(run, 3, _view([0.995, 1.0], [0.5, 0.5])) is None, "the test is strict"
+    assert run.trigger_layer is None
+    assert _select(run, 4, FIRES) == [0, 2], "0.5 and 0.3 exceed 0.2, whatever their cosine"
+    assert run.trigger_layer == 4
+
+
+def test_the_length_test_is_strict_and_can_leave_nothing() -> None:
+    run = vp.VisiPruner(token_threshold=0.5).start()
+    assert _select(run, 9, FIRES) == []
+    assert not run.observes(10), "nobody is left to wait for"
+
+
+def test_relative_lengths_are_fractions_of_the_output() -> None:
+    run = vp.VisiPruner(relative=True, token_threshold=0.2).start()
+    assert _select(run, 9, FIRES) == [0], "0.2 of ||o|| = 2.0 is 0.4"
+
+
+def test_a_fixed_filter_layer_needs_no_evidence() -> None:
+    run = vp.VisiPruner(filter_layer=3).start()
+    assert [run.observes(layer) for layer in range(5)] == [False, False, False, True, False]
+    assert _select(run, 3, _view([1.0, 1.0], [0.5, 0.1])) == [0]
+
+
+@given(norms=st.lists(st.floats(0, 10, width=32), min_size=1, max_size=30), budget=st.integers(0, 40))
+def test_a_budget_is_met_exactly_with_the_most_influential(norms: list[float], budget: int) -> None:
+    run = vp.VisiPruner(filter_layer=0, keep_tokens=budget).start()
+    kept = _select(run, 0, _view([0.0] * len(norms), norms))
+    assert kept is not None
+    assert kept == sorted(set(kept))
+    assert len(kept) == min(budget, len(norms))
+    left = set(range(len(norms))) - set(kept)
+    assert all(norms[i] >= norms[j] for i in kept for j in left)
+
+
+@pytest.mark.parametrize(
+    ("count", "views", "votes"),
+    [
+        ("consecutive", [QUIET, QUIET], [5, 6]),
+        ("consecutive", [QUIET, BUSY, QUIET, QUIET], [7, 8]),
+        ("cumulative", [QUIET, BUSY, QUIET], [5, 7]),
+    ],
+)
+def test_exit_after_two_votes(count: Any, views: list[Any], votes: list[int]) -> None:
+    run = vp.VisiPruner(stages=MIDDLE_DEEP, exit_count=count).start()
+    _select(run, 4, FIRES)
+    for layer, view in enumerate(views[:-1], start=5):
+        assert _select(run, layer, view) is None
+    assert _select(run, 4 + len(views), views[-1]) == []
+    assert run.exit_votes == votes
+    assert not run.observes(4 + len(views) + 1)
+
+
+def test_a_fixed_exit_layer() -> None:
+    run = vp.VisiPruner(filter_layer=4, exit_layer=7).start()
+    _select(run, 4, FIRES)
+    assert [_select(run, layer, BUSY) for layer in (5, 6)] == [None, []], "layer 7 is the first without vision"
+
+
+def test_stages_are_switched_one_by_one() -> None:
+    assert not vp.VisiPruner(stages=("shallow",)).start().observes(20)
+    assert not vp.VisiPruner(stages=("deep",)).start().observes(20), "deep needs middle"
+    assert vp.VisiPruner(stages=("middle",)).routing(0).is_plain
+    run = vp.VisiPruner(stages=("middle",)).start()
+    _select(run, 9, FIRES)
+    assert not run.observes(10)
+
+
+def test_the_reference_keeps_everything_forever_where_its_filter_does() -> None:
+    run = vp.VisiPruner.reference(tokens_threshold=0.0).start()
+    assert _select(run, 9, FIRES) == [0, 1, 2]
+    assert not run.observes(10)
+    ours = vp.VisiPruner(token_threshold=0.0).start()
+    _select(ours, 9, FIRES)
+    assert ours.observes(10)
+
+
+@pytest.mark.parametrize("shallow_visual", ["prefix", "ffn"])
+def test_shallow_layers_do_no_work_that_is_not_needed(shallow_visual: Any) -> None:
+    model = text_model("llama")
+    embeds, mask = prompt(before=5, visual=16, after=6)
+    pruner = vp.VisiPruner(stages=("shallow",), shallow_end=3, shallow_visual=shallow_visual)
+    rows: dict[str, list[int]] = {"q_proj": [], "k_proj": [], "v_proj": [], "o_proj": [], "mlp": []}
+    for layer in model.model.layers[:3]:
+        for name in rows:
+            module = layer.mlp if name == "mlp" else getattr(layer.self_attn, name)
+            # Forward hooks of this test run after the engine's pre-hooks, and see what the module was given.
+            module.register_forward_hook(lambda _m, args, _o, name=name: rows[name].append(args[0].shape[1]))
+    with vp.attach(model, pruner, mask) as handle, torch.no_grad():
+        model(inputs_embeds=embeds, use_cache=True)
+    text, everything = 11, 27
+    if shallow_visual == "prefix":
+        assert rows["q_proj"] == rows["o_proj"] == [everything] * 3
+        assert rows["k_proj"] == rows["v_proj"] == [everything, text, text]
+        assert handle.trace[0].key_lengths[:3] == [everything, text, text]
+    else:
+        assert rows["q_proj"] == rows["k_proj"] == rows["v_proj"] == rows["o_proj"] == [text + 1, text, text]
+        assert handle.trace[0].key_lengths[:3] == [text + 1, text, text]
+    assert rows["mlp"] == [everything] * 3
+    assert handle.trace[0].visual_attention == [False] * 3 + [True] * 3
