@@ -22,10 +22,10 @@ GQA = ModelShape(2, 10, 4, 2, 3, 7, 50)
 
 
 def test_one_layer_by_hand() -> None:
-    work = LayerWork(rows=5, attention_rows=4, key_value_rows=3, attention_pairs=12, score_pairs=6)
+    work = LayerWork(rows=5, attention_rows=4, key_rows=3, value_rows=2, attention_pairs=12, score_pairs=6)
     assert layer_macs(GQA, work) == Macs(
         query_output=4 * (10 * 12 + 12 * 10),  # 960
-        key_value=3 * (10 * 6 + 10 * 6),  # 360
+        key_value=3 * 10 * 6 + 2 * 10 * 6,  # 300
         attention=12 * 4 * (3 + 3),  # 288
         ffn=5 * (70 + 70 + 70),  # 1050
         score=6 * 4 * (3 + 3),  # 144
@@ -42,7 +42,7 @@ def test_dense_prompt_by_hand() -> None:
 
 
 def test_pruned_prompt_and_its_cut_by_hand() -> None:
-    work = [LayerWork(5, 5, 5, 25, score_pairs=5), LayerWork(3, 3, 3, 9)]
+    work = [LayerWork(5, 5, 5, 5, 25, score_pairs=5), LayerWork(3, 3, 3, 3, 9)]
     example = ExampleTrace(prompt_length=5, num_visual=3, work=work)
     # Layer 0: 3450 + 5*24 = 3570. Layer 1: 720 + 360 + 216 + 630 = 1926.
     assert prompt_macs(GQA, example).total == 5496
@@ -53,7 +53,7 @@ def test_pruned_prompt_and_its_cut_by_hand() -> None:
 
 
 def test_scores_that_save_nothing_cost() -> None:
-    work = [LayerWork(5, 5, 5, 25, score_pairs=5)] * 2
+    work = [LayerWork(5, 5, 5, 5, 25, score_pairs=5)] * 2
     assert prompt_cut(GQA, ExampleTrace(prompt_length=5, num_visual=3, work=work)) == pytest.approx(-240 / 6900)
 
 

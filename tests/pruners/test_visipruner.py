@@ -116,11 +116,9 @@ def test_the_reference_keeps_everything_forever_where_its_filter_does() -> None:
     assert ours.observes(10)
 
 
-@pytest.mark.parametrize("shallow_visual", ["prefix", "ffn"])
-def test_shallow_layers_do_no_work_that_is_not_needed(shallow_visual: Any) -> None:
-    model = text_model("llama")
+def _rows_given(model: Any, pruner: vp.VisiPruner) -> tuple[dict[str, list[int]], vp.ExampleTrace]:
+    """Rows that each module of the first three layers is given for a prompt of 11 text and 16 visual rows."""
     embeds, mask = prompt(before=5, visual=16, after=6)
-    pruner = vp.VisiPruner(stages=("shallow",), shallow_end=3, shallow_visual=shallow_visual)
     rows: dict[str, list[int]] = {"q_proj": [], "k_proj": [], "v_proj": [], "o_proj": [], "mlp": []}
     for layer in model.model.layers[:3]:
         for name in rows:
@@ -129,13 +127,29 @@ def test_shallow_layers_do_no_work_that_is_not_needed(shallow_visual: Any) -> No
             module.register_forward_hook(lambda _m, args, _o, name=name: rows[name].append(args[0].shape[1]))
     with vp.attach(model, pruner, mask) as handle, torch.no_grad():
         model(inputs_embeds=embeds, use_cache=True)
+    return rows, handle.trace[0]
+
+
+@pytest.mark.parametrize("shallow_visual", ["prefix", "ffn"])
+def test_shallow_layers_do_no_work_that_is_not_needed(shallow_visual: Any) -> None:
+    pruner = vp.VisiPruner(stages=("shallow",), shallow_end=3, shallow_visual=shallow_visual)
+    rows, trace = _rows_given(text_model("llama"), pruner)
     text, everything = 11, 27
     if shallow_visual == "prefix":
         assert rows["q_proj"] == rows["o_proj"] == [everything] * 3
-        assert rows["k_proj"] == rows["v_proj"] == [everything, text, text]
-        assert handle.trace[0].key_lengths[:3] == [everything, text, text]
+        assert rows["k_proj"] == [everything, text, text], "layer 0 sums the mass over all visual keys"
+        assert rows["v_proj"] == [text + 1, text, text], "and spends it on one value, the sink's"
+        assert trace.key_lengths[:3] == [everything, text, text]
     else:
         assert rows["q_proj"] == rows["k_proj"] == rows["v_proj"] == rows["o_proj"] == [text + 1, text, text]
-        assert handle.trace[0].key_lengths[:3] == [text + 1, text, text]
+        assert trace.key_lengths[:3] == [text + 1, text, text]
     assert rows["mlp"] == [everything] * 3
-    assert handle.trace[0].visual_attention == [False] * 3 + [True] * 3
+    assert trace.visual_attention == [False] * 3 + [True] * 3
+
+
+def test_a_filter_in_a_shallow_layer_is_shown_every_key_and_value() -> None:
+    pruner = vp.VisiPruner(stages=("shallow", "middle"), shallow_end=3, filter_layer=1, keep_tokens=4)
+    rows, trace = _rows_given(text_model("llama"), pruner)
+    assert rows["k_proj"] == [27, 27, 11]
+    assert rows["v_proj"] == [12, 27, 11]
+    assert [len(tokens) for tokens in trace.kept[:3]] == [16, 16, 4]

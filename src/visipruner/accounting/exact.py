@@ -21,7 +21,7 @@ class Macs:
 
     Attributes:
         query_output: query and output projections, `2 d H h` per attention row.
-        key_value: key and value projections, `2 d H_kv h` per key/value row.
+        key_value: key and value projections, `d H_kv h` per key row and per value row.
         attention: `QK^T` and `AV`, `2 H h` per (query, key) pair.
         ffn: gate, up and down, `3 d m` per row.
         score: a pruner's evidence, counted like attention: one product with the keys, one with the values. A method
@@ -59,7 +59,7 @@ def layer_macs(shape: ModelShape, work: LayerWork) -> Macs:
     d, head_width = shape.hidden_size, shape.num_heads * shape.head_dim
     return Macs(
         query_output=2 * d * head_width * work.attention_rows,
-        key_value=2 * d * shape.num_kv_heads * shape.head_dim * work.key_value_rows,
+        key_value=d * shape.num_kv_heads * shape.head_dim * (work.key_rows + work.value_rows),
         attention=2 * head_width * work.attention_pairs,
         ffn=3 * d * shape.intermediate_size * work.rows,
         score=2 * head_width * work.score_pairs,
@@ -79,7 +79,7 @@ def prompt_macs(shape: ModelShape, example: ExampleTrace, logit_rows: int = 0) -
 
 def dense_work(shape: ModelShape, length: int) -> list[LayerWork]:
     """What the plain model executes for a prompt of `length` rows (padding, if any, included): full rectangles."""
-    layer = LayerWork(rows=length, attention_rows=length, key_value_rows=length, attention_pairs=length * length)
+    layer = LayerWork(length, length, length, length, attention_pairs=length * length)
     return [layer] * shape.num_layers
 
 
@@ -106,7 +106,7 @@ def decode_macs(shape: ModelShape, key_lengths: Sequence[int], step: int = 0, lo
     """
     if len(key_lengths) != shape.num_layers:
         raise ValueError(f"got the key lengths of {len(key_lengths)} layers for a model of {shape.num_layers}")
-    work = [LayerWork(1, 1, 1, attention_pairs=keys + step + 1) for keys in key_lengths]
+    work = [LayerWork(1, 1, 1, 1, attention_pairs=keys + step + 1) for keys in key_lengths]
     return work_macs(shape, work, logit_rows)
 
 

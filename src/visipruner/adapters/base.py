@@ -26,8 +26,8 @@ class Adapter:
         locate: finds the visual rows from the embedder's keyword arguments, or returns None when the arguments do
             not say (the engine then asks for a mask).
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
-        key_value: attributes of the attention with the key and value projections, where they are modules of their own;
-            they are spared where no row attends to a visual one.
+        key_value: attributes of the attention with the key and the value projection, where they are modules of their
+            own; they are spared the visual rows that no row attends to.
     """
 
     family: str
@@ -37,7 +37,7 @@ class Adapter:
     locate: Locate | None = None
     layers: str = "layers"
     attention: str = "self_attn"
-    key_value: tuple[str, ...] = ("k_proj", "v_proj")
+    key_value: tuple[str, str] = ("k_proj", "v_proj")
 
 
 def submodule(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.host import Host
 from visipruner.engine.replay import ReplayRun
+from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.errors import LayoutError
@@ -67,14 +69,14 @@ class Hooks:
                 module.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
                 module.register_forward_hook(self._leave_attention),
             ]
-        if routing.needs_visual_keys:
-            return []
         hooks = []
-        for name in self._host.adapter.key_value:
+        for name, needed in zip(
+            self._host.adapter.key_value, (routing.visual_keys, routing.visual_values), strict=True
+        ):
             projection = getattr(module, name, None)
-            if isinstance(projection, nn.Module):
-                hooks.append(projection.register_forward_pre_hook(self._enter_projection))
-                hooks.append(projection.register_forward_hook(self._leave_projection))
+            if isinstance(projection, nn.Module) and needed != "all":
+                hooks.append(projection.register_forward_pre_hook(partial(self._enter_projection, needed)))
+                hooks.append(projection.register_forward_hook(partial(self._leave_projection, needed)))
         return hooks
 
     # ---- around the decoder -------------------------------------------------------------------------------------
@@ -179,11 +181,11 @@ class Hooks:
             return None
         return (self._session.leave_attention(output[0]), *output[1:])
 
-    def _enter_projection(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return None if self._session is None else self._session.enter_projection(args[0])
+    def _enter_projection(self, needed: Needed, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if self._session is None else self._session.enter_projection(needed, args[0])
 
-    def _leave_projection(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
-        return None if self._session is None else self._session.leave_projection(output)
+    def _leave_projection(self, needed: Needed, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        return None if self._session is None else self._session.leave_projection(needed, output)
 
     def attend(
         self, layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, kwargs: Any

@@ -64,10 +64,16 @@ class Present:
         """`[n]` bool: which of an example's attending rows are visual."""
         return self._is_visual[example][self.attending.index[example]]
 
-    def text_places(self) -> Tensor:
-        """Places of text rows among the packed attending rows of all examples."""
-        flags = [self.visual_flags(example) for example in range(len(self.tokens))]
-        return (~torch.cat(flags)).nonzero().flatten()
+    def text_places(self, with_sink: bool = False) -> Tensor:
+        """Places of text rows among the packed attending rows of all examples; of every first visual row too."""
+        wanted = []
+        for example in range(len(self.tokens)):
+            visual = self.visual_flags(example)
+            text = ~visual
+            if with_sink:
+                text[visual.nonzero().flatten()[:1]] = True
+            wanted.append(text)
+        return torch.cat(wanted).nonzero().flatten()
 
 
 def _flags(rows: Tensor, length: int) -> Tensor:

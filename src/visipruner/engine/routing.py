@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Edge = Literal["attend", "cut", "zero", "zero_first_half", "merge"]
+Needed = Literal["all", "sink", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,17 @@ class Routing:
         return self.text_to_visual == "attend" and self.visual_to_visual == "attend" and self.visual_rows_attend
 
     @property
-    def needs_visual_keys(self) -> bool:
-        """Whether any row attends to a visual row's key."""
-        return not (self.text_to_visual == self.visual_to_visual == "cut")
+    def visual_keys(self) -> Needed:
+        """Of which visual rows a key is needed; a later row's plain attention counts too."""
+        return "none" if self.text_to_visual == self.visual_to_visual == "cut" and not self.prompt_only else "all"
+
+    @property
+    def visual_values(self) -> Needed:
+        """Of which visual rows a value is needed: a merged edge takes the sink's alone, a zeroed one takes none."""
+        edges = {self.text_to_visual, self.visual_to_visual}
+        if self.prompt_only or edges & {"attend", "zero_first_half"}:
+            return "all"
+        return "sink" if "merge" in edges else "none"
 
     @property
     def keeps_visual_keys(self) -> bool:

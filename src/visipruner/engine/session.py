@@ -16,7 +16,7 @@ from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
-from visipruner.engine.routing import PLAIN, Routing
+from visipruner.engine.routing import PLAIN, Needed, Routing
 from visipruner.engine.rows import Rows
 from visipruner.engine.trace import ExampleTrace, LayerWork
 from visipruner.engine.view import LayerView
@@ -68,7 +68,7 @@ class PromptSession:
         self._pruner, self._kernel, self._eager, self._owner = pruner, kernel, eager, owner
         self._layouts, self.runs, self._forward = layouts, runs, forward
         self._present = Present(layouts, forward.seq)
-        self._routing = PLAIN
+        self._routing, self._looked_at = PLAIN, False
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._older: list[Older | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
@@ -88,6 +88,7 @@ class PromptSession:
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Narrows a layer's inputs to the rows in play. Returns new objects; the host's tensors are not touched."""
         self._routing = self._pruner.routing(layer)
+        self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         present = self._present
         if present.has_dropped or not (present.is_packed or self._routing.is_plain):
             hidden = present.repack(hidden)
@@ -130,12 +131,15 @@ class PromptSession:
             stored = incoming.stored[example] if incoming is not None else None
             past = held.held_rows(example) if isinstance(held, PrunedLayer) else self._forward.past_real[example]
             tokens = present.tokens[example]
-            projected = attending if self._projects_all() else attending - tokens.numel()
+            keys, values = (
+                self._projected_rows(needed, attending, tokens.numel()) + padding
+                for needed in (self._routing.visual_keys, self._routing.visual_values)
+            )
             trace.kept.append(tokens.tolist())
             trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
             trace.key_lengths.append(past + (attending if stored is None else int(stored.sum())))
-            trace.work.append(LayerWork(real + padding, attending + padding, projected + padding))
+            trace.work.append(LayerWork(real + padding, attending + padding, keys, values))
 
     # ---- self-attention on fewer rows than the layer has ----------------------------------------------------------
 
@@ -162,19 +166,27 @@ class PromptSession:
 
     # ---- keys and values of visual rows that nobody needs -----------------------------------------------------------
 
-    def enter_projection(self, hidden: Tensor) -> Tensor | None:
-        """Before the key or value projection: text rows only, where no row attends to a visual one."""
-        return None if self._projects_all() else hidden.index_select(1, self._present.text_places())
+    def enter_projection(self, needed: Needed, hidden: Tensor) -> Tensor | None:
+        """Before the key or value projection: only text rows and the visual rows that some row attends to."""
+        if self._projects_all(needed):
+            return None
+        return hidden.index_select(1, self._present.text_places(with_sink=needed == "sink"))
 
-    def leave_projection(self, output: Tensor) -> Tensor | None:
-        """After it: back to `[1, n, d_kv]`, with zeros that no kernel will be given."""
-        if self._projects_all():
+    def leave_projection(self, needed: Needed, output: Tensor) -> Tensor | None:
+        """After it: back to `[1, n, d_kv]`, with zeros that no kernel will use."""
+        if self._projects_all(needed):
             return None
         full = output.new_zeros(1, self._present.attending.flat.numel(), output.shape[-1])
-        return full.index_copy_(1, self._present.text_places(), output)
+        return full.index_copy_(1, self._present.text_places(with_sink=needed == "sink"), output)
 
-    def _projects_all(self) -> bool:
-        return not self._routing.visual_rows_attend or self._routing.needs_visual_keys
+    def _projects_all(self, needed: Needed) -> bool:
+        # A pruner that looks at the layer is shown every key and value.
+        return needed == "all" or self._looked_at or not self._routing.visual_rows_attend
+
+    def _projected_rows(self, needed: Needed, attending: int, visual: int) -> int:
+        if self._projects_all(needed):
+            return attending
+        return attending - visual + (1 if needed == "sink" and visual else 0)
 
     # ---- cache --------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,15 @@ class LayerWork:
     Attributes:
         rows: rows through norms, residual and FFN.
         attention_rows: rows through the query and output projections.
-        key_value_rows: rows through the key and value projections.
+        key_rows: rows through the key projection. value_rows: rows through the value projection.
         attention_pairs: (query, key) pairs the attention kernels were given, per head; rectangles count in full.
         score_pairs: (query, key) pairs computed on top, for a pruner's score, per head.
     """
 
     rows: int = 0
     attention_rows: int = 0
-    key_value_rows: int = 0
+    key_rows: int = 0
+    value_rows: int = 0
     attention_pairs: int = 0
     score_pairs: int = 0
 
