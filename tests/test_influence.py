@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,23 +30,24 @@ def _by_definition(query: Tensor, keys: Tensor, values: Tensor, visual: list[int
 
 
 @settings(max_examples=60, deadline=None)
+@example(kv_heads=1, group=1, keys=3, seed=5469, sharpness=5.0, visual={0, 1})  # one token is nearly all of the output
 @given(
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     keys=st.integers(2, 12),
     seed=st.integers(0, 10_000),
     sharpness=st.sampled_from([0.1, 1.0, 5.0]),
-    data=st.data(),
+    visual=st.sets(st.integers(0, 11), min_size=1),
 )
 def test_influence_is_the_papers_definition(
-    kv_heads: int, group: int, keys: int, seed: int, sharpness: float, data: st.DataObject
+    kv_heads: int, group: int, keys: int, seed: int, sharpness: float, visual: set[int]
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    visual = sorted(data.draw(st.sets(st.integers(0, keys - 1), min_size=1, max_size=keys)))
+    tokens = sorted({token % keys for token in visual})
     query = torch.randn(kv_heads * group, 8, generator=generator) * sharpness
     k, v = (torch.randn(kv_heads, keys, 8, generator=generator) for _ in range(2))
-    result = influence(last_row_attention(query, k, 0.3), v, torch.tensor(visual))
-    expected = torch.tensor(_by_definition(query, k, v, visual, 0.3), dtype=torch.float64)
+    result = influence(last_row_attention(query, k, 0.3), v, torch.tensor(tokens))
+    expected = torch.tensor(_by_definition(query, k, v, tokens, 0.3), dtype=torch.float64)
     # Where one token is nearly all of the output, little is left of float32's digits: errors grow as ||o|| / ||rest||.
     error = (result.cosine.double() - expected[:, 0]).abs() * expected[:, 2].clamp(max=1)
     assert bool((error < 1e-5).all())

@@ -61,8 +61,16 @@ def influence(attention: Tensor, values: Tensor, visual: Tensor) -> Influence:
     c_dot_o = (a_vis * (o @ v_vis.transpose(1, 2))).double().sum((0, 1))
     c_dot_c = (a_vis.square() * v_vis.square().sum(-1).unsqueeze(1)).double().sum((0, 1))
     o_dot_o = o.double().square().sum()
-    rest = (o_dot_o - 2 * c_dot_o + c_dot_c).clamp(min=0)
-    cosine = (o_dot_o - c_dot_o) / (o_dot_o.sqrt() * rest.sqrt()).clamp(min=torch.finfo(torch.float64).tiny)
+    rest = o_dot_o - 2 * c_dot_o + c_dot_c
+    o_dot_rest = o_dot_o - c_dot_o
+    # Where one token is most of the output even that loses float32's digits; those few are subtracted as vectors.
+    most = (rest < 0.1 * o_dot_o).nonzero().flatten()
+    if most.numel():
+        c = a_vis[..., most].unsqueeze(-1).double() * v_vis[:, most].unsqueeze(1).double()
+        left = o.double().unsqueeze(2) - c  # [kv_heads, group, len(most), head_dim]
+        rest[most] = left.square().sum((0, 1, 3))
+        o_dot_rest[most] = (o.double().unsqueeze(2) * left).sum((0, 1, 3))
+    cosine = o_dot_rest / (o_dot_o.sqrt() * rest.sqrt()).clamp(min=torch.finfo(torch.float64).tiny)
     return Influence(cosine.float(), c_dot_c.sqrt().float(), float(o_dot_o.sqrt()))
 
 
