@@ -26,6 +26,7 @@ class Adapter:
         locate: finds the visual rows from the embedder's keyword arguments, or returns None when the arguments do
             not say (the engine then asks for a mask).
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
+        final_norm: attribute of the decoder with the norm after its last layer.
         key_value: attributes of the attention with the key and the value projection, where they are modules of their
             own; they are spared the visual rows that no row attends to.
     """
@@ -37,6 +38,7 @@ class Adapter:
     locate: Locate | None = None
     layers: str = "layers"
     attention: str = "self_attn"
+    final_norm: str = "norm"
     key_value: tuple[str, str] = ("k_proj", "v_proj")
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
 
 from visipruner.adapters import Adapter, adapter_for
-from visipruner.engine import attention
+from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import LayoutError, VisiPrunerError
 from visipruner.layout import check_visual_mask
 from visipruner.pruners.base import Pruner
-
-_ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def attach(
@@ -51,8 +48,7 @@ def attach(
         )
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
-    if host.decoder in _ATTACHED:
-        raise VisiPrunerError("This model has a pruner attached already; call .remove() on its handle first.")
+    check_free(host)
     return PruneHandle(host, pruner, visual_mask)
 
 
@@ -61,15 +57,8 @@ class PruneHandle:
 
     def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None) -> None:
         self.pruner = pruner
-        self._host = host
-        name = attention.register(host.implementation)
         self._hooks = Hooks(host, pruner, visual_mask)
-        self._removable = self._hooks.install()
-        for layer, module in enumerate(host.attentions):
-            attention.own(module, self._hooks, layer)
-        for config in host.configs:
-            config._attn_implementation = name
-        _ATTACHED.add(host.decoder)
+        self._attachment = Attachment(host, self._hooks, self._hooks.install())
 
     @property
     def is_attached(self) -> bool:
@@ -86,13 +75,7 @@ class PruneHandle:
         """Restores the model: hooks, config and attention implementation are what they were. Safe to call twice."""
         if not self.is_attached:
             return
-        for hook in self._removable:
-            hook.remove()
-        for config in self._host.configs:
-            config._attn_implementation = self._host.implementation
-        for module in self._host.attentions:
-            attention.disown(module)
-        _ATTACHED.discard(self._host.decoder)
+        self._attachment.remove()
         self._hooks.detach()
 
     def __enter__(self) -> Self:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.host import Host
 from visipruner.engine.replay import ReplayRun
@@ -84,12 +83,12 @@ class Hooks:
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal model embeds its inputs: which rows will be visual."""
         assert self._host.adapter.locate is not None
-        self._found = self._host.adapter.locate(module, _bound(module, args, kwargs))
+        self._found = self._host.adapter.locate(module, bound(module, args, kwargs))
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the decoder runs: a session, if this forward brings visual rows."""
         self._session = None  # one left by an interrupted forward is of no use
-        call = _bound(module, args, kwargs)
+        call = bound(module, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
         rows = call.get("input_ids") if embeds is None else embeds
         if rows is None:
@@ -194,14 +193,6 @@ class Hooks:
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-    """A call's arguments by name."""
-    if not args:
-        return kwargs
-    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-    return {**bound.arguments, **bound.arguments.get("kwargs", {})}
 
 
 def _with_hidden(args: tuple[Any, ...], hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Any]:

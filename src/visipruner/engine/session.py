@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.engine.arguments import map_tensors, per_row
 from visipruner.engine.attention import Kernel
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.masks import HostMask
@@ -22,9 +23,6 @@ from visipruner.engine.trace import ExampleTrace, LayerWork
 from visipruner.engine.view import LayerView
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun, Pruner
-
-# What a layer is given besides hidden states, per row of the sequence: (argument prefix, sequence dimension).
-_PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,10 @@ class PromptSession:
         """The per-row arguments for the rows in play; gathered once, as the host gives every layer the same ones."""
         narrowed = {}
         in_play = self._present.rows
-        for name, given, seq_dim in _per_row(kwargs):
+        for name, given, seq_dim in per_row(kwargs):
             source, rows, result = self._narrowed.get(name, (None, None, None))
             if source is not given or rows is not in_play:
-                result = _map(partial(in_play.gather, seq_dim=seq_dim), given)
+                result = map_tensors(partial(in_play.gather, seq_dim=seq_dim), given)
                 self._narrowed[name] = (given, in_play, result)
             narrowed[name] = result
         return narrowed
@@ -152,8 +150,8 @@ class PromptSession:
         """Narrows self-attention's inputs from the layer's rows to those that attend."""
         where = self._present.attending.within(self._present.rows)
         narrowed = {
-            name: _map(lambda part, dim=dim: part.index_select(dim, where), given)  # type: ignore[misc]
-            for name, given, dim in _per_row(kwargs)
+            name: map_tensors(lambda part, dim=dim: part.index_select(dim, where), given)  # type: ignore[misc]
+            for name, given, dim in per_row(kwargs)
         }
         return hidden.index_select(1, where), {**kwargs, **narrowed}
 
@@ -307,18 +305,3 @@ class PromptSession:
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:
             self._present.drop(example, kept)
-
-
-def _per_row(kwargs: dict[str, Any]) -> list[tuple[str, Any, int]]:
-    """The keyword arguments that have one entry per row: (name, value, sequence dimension)."""
-    found = []
-    for name, given in kwargs.items():
-        seq_dim = next((dim for prefix, dim in _PER_ROW if name.startswith(prefix)), None)
-        if seq_dim is not None and given is not None:
-            found.append((name, given, seq_dim))
-    return found
-
-
-def _map(change: Callable[[Tensor], Tensor], given: Any) -> Any:
-    """Applies a change to a tensor, or to every tensor of a tuple (cos and sin)."""
-    return change(given) if isinstance(given, Tensor) else tuple(change(part) for part in given)

@@ -1,0 +1,1 @@
+"""See how a multimodal model uses its visual tokens."""

@@ -1,0 +1,66 @@
+"""How an altered run's answer compares with the dense model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visipruner.analysis.reading import Reading
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One variant's effect on the answer.
+
+    Attributes:
+        kl: KL(dense || variant) in nats, mean over the dense answer's tokens, each given the dense ones before it.
+        logprob: log-probability of the dense answer, in nats; dense_logprob: the same without the change.
+        agrees: greedy decoding would give the dense answer, token for token.
+        right: greedy decoding would give the right answer: the dense one where that is right, else the known one,
+            token for token. None where no right answer is known.
+    """
+
+    kl: float
+    logprob: float
+    dense_logprob: float
+    agrees: bool
+    right: bool | None
+
+
+def outcomes(
+    reading: Reading, final: Tensor, rows: Sequence[Tensor], unembed: Callable[[Tensor], Tensor]
+) -> list[Outcome]:
+    """Outcomes of states `final`, `[variants, r, d]`, of the rows `rows` (per variant `[r]`)."""
+    result = []
+    answer, right = reading.answer, reading.right
+    told_apart = right is not None and right is not answer
+    dense = reading.logprobs
+    picked = torch.arange(len(answer.tokens))
+    for states, present in zip(final, rows, strict=True):
+        logprobs = unembed(states[_places(answer.rows, present)]).log_softmax(-1)
+        kl = (dense.exp() * (dense - logprobs)).sum(-1).mean()
+        agrees = bool((logprobs.argmax(-1) == answer.tokens).all())
+        is_right: bool | None = None
+        if right is not None and not told_apart:
+            is_right = agrees
+        elif right is not None:
+            logits = unembed(states[_places(right.rows, present)])
+            is_right = bool((logits.argmax(-1) == right.tokens).all())
+        result.append(
+            Outcome(
+                kl=max(0.0, float(kl)),
+                logprob=float(logprobs[picked, answer.tokens].sum()),
+                dense_logprob=float(dense[picked, answer.tokens].sum()),
+                agrees=agrees,
+                right=is_right,
+            )
+        )
+    return result
+
+
+def _places(wanted: Tensor, present: Tensor) -> Tensor:
+    """Positions of row numbers among ascending `present` ones."""
+    return torch.searchsorted(present, wanted)

@@ -1,0 +1,314 @@
+"""A model under study: reads prompts densely and runs altered variants of them through its own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache
+
+from visipruner.adapters import Adapter, adapter_for
+from visipruner.analysis.outcome import Outcome, outcomes
+from visipruner.analysis.reading import Continuation, LayerStates, Reading
+from visipruner.analysis.recorder import LayerRecord, allowed_edges
+from visipruner.analysis.rerun import Rerun
+from visipruner.analysis.variants import Variant, rows_to_run
+from visipruner.engine.arguments import bound, seq_dim
+from visipruner.engine.attachment import Attachment, check_free
+from visipruner.engine.host import Host
+from visipruner.engine.routed import QKV
+from visipruner.errors import LayoutError, UnsupportedModelError
+from visipruner.layout import VisualRows, check_visual_mask, layouts
+
+
+class Probe:
+    """A stock model with its attention under observation, until `close` (or the end of a `with` block).
+
+    The model computes what it always computes; generating with it goes on working.
+
+    Args:
+        model: a multimodal model, or a text decoder with a head, called with `inputs_embeds`.
+        visual_mask: `[1, n]` bool, visual rows of the prompts to come; only where the model cannot tell.
+        adapter: describes a family this library does not know.
+
+    Raises:
+        UnsupportedModelError: the family is not supported. VisiPrunerError: something is attached to the model already.
+    """
+
+    def __init__(self, model: Any, visual_mask: Tensor | None = None, *, adapter: Adapter | None = None) -> None:
+        self.model = model
+        self._adapter = adapter or adapter_for(model.config)
+        self.host = Host.of(model, self._adapter)
+        self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
+        check_free(self.host)
+        self._records: list[LayerRecord] | None = None
+        self._lengths: list[int] = []
+        self._rerun: Rerun | None = None
+        self._found: VisualRows | None = None
+        self._attachment = Attachment(self.host, self, self._install())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.host.layers)
+
+    def close(self) -> None:
+        """Gives the model back as it was. Safe to call twice."""
+        self._attachment.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- dense reading ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(
+        self,
+        inputs: Mapping[str, Any],
+        tokenizer: Any = None,
+        *,
+        right: str | Sequence[int] | None = None,
+        is_right: bool | None = None,
+        max_new_tokens: int = 32,
+    ) -> Reading:
+        """Reads one prompt, lets the model answer greedily, and keeps every layer's states.
+
+        Args:
+            inputs: what `model.generate` takes, one example without padding.
+            tokenizer: decodes the answer and encodes `right`; not needed when `right` is token ids or None.
+            right: the right answer, if known: text, or token ids with the end token.
+            is_right: whether the dense answer counts as right; by default when its tokens equal `right`'s.
+
+        Raises:
+            LayoutError: no visual rows, several examples, or padding.
+            UnsupportedModelError: the model's logits are not what its final norm and head give.
+        """
+        mask = inputs.get("attention_mask")
+        if mask is not None and not bool(mask.bool().all()):
+            raise LayoutError("A reading takes one prompt without padding; pass examples one by one.")
+        records = self._records = [LayerRecord() for _ in self.host.layers]
+        self._lengths, self._found = [], None
+        try:
+            out = self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            if out.sequences.shape[0] != 1:
+                raise LayoutError(f"A reading takes one prompt, got {out.sequences.shape[0]}; pass them one by one.")
+            prompt = self._lengths[0]
+            tokens = out.sequences[0, -len(out.logits) :].cpu()
+            answered = sum(self._lengths)
+            starts = [prompt + sum(self._lengths[1:i]) if i else 0 for i in range(len(self._lengths))]
+            wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id)
+            if is_right is None and wanted is not None:
+                is_right = _same_answer(tokens.tolist(), wanted.tolist())
+            other = wanted if not is_right else None
+            if other is not None and len(other) > 1:
+                self._continue_with(records, other[:-1], prompt)
+                starts.append(prompt)
+        finally:
+            self._records = None
+        layout = self._layout(prompt)
+        answer_rows = torch.arange(prompt - 1, prompt - 1 + len(tokens))
+        answer = Continuation(tokens, answer_rows, _decode(tokens, tokenizer))
+        known = answer if wanted is not None else None
+        if other is not None:
+            rows = torch.cat([answer_rows[:1], torch.arange(answered, answered + len(other) - 1)])
+            known = Continuation(other, rows, _decode(other, tokenizer))
+        layers, final = self._states(records, starts)
+        logprobs = self.unembed(final[answer_rows]).log_softmax(-1)
+        self._check_head(logprobs, out.logits)
+        return Reading(layers, final, layout, prompt, answer, known, is_right, logprobs)
+
+    def _continue_with(self, records: list[LayerRecord], tokens: Tensor, prompt: int) -> None:
+        """Feeds other tokens after the same prompt, from its recorded keys and values."""
+        cache = DynamicCache(config=self.host.decoder.config)
+        for layer, record in enumerate(records):
+            cache.update(record.keys[0][None], record.values[0][None], layer)
+        device = record.keys[0].device
+        length = prompt + len(tokens)
+        self.model(
+            input_ids=tokens[None].to(device),
+            attention_mask=torch.ones(1, length, dtype=torch.long, device=device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def _layout(self, prompt: int) -> Any:
+        found = self._found
+        if self.visual_mask is not None:
+            found = VisualRows(self.visual_mask)
+        if found is None or not bool(found.mask.any()):
+            raise LayoutError("The prompt has no visual rows; pass an image, or Probe(model, visual_mask=mask).")
+        if found.mask.shape != (1, prompt):
+            raise LayoutError(f"The visual mask has shape {list(found.mask.shape)} but the prompt has {prompt} rows.")
+        return layouts(VisualRows(found.mask.cpu(), found.grid), torch.ones(1, prompt, dtype=torch.bool))[0]
+
+    def _states(self, records: list[LayerRecord], starts: list[int]) -> tuple[list[LayerStates], Tensor]:
+        """Each layer's recorded segments as one sequence."""
+        layers: list[LayerStates] = []
+        shared: dict[tuple[int, ...], Any] = {}
+        for record in records:
+            key = tuple(map(id, record.masks))
+            if key not in shared:
+                shared[key] = allowed_edges(record.masks, self._lengths, starts)
+            per_row = {}
+            for name, given in record.per_row.items():
+                rows_key = tuple(map(id, given))
+                if rows_key not in shared:
+                    shared[rows_key] = _join_rows(given, seq_dim(name) or -2)
+                per_row[name] = shared[rows_key]
+            queries = torch.cat(record.queries, dim=-2)
+            scaling = record.attention_arguments.get("scaling")
+            layers.append(
+                LayerStates(
+                    hidden=torch.cat(record.hidden),
+                    queries=queries,
+                    keys=torch.cat(record.keys, dim=-2),
+                    values=torch.cat(record.values, dim=-2),
+                    allowed=shared[key],
+                    scaling=queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
+                    softcap=record.attention_arguments.get("softcap"),
+                    arguments=record.arguments,
+                    per_row=per_row,
+                )
+            )
+        outputs = [torch.cat(record.output) for record in records]
+        for layer, (states, output) in enumerate(zip(layers[1:], outputs[:-1], strict=True)):
+            if not torch.equal(states.hidden, output):  # the host itself adds features between layers
+                object.__setattr__(layers[layer], "added", states.hidden - output)
+        return layers, outputs[-1]
+
+    def _check_head(self, logprobs: Tensor, logits: Sequence[Tensor]) -> None:
+        given = torch.cat([part.float().cpu() for part in logits]).log_softmax(-1)
+        off = (given - logprobs).abs().max()
+        if not off < 0.05 * max(1.0, float(given.abs().max())):
+            raise UnsupportedModelError(
+                f"The logits of {type(self.model).__name__} are not what its final norm and output embeddings give "
+                f"(off by {float(off):.2g}); this model cannot be analysed."
+            )
+
+    # ---- altered runs -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rerun(
+        self,
+        reading: Reading,
+        variants: Sequence[Variant],
+        rows: Sequence[Tensor] | None = None,
+        context: Tensor | None = None,
+    ) -> list[Outcome]:
+        """Runs variants of a reading in one growing batch and compares their answers with the dense one.
+
+        Args:
+            rows: per variant the rows to run, all equally many; by default those that can differ.
+            context: with `rows`, the rows that are seen but not run; others do not exist.
+        """
+        if not variants:
+            return []
+        if rows is None:
+            shared = rows_to_run(reading, variants)
+            rows, context = [shared] * len(variants), torch.arange(int(shared[0]))
+        assert context is not None
+        self._rerun = Rerun(self.host, reading, variants, rows, context)
+        try:
+            final = self._rerun.run()
+        finally:
+            self._rerun = None
+        return outcomes(reading, final, rows, self.unembed)
+
+    @torch.no_grad()
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., vocabulary]` float32 of states `[..., d]` leaving a layer: the logit lens."""
+        norm = getattr(self.host.decoder, self._adapter.final_norm)
+        logits = self.head(norm(hidden)).float()
+        config = self.host.decoder.config
+        cap = getattr(config, "final_logit_softcapping", None)
+        return (torch.tanh(logits / cap) * cap if cap else logits).cpu()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The output embeddings alone, without the final norm; `[..., vocabulary]`."""
+        return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    # ---- hooks ------------------------------------------------------------------------------------------------------
+
+    def _install(self) -> list[RemovableHandle]:
+        hooks = []
+        if self.host.embedder is not None and self._adapter.locate is not None:
+            hooks.append(self.host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True))
+        for layer, module in enumerate(self.host.layers):
+            hooks.append(module.register_forward_pre_hook(self._entering(layer), with_kwargs=True))
+            hooks.append(module.register_forward_hook(self._leaving(layer)))
+        return hooks
+
+    def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._records is not None and not self._lengths:
+            assert self._adapter.locate is not None
+            self._found = self._adapter.locate(module, bound(module, args, kwargs))
+
+    def _entering(self, layer: int) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._records is None:
+                return
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if hidden.shape[0] != 1:
+                raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
+            if layer == 0:
+                self._lengths.append(hidden.shape[1])
+            self._records[layer].enter(hidden, kwargs)
+
+        return enter
+
+    def _leaving(self, layer: int) -> Any:
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._records is not None:
+                self._records[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
+
+        return leave
+
+    def attend(
+        self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Called by the attention of every layer."""
+        if self._rerun is not None:
+            return self._rerun.attend(layer, module, qkv, kwargs)
+        if self._records is not None:
+            self._records[layer].attend(*qkv, mask, kwargs)
+        return self.host.kernel(module, *qkv, mask, **kwargs)
+
+
+def _join_rows(given: list[Any], dim: int) -> Any:
+    if isinstance(given[0], Tensor):
+        return torch.cat(given, dim=dim)
+    return tuple(torch.cat(parts, dim=dim) for parts in zip(*given, strict=True))
+
+
+def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any) -> Tensor | None:
+    if right is None:
+        return None
+    if not isinstance(right, str):
+        return torch.tensor(list(right), dtype=torch.long)
+    ids = tokenizer(right, add_special_tokens=False)["input_ids"]
+    ends = end if isinstance(end, list) else [end]
+    return torch.tensor([*ids, *([ends[0]] if ends[0] is not None else [])], dtype=torch.long)
+
+
+def _same_answer(given: list[int], wanted: list[int]) -> bool:
+    """An answer cut off by its allowed length is right as far as it goes."""
+    return given == wanted[: len(given)] if len(given) < len(wanted) else given == wanted
+
+
+def _decode(tokens: Tensor, tokenizer: Any) -> str:
+    return "" if tokenizer is None else tokenizer.decode(tokens, skip_special_tokens=True).strip()

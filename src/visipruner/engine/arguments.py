@@ -1,0 +1,40 @@
+"""A call's arguments: by name, and those of them that have one entry per row of the sequence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# What a layer is given besides hidden states, per row of the sequence: (name's beginning, sequence dimension).
+_PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
+
+
+def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """A call's arguments by name."""
+    if not args:
+        return kwargs
+    given = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    return {**given.arguments, **given.arguments.get("kwargs", {})}
+
+
+def seq_dim(name: str) -> int | None:
+    """The sequence dimension of a per-row argument of a layer, None for other arguments."""
+    return next((dim for prefix, dim in _PER_ROW if name.startswith(prefix)), None)
+
+
+def per_row(kwargs: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
+    """The keyword arguments that have one entry per row: (name, value, sequence dimension)."""
+    found = []
+    for name, given in kwargs.items():
+        dim = seq_dim(name)
+        if dim is not None and given is not None:
+            found.append((name, given, dim))
+    return found
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], given: Any) -> Any:
+    """Applies a change to a tensor, or to every tensor of a tuple (cos and sin)."""
+    return change(given) if isinstance(given, Tensor) else tuple(change(part) for part in given)

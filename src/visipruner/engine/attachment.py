@@ -1,0 +1,52 @@
+"""Putting our attention function under a stock model's layers, and taking it away again without a trace."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from visipruner.engine import attention
+from visipruner.engine.attention import Attends
+from visipruner.engine.host import Host
+from visipruner.errors import VisiPrunerError
+
+_ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class Attachment:
+    """`owner` runs the attention of every layer of `host` until `remove`; `hooks` leave with it.
+
+    Raises VisiPrunerError when the model has an owner already (`check_free` tells before any hook is set).
+    """
+
+    def __init__(self, host: Host, owner: Attends, hooks: Sequence[RemovableHandle]) -> None:
+        check_free(host)
+        self._host, self._hooks = host, hooks
+        name = attention.register(host.implementation)
+        for layer, module in enumerate(host.attentions):
+            attention.own(module, owner, layer)
+        for config in host.configs:
+            config._attn_implementation = name
+        _ATTACHED.add(host.decoder)
+
+    def remove(self) -> None:
+        """Hooks, config and attention implementation become what they were."""
+        for hook in self._hooks:
+            hook.remove()
+        for config in self._host.configs:
+            config._attn_implementation = self._host.implementation
+        for module in self._host.attentions:
+            attention.disown(module)
+        _ATTACHED.discard(self._host.decoder)
+
+
+def check_free(host: Host) -> None:
+    """Raises VisiPrunerError when something is attached to the model already."""
+    if host.decoder in _ATTACHED:
+        raise VisiPrunerError(
+            "This model has a pruner attached already; call .remove() on its handle first (a probe is closed by "
+            ".close())."
+        )
