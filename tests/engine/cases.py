@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tests.models import LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
+from visipruner.pruners.registry import available, method_class
 
 _DETECT = {"filter_threshold": 0.99999, "token_threshold": 0.15, "relative": True, "exit_threshold": 0.99}
 
@@ -20,3 +22,12 @@ KEEPS_EVERYTHING: dict[str, Pruner] = {
     "keeps-all": VisiPruner(stages=("middle",), filter_layer=2, keep_tokens=10_000),
     "schedule-keeps-all": FixedSchedule(layers=(1,), keep=(10_000,)),
 }
+
+# Every method of the registry, a new one too, with its published settings at the tiny models' depth.
+_BY_HAND = {"none", "schedule", "visipruner", "visipruner-reference"}
+METHODS: dict[str, Pruner] = {
+    **PRUNERS,
+    **{name: method_class(name).for_depth(LAYERS) for name in available() if name not in _BY_HAND},
+}
+# Those whose rows are the plain model's own, so that dropping rows is cutting edges.
+SELECTS = {name: pruner for name, pruner in METHODS.items() if not pruner.merges}

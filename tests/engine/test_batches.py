@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import PRUNERS
+from tests.engine.cases import METHODS, PRUNERS
 from tests.models import GRID, IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
@@ -26,12 +26,12 @@ def _alone(inputs: dict[str, Any], example: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", METHODS)
 @pytest.mark.parametrize("text", ["llama", "mistral-sliding"])
 def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side: str, attn: str) -> None:
     model = llava_model("clip", text, attn)
     inputs = llava_inputs(LAYOUTS, side)
-    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+    with vp.attach(model, METHODS[pruner]) as handle, torch.no_grad():
         logits = model(**inputs).logits
         together = handle.trace
         for example in range(len(LAYOUTS)):
@@ -52,14 +52,14 @@ def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", METHODS)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generating_in_a_batch(pruner: str, attn: str, use_cache: bool) -> None:
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs(LAYOUTS, "left")
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": use_cache}
     settings["suppress_tokens"] = [IMAGE_TOKEN]
-    with vp.attach(model, PRUNERS[pruner]):
+    with vp.attach(model, METHODS[pruner]):
         together = model.generate(**inputs, **settings)[:, -5:]
         for example in range(len(LAYOUTS)):
             alone = model.generate(**_alone(inputs, example), **settings)[0, -5:]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import visipruner as vp
-from tests.engine.cases import PRUNERS
+from tests.engine.cases import METHODS, PRUNERS, SELECTS
 from tests.models import IMAGE_TOKEN, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
@@ -71,22 +71,38 @@ def test_without_a_cache_the_prompts_selections_hold(kind: str, pruner: str, att
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", SELECTS)
 @pytest.mark.parametrize(("vision", "text"), LLAVAS)
 def test_llava_decoding_equals_the_full_model_with_edges_cut(vision: str, text: str, pruner: str, attn: str) -> None:
     model = llava_model(vision, text, attn)
     inputs = llava_inputs([[4, 0, 7]])
-    with vp.attach(model, PRUNERS[pruner]) as handle:
+    with vp.attach(model, SELECTS[pruner]) as handle:
         output = _generate(model, **inputs)
     trace = handle.trace[0]
     mask = inputs["input_ids"][0] == model.config.image_token_id
     tokens = output.sequences[:, -STEPS:]
     full = torch.cat([inputs["input_ids"], tokens[:, :-1]], 1)
-    with oracle(model, pruned_edit(mask, trace.kept, PRUNERS[pruner])), torch.no_grad():
+    with oracle(model, pruned_edit(mask, trace.kept, SELECTS[pruner])), torch.no_grad():
         expected = model(input_ids=full, pixel_values=inputs["pixel_values"], use_cache=False).logits
     torch.testing.assert_close(
         torch.stack(output.logits, 1)[0], expected[0, len(mask) - 1 :], atol=TOLERANCE, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", METHODS)
+@pytest.mark.parametrize(("vision", "text"), LLAVAS)
+def test_llava_without_a_cache_the_prompts_selections_hold(vision: str, text: str, pruner: str, attn: str) -> None:
+    model = llava_model(vision, text, attn)
+    inputs = llava_inputs([[4, 0, 7]])
+    with vp.attach(model, METHODS[pruner]) as handle:
+        cached = _generate(model, **inputs)
+        kept = handle.trace.kept
+        uncached = _generate(model, **inputs, use_cache=False)
+        assert handle.trace.kept == kept
+    assert len(kept[0][-1]) < 16 or pruner == "shallow-only"
+    assert torch.equal(cached.sequences, uncached.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), atol=TOLERANCE, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import PRUNERS
+from tests.engine.cases import METHODS, PRUNERS, SELECTS
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
@@ -24,12 +24,12 @@ _SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "suppress_tokens": [IMAGE_TOKE
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", METHODS)
 def test_modes_agree_with_and_without_a_cache(pruner: str, mode: str, attn: str) -> None:
     """Without a cache nothing is reordered or remembered per layer, so agreement shows that the cache is right."""
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs([[4, 0, 7], [2, 0, 3]])
-    with vp.attach(model, PRUNERS[pruner]):
+    with vp.attach(model, METHODS[pruner]):
         results = []
         for use_cache in (True, False):
             torch.manual_seed(0)
@@ -52,18 +52,18 @@ def test_beams_of_a_batch_are_the_beams_of_its_examples(pruner: str) -> None:
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", SELECTS)
 def test_a_second_turn_on_the_same_cache(pruner: str, attn: str) -> None:
     model = llava_model("clip", "llama", attn)
     first = llava_inputs([[4, 0, 7]])
     second = llava_inputs([[5]], seed=7)["input_ids"]
-    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+    with vp.attach(model, SELECTS[pruner]) as handle, torch.no_grad():
         cache = model(**first, use_cache=True).past_key_values
         kept = handle.trace[0].kept
         logits = model(input_ids=second, past_key_values=cache).logits
     ids = torch.cat([first["input_ids"], second], 1)
     mask = first["input_ids"][0] == IMAGE_TOKEN
-    with oracle(model, pruned_edit(mask, kept, PRUNERS[pruner])), torch.no_grad():
+    with oracle(model, pruned_edit(mask, kept, SELECTS[pruner])), torch.no_grad():
         expected = model(input_ids=ids, pixel_values=first["pixel_values"], use_cache=False).logits[:, -5:]
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 

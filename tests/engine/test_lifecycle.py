@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, StaticCache
 
 import visipruner as vp
-from tests.engine.cases import KEEPS_EVERYTHING, PRUNERS
+from tests.engine.cases import KEEPS_EVERYTHING, METHODS, PRUNERS
 from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -49,13 +49,13 @@ def test_keeping_everything_is_bit_identical(kind: str, pruner: str, dtype: torc
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", METHODS)
 def test_a_prompt_without_images_is_bit_identical(pruner: str, attn: str) -> None:
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs([[9], [14]])
     settings = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
     plain = model.generate(**inputs, **settings)
-    with vp.attach(model, PRUNERS[pruner]) as handle:
+    with vp.attach(model, METHODS[pruner]) as handle:
         attached = model.generate(**inputs, **settings)
         assert handle.trace[0].num_visual == 0
         assert handle.trace.query_lengths == [[9] * LAYERS, [14] * LAYERS]
@@ -65,18 +65,18 @@ def test_a_prompt_without_images_is_bit_identical(pruner: str, attn: str) -> Non
 # ---- 7: off is off ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", METHODS)
 def test_on_changes_off_restores_on_again_repeats(pruner: str) -> None:
     model = llava_model()
     inputs = llava_inputs([[4, 0, 7]])
     with torch.no_grad():
         plain = model(**inputs).logits
         before = _state(model)  # taken after a first forward: transformers installs hooks of its own then
-        with vp.attach(model, PRUNERS[pruner]):
+        with vp.attach(model, METHODS[pruner]):
             pruned = model(**inputs).logits
         assert _state(model) == before
         assert torch.equal(model(**inputs).logits, plain)
-        with vp.attach(model, PRUNERS[pruner]):
+        with vp.attach(model, METHODS[pruner]):
             again = model(**inputs).logits
     assert not torch.equal(pruned[:, -1], plain[:, -1])
     assert torch.equal(pruned, again)

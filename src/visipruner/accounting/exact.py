@@ -26,6 +26,7 @@ class Macs:
         ffn: gate, up and down, `3 d m` per row.
         score: a pruner's evidence, counted like attention: one product with the keys, one with the values. A method
             may need one more (VisiPruner takes visual values twice); for its single row that is about 1e-4 of a prompt.
+            Rows that it projects ahead of the layer count in full: query, key and value.
         lm_head: `d V` per row whose logits are computed.
     """
 
@@ -56,13 +57,13 @@ class Macs:
 
 def layer_macs(shape: ModelShape, work: LayerWork) -> Macs:
     """Multiply-adds of one layer for one example."""
-    d, head_width = shape.hidden_size, shape.num_heads * shape.head_dim
+    d, head_width, kv_width = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     return Macs(
         query_output=2 * d * head_width * work.attention_rows,
-        key_value=d * shape.num_kv_heads * shape.head_dim * (work.key_rows + work.value_rows),
+        key_value=d * kv_width * (work.key_rows + work.value_rows),
         attention=2 * head_width * work.attention_pairs,
         ffn=3 * d * shape.intermediate_size * work.rows,
-        score=2 * head_width * work.score_pairs,
+        score=2 * head_width * work.score_pairs + work.score_rows * d * (head_width + 2 * kv_width),
     )
 
 

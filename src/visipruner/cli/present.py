@@ -27,6 +27,8 @@ def _tokens(result: Result) -> str:
     steps, missing = [str(result.visual_tokens)], []
     if result.trigger_layer is not None:
         steps.append(f"{result.kept_tokens} (trigger layer {result.trigger_layer})")
+    elif result.kept_tokens < result.visual_tokens:
+        steps.append(f"{result.kept_tokens} (before the language model)")
     else:
         missing.append("no trigger layer")
     if result.exit_layer is not None:

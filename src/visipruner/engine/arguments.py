@@ -38,3 +38,8 @@ def per_row(kwargs: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
 def map_tensors(change: Callable[[Tensor], Tensor], given: Any) -> Any:
     """Applies a change to a tensor, or to every tensor of a tuple (cos and sin)."""
     return change(given) if isinstance(given, Tensor) else tuple(change(part) for part in given)
+
+
+def scaling_of(kwargs: Mapping[str, Any], queries: Tensor) -> float:
+    """The factor of the logits that an attention function was given, or the usual one."""
+    return float(kwargs.get("scaling") or queries.shape[-1] ** -0.5)

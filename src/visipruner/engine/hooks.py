@@ -14,10 +14,11 @@ from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.host import Host
 from visipruner.engine.replay import ReplayRun
+from visipruner.engine.routed import QKV
 from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
-from visipruner.errors import LayoutError
+from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import VisualRows, layouts, mask_for_forward
 from visipruner.pruners.base import PromptRun, Pruner
 
@@ -37,8 +38,9 @@ class Hooks:
         self._session: PromptSession | None = None
         self._found: VisualRows | None = None
         self._embeds: Tensor | None = None
-        # The last prompt that ran without a cache: its embeddings, and what was kept per example and layer.
-        self._uncached: tuple[Tensor, list[list[list[int]]]] | None = None
+        # The last prompt that ran without a cache: its embeddings, and runs that repeat its selections.
+        self._uncached: tuple[Tensor, list[ReplayRun]] | None = None
+        self._is_projecting = False
 
     def detach(self) -> None:
         """Lets go of everything that belongs to a forward."""
@@ -106,12 +108,14 @@ class Hooks:
         prompt_end = seq
         if cache is None and self._repeats_prompt(embeds):
             assert self._uncached is not None
-            runs = [ReplayRun(kept) for kept in self._uncached[1]]
+            runs = list(self._uncached[1])
             prompt_end = self._uncached[0].shape[1]
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
         host = self._host
         self._embeds = embeds if cache is None else None
-        self._session = PromptSession(self._pruner, host.kernel, host.is_eager, weakref.ref(self), found, runs, forward)
+        self._session = PromptSession(
+            self._pruner, host.kernel, host.is_eager, weakref.ref(self), found, runs, forward, self._run_ahead
+        )
 
     def _visual_rows(self, batch: int, past: int, seq: int, cached: bool) -> VisualRows | None:
         found, self._found = self._found, None
@@ -140,7 +144,8 @@ class Hooks:
         if session is None or output is None or isinstance(session.runs[0], ReplayRun):
             return
         self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
-        self._uncached = None if embeds is None else (embeds, self.trace.kept)
+        replays = zip(self.trace.kept, session.merged, strict=True)
+        self._uncached = None if embeds is None else (embeds, [ReplayRun(kept, merged) for kept, merged in replays])
 
     # ---- around a layer -------------------------------------------------------------------------------------------
 
@@ -152,6 +157,18 @@ class Hooks:
             return _with_hidden(args, *self._session.enter_layer(layer, hidden, kwargs))
 
         return enter
+
+    def _run_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[QKV, Any]:
+        """Runs a layer up to its attention on some rows: queries, keys, values as attention would be given them."""
+        session, self._session = self._session, None
+        self._is_projecting = True
+        try:
+            self._host.layers[layer].forward(hidden, **kwargs)
+        except _ProjectedError as projected:
+            return projected.qkv, projected.kwargs
+        finally:
+            self._session, self._is_projecting = session, False
+        raise UnsupportedModelError(f"Layer {layer} has no attention of its own whose queries could be read.")
 
     def _decode(self, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A forward without visual rows: only what the cache holds decides what the layer's mask must cover."""
@@ -187,12 +204,21 @@ class Hooks:
         return None if self._session is None else self._session.leave_projection(needed, output)
 
     def attend(
-        self, layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, kwargs: Any
+        self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every attached layer."""
+        if self._is_projecting:
+            raise _ProjectedError(qkv, kwargs)
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)
+
+
+class _ProjectedError(Exception):
+    """Leaves a layer as soon as its queries, keys and values are there."""
+
+    def __init__(self, qkv: QKV, kwargs: Any) -> None:
+        self.qkv, self.kwargs = qkv, kwargs
 
 
 def _with_hidden(args: tuple[Any, ...], hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visipruner.adapters import adapter_for
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.engine.attention import Kernel, host_kernel
 from visipruner.errors import UnsupportedModelError
@@ -62,6 +63,11 @@ class Host:
     @property
     def is_eager(self) -> bool:
         return self.implementation == "eager"
+
+
+def depth_of(model: nn.Module) -> int:
+    """Layers of a model's text decoder. Raises UnsupportedModelError."""
+    return len(_decoder(model, adapter_for(model.config))[1])
 
 
 def _decoder(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[nn.Module]]:

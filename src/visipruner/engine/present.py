@@ -64,6 +64,19 @@ class Present:
         """`[n]` bool: which of an example's attending rows are visual."""
         return self._is_visual[example][self.attending.index[example]]
 
+    def visual_among(self, example: int) -> Tensor:
+        """`[n]` bool: which of an example's rows are visual tokens present."""
+        rows = self.rows.index[example]
+        return self._is_visual[example][rows]
+
+    def places(self, example: int) -> Tensor:
+        """`[n]` long: where an example's rows are in the hidden states, all examples' flattened to one list."""
+        rows = self.rows.index[example]
+        if not self.is_packed:
+            return rows + example * self._seq
+        start = sum(self.rows.lengths[:example])
+        return torch.arange(start, start + rows.numel(), device=rows.device)
+
     def text_places(self, with_sink: bool = False) -> Tensor:
         """Places of text rows among the packed attending rows of all examples; of every first visual row too."""
         wanted = []

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from visipruner.engine.view import LayerView
+from visipruner.engine.entry import EntryView, Merge
 from visipruner.pruners.base import PromptRun
 
 
 class ReplayRun(PromptRun):
-    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example."""
+    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example, and `merged` states by layer.
 
-    def __init__(self, kept: Sequence[Sequence[int]]) -> None:
+    Everything is done on entry to a layer: what left after a layer's attention is gone before the next one too.
+    """
+
+    def __init__(self, kept: Sequence[Sequence[int]], merged: Mapping[int, Tensor]) -> None:
         super().__init__()
-        self._kept = kept
+        self._kept, self._merged = kept, merged
 
-    def observes(self, layer: int) -> bool:
-        return len(self._kept[layer + 1]) < len(self._kept[layer])
+    def observes_entry(self, layer: int) -> bool:
+        return True
 
-    def select(self, layer: int, view: LayerView) -> Tensor | None:
-        place = {token: position for position, token in enumerate(self._kept[layer])}
-        positions = [place[token] for token in self._kept[layer + 1]]
-        return torch.tensor(positions, dtype=torch.long, device=view.visual.device)
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        wanted = torch.tensor(self._kept[layer], dtype=torch.long, device=view.tokens.device)
+        positions = torch.searchsorted(view.tokens, wanted)
+        if layer in self._merged:
+            return Merge(positions, self._merged[layer])
+        return positions

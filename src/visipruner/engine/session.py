@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visipruner.engine.arguments import map_tensors, per_row
+from visipruner.engine.arguments import map_tensors, per_row, scaling_of
 from visipruner.engine.attention import Kernel
 from visipruner.engine.cache import Incoming, PrunedLayer
+from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
@@ -51,6 +52,7 @@ class PromptSession:
         kernel: the attention function the model would have run. eager: whether that needs a mask always.
         owner: weak reference to the engine; caches refuse to go on without it.
         layouts, runs: one of each per example.
+        run_ahead: runs a layer up to its attention, for pruners that ask.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class PromptSession:
         layouts: Sequence[TokenLayout],
         runs: Sequence[PromptRun],
         forward: Forward,
+        run_ahead: RunAhead,
     ) -> None:
         self._pruner, self._kernel, self._eager, self._owner = pruner, kernel, eager, owner
         self._layouts, self.runs, self._forward = layouts, runs, forward
@@ -70,6 +73,7 @@ class PromptSession:
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._older: list[Older | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
+        self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop)
         self._plans: dict[tuple[int, Routing, int], tuple[Rows, Tensor | None, list[Edges]]] = {}
         self.examples = [
             ExampleTrace(
@@ -81,13 +85,21 @@ class PromptSession:
             for layout in layouts
         ]
 
+    @property
+    def merged(self) -> list[dict[int, Tensor]]:
+        """Per example, the states that kept tokens took over on entry to a layer."""
+        return self._entering.merged
+
     # ---- from layer to layer -----------------------------------------------------------------------------------
 
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Narrows a layer's inputs to the rows in play. Returns new objects; the host's tensors are not touched."""
         self._routing = self._pruner.routing(layer)
-        self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         present = self._present
+        if present.has_dropped:
+            hidden = present.repack(hidden)
+        hidden, entry_work = self._entering.look(layer, hidden, kwargs)
+        self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         if present.has_dropped or not (present.is_packed or self._routing.is_plain):
             hidden = present.repack(hidden)
         present.route(self._routing)
@@ -96,7 +108,7 @@ class PromptSession:
         if not present.is_packed and isinstance(held, PrunedLayer):
             mask = held.narrow_mask(mask, self._forward.seq, hidden.dtype)
         self._host_mask = HostMask(mask, self._forward.past, self._forward.seq)
-        self._record(held)
+        self._record(held, entry_work)
         if present.is_packed:
             return hidden, {**kwargs, **self._narrow(kwargs), "attention_mask": None}
         return hidden, {**kwargs, "attention_mask": mask}
@@ -106,6 +118,8 @@ class PromptSession:
         for trace, run, tokens in zip(self.examples, self.runs, self._present.tokens, strict=True):
             trace.kept.append(tokens.tolist())
             trace.trigger_layer, trace.exit_votes = run.trigger_layer, list(run.exit_votes)
+        for trace, merged in zip(self.examples, self.merged, strict=True):
+            trace.merged = list(merged)
         return self._present.rows.scatter(hidden) if self._present.is_packed else hidden
 
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +134,7 @@ class PromptSession:
             narrowed[name] = result
         return narrowed
 
-    def _record(self, held: Any) -> None:
+    def _record(self, held: Any, entry_work: Sequence[tuple[int, int]]) -> None:
         incoming = held.incoming if isinstance(held, PrunedLayer) else None
         present = self._present
         for example, trace in enumerate(self.examples):
@@ -137,7 +151,9 @@ class PromptSession:
             trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
             trace.key_lengths.append(past + (attending if stored is None else int(stored.sum())))
-            trace.work.append(LayerWork(real + padding, attending + padding, keys, values))
+            work = LayerWork(real + padding, attending + padding, keys, values)
+            work.score_pairs, work.score_rows = entry_work[example]
+            trace.work.append(work)
 
     # ---- self-attention on fewer rows than the layer has ----------------------------------------------------------
 
@@ -248,10 +264,10 @@ class PromptSession:
         for example, layout in enumerate(self._layouts):
             self.examples[example].work[layer].attention_pairs += q.shape[-2] * k.shape[-2]
             if self._is_observed(layer, example):
-                last = int(layout.real[-1])
-                columns = k.shape[-2] - self._forward.seq + layout.visual
-                allowed = self._host_mask.open_keys(example, last, k.shape[-2])
-                self._look(layer, example, kwargs, (q[example, :, last], k[example], v[example]), columns, allowed)
+                older = k.shape[-2] - self._forward.seq
+                allowed = partial(self._allowed_unpacked, example, layout.real, k.shape[-2])
+                rows = LookedAt(layout.real, layout.real + older, layout.visual[self._present.tokens[example]] + older)
+                self._look(layer, example, kwargs, (q[example], k[example], v[example]), rows, allowed)
         return output, weights
 
     def _attend_example(
@@ -269,9 +285,10 @@ class PromptSession:
         self.examples[example].work[layer].attention_pairs += sum(group.pairs for group in edges)
         output = attend(self._kernel, module, (q, k, v), edges, keys_visual, kwargs)
         if self._is_observed(layer, example):
-            visual = keys_visual.nonzero().flatten()
-            allowed = self._host_mask.allowed(example, part.rows[-1:], columns)[0]
-            self._look(layer, example, kwargs, (q[0, :, -1], k[0], v[0]), visual, allowed)
+            own = torch.arange(part.rows.numel(), device=part.rows.device)
+            rows = LookedAt(own, own + k.shape[-2] - own.numel(), keys_visual.nonzero().flatten())
+            allowed = partial(self._allowed_packed, example, part.rows, columns)
+            self._look(layer, example, kwargs, (q[0], k[0], v[0]), rows, allowed)
         return output
 
     def _packed_example(self, example: int) -> PackedExample:
@@ -297,11 +314,46 @@ class PromptSession:
         can_be_seen = self._present.tokens[example].numel() > 0 and self._routing.visual_rows_attend
         return can_be_seen and self.runs[example].observes(layer)
 
-    def _look(self, layer: int, example: int, kwargs: Any, last: QKV, visual: Tensor, allowed: Tensor | None) -> None:
-        query, keys, values = last
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        view = LayerView(query, keys, values, visual, scaling, allowed)
-        kept = self.runs[example].select(layer, view)
+    def _look(
+        self,
+        layer: int,
+        example: int,
+        kwargs: Any,
+        qkv: QKV,
+        rows: LookedAt,
+        allowed: Callable[[Tensor], Tensor | None],
+    ) -> None:
+        queries, keys, values = qkv
+        scaling = scaling_of(kwargs, queries)
+        run = self.runs[example]
+        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, scaling, allowed)
+        kept = run.select(layer, view)
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:
-            self._present.drop(example, kept)
+            self._drop(example, kept, trigger=layer)
+
+    def _allowed_unpacked(self, example: int, real: Tensor, keys: int, which: Tensor) -> Tensor | None:
+        if self._host_mask.tensor is None and which.numel() == 1 and int(real[which]) == self._forward.seq - 1:
+            return None  # the last row of plain causal attention sees everything
+        columns = torch.arange(keys, device=real.device) + self._forward.past + self._forward.seq - keys
+        return self._host_mask.allowed(example, real[which], columns)
+
+    def _allowed_packed(self, example: int, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
+        return self._host_mask.allowed(example, rows[which], columns)
+
+    def _drop(self, example: int, kept: Tensor, trigger: int) -> None:
+        run = self.runs[example]
+        if kept.numel() < self._present.tokens[example].numel() and run.trigger_layer is None and trigger >= 0:
+            first = len(self._layouts[example].visual) == self._present.tokens[example].numel()
+            run.trigger_layer = trigger if first else None
+        self._present.drop(example, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class LookedAt:
+    """`rows`: which of the queries are rows of the example; `columns`: where those are among the keys; `visual`:
+    columns of the visual tokens present."""
+
+    rows: Tensor
+    columns: Tensor
+    visual: Tensor

@@ -18,6 +18,7 @@ class LayerWork:
         key_rows: rows through the key projection. value_rows: rows through the value projection.
         attention_pairs: (query, key) pairs the attention kernels were given, per head; rectangles count in full.
         score_pairs: (query, key) pairs computed on top, for a pruner's score, per head.
+        score_rows: rows through query, key and value projections on top, for a pruner's score.
     """
 
     rows: int = 0
@@ -26,6 +27,7 @@ class LayerWork:
     value_rows: int = 0
     attention_pairs: int = 0
     score_pairs: int = 0
+    score_rows: int = 0
 
 
 @dataclass
@@ -37,8 +39,9 @@ class ExampleTrace:
         num_visual: visual rows among them.
         grids: per image `(rows, columns)` of its visual tokens, where the layout is a grid, else None.
         tokens_per_image: visual tokens of each image, in prompt order; sums to `num_visual`.
-        trigger_layer: the layer whose evidence cut the visual tokens first, or None.
+        trigger_layer: the last layer that ran with every visual token, or None where no layer did, or all did.
         exit_votes: layers that counted towards the exit, ascending.
+        merged: layers on whose entry kept tokens took over what others held.
         kept: `kept[l]` are the visual tokens (indices among the prompt's visual tokens, ascending) that enter layer
             `l`; the last entry, `kept[num_layers]`, are those chosen at the last layer, which no layer runs any more.
         query_lengths: rows that ran in each layer, padding excluded.
@@ -53,6 +56,7 @@ class ExampleTrace:
     grids: list[tuple[int, int] | None] = field(default_factory=list)
     trigger_layer: int | None = None
     exit_votes: list[int] = field(default_factory=list)
+    merged: list[int] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
     query_lengths: list[int] = field(default_factory=list)
     visual_attention: list[bool] = field(default_factory=list)
@@ -144,7 +148,8 @@ class PruneTrace:
         from visipruner.accounting import prompt_cut
 
         traced = self.examples[example]
-        return prompt_cut(self.shape, traced, dense_length=max(work.rows for work in traced.work))
+        dense = max([traced.prompt_length, *(work.rows for work in traced.work)])
+        return prompt_cut(self.shape, traced, dense_length=dense)
 
     def visual_attention_cut(self, example: int = 0) -> float:
         """The paper's cut of visual attention for one example (`accounting.visual_attention_cut`)."""

@@ -13,19 +13,25 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
+from visipruner.pruners.about import About
 from visipruner.pruners.checked import checked
 
 FORMAT_VERSION = 1
 FILE_NAME = "pruner.json"
 
 
-class PromptRun(ABC):
+class PromptRun:
     """A method at work on one prompt of one example. Holds what it must remember from layer to layer.
 
+    It can look at two points of a layer: at the rows on their way in, and at the attention once it ran. What is
+    dropped at the first leaves before this layer, what is dropped at the second leaves before the next.
+
     Attributes:
-        trigger_layer: the layer whose evidence cut visual tokens first; reported in the trace.
+        trigger_layer: the last layer that ran with every visual token, None where there is none; reported in the
+            trace. The engine sets it when tokens first leave.
         exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
     """
 
@@ -33,23 +39,44 @@ class PromptRun(ABC):
         self.trigger_layer: int | None = None
         self.exit_votes: list[int] = []
 
-    @abstractmethod
+    def observes_entry(self, layer: int) -> bool:
+        """Whether `select_entry` wants to see the rows that enter this layer. Not asked when no token is left."""
+        return False
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        """Which of the visual tokens present enter this layer.
+
+        Returns ascending positions among them `[k]` long (empty: all leave), a `Merge` where kept tokens take over
+        what others held, or None to keep all.
+        """
+        return None
+
     def observes(self, layer: int) -> bool:
         """Whether `select` wants to see this layer. Not asked when no visual token is left."""
+        return False
 
-    @abstractmethod
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         """Which of the visual tokens still present go on to the next layer.
 
         Returns ascending positions among them `[k]` long (empty: all leave), or None to keep all.
         """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(ABC):
-    """A pruning method with its settings; it never touches a model. Raises ConfigError on settings without sense."""
+    """A pruning method with its settings; it never touches a model. Raises ConfigError on settings without sense.
+
+    Attributes:
+        name: what it is called in the registry. about: what lists say of it.
+        merges: whether kept tokens may take over what others held (the run answers with a `Merge`).
+        vision: whether it looks at the vision tower, which text decoders do not have.
+    """
 
     name: ClassVar[str]
+    about: ClassVar[About]
+    merges: ClassVar[bool] = False
+    vision: ClassVar[bool] = False
 
     @abstractmethod
     def start(self) -> PromptRun:
@@ -61,6 +88,11 @@ class Pruner(ABC):
 
     def check(self, num_layers: int) -> None:  # noqa: B027 (most methods fit every model)
         """Raises ConfigError where the settings do not fit a model of `num_layers` layers."""
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        """The defaults for a model of `num_layers` layers: layer numbers at the same relative depth."""
+        return cls()
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values."""

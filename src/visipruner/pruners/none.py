@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from visipruner.engine.view import LayerView
+from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 
 
@@ -16,14 +14,7 @@ class NoPruning(Pruner):
     """Keeps every token in every layer; the output is the plain model's to the last bit."""
 
     name: ClassVar[str] = "none"
+    about: ClassVar[About] = About("the plain model, recorded")
 
     def start(self) -> PromptRun:
-        return _KeepAll()
-
-
-class _KeepAll(PromptRun):
-    def observes(self, layer: int) -> bool:
-        return False
-
-    def select(self, layer: int, view: LayerView) -> Tensor | None:
-        return None
+        return PromptRun()

@@ -1,4 +1,4 @@
-"""Methods by name. A method's module is imported when it is asked for."""
+"""Methods by name, found by looking through this folder. Where a file has its method's name, it alone is imported."""
 
 from __future__ import annotations
 
@@ -6,38 +6,54 @@ import difflib
 import importlib
 import json
 import os
+import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import visipruner.pruners
 from visipruner.errors import ConfigError
 from visipruner.pruners.base import FILE_NAME, FORMAT_VERSION, Pruner
 
-# name -> (module below visipruner.pruners, class, what it is)
-_METHODS: dict[str, tuple[str, str, str]] = {
-    "none": ("none", "NoPruning", "the plain model, recorded"),
-    "visipruner": ("visipruner", "VisiPruner", "VisiPruner: three stages, influence on the last row (EMNLP 2025)"),
-    "visipruner-reference": (
-        "visipruner",
-        "ReferenceVisiPruner",
-        "what the VisiPruner authors' code computes, for comparison; slower than the dense model by design",
-    ),
-    "schedule": ("schedule", "FixedSchedule", "a fixed number of tokens from fixed layers on, content-blind"),
-}
-
 
 def available() -> dict[str, str]:
-    """`{name: description}` of every method."""
-    return {name: description for name, (_, _, description) in _METHODS.items()}
+    """`{name: summary}` of every method, in alphabetical order."""
+    return {name: cls.about.summary for name, cls in sorted(_all_classes().items())}
 
 
 def method_class(name: str) -> type[Pruner]:
     """The class behind a name. Raises ConfigError with the nearest name."""
-    if name not in _METHODS:
-        close = difflib.get_close_matches(name, _METHODS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(_METHODS))}."
+    classes = _classes_in(name.replace("-", "_")) if name.isascii() else {}
+    if name not in classes:
+        classes = _all_classes()
+    if name not in classes:
+        close = difflib.get_close_matches(name, classes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(classes))}."
         raise ConfigError(f"There is no method {name!r}; {hint}")
-    module, cls, _ = _METHODS[name]
-    return getattr(importlib.import_module(f"visipruner.pruners.{module}"), cls)  # type: ignore[no-any-return]
+    return classes[name]
+
+
+def _all_classes() -> dict[str, type[Pruner]]:
+    """Every file of this folder is looked through; a new method needs no entry in a list."""
+    found: dict[str, type[Pruner]] = {}
+    for module in _modules():
+        found.update(_classes_in(module))
+    return found
+
+
+@cache
+def _modules() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules(visipruner.pruners.__path__))
+
+
+def _classes_in(module: str) -> dict[str, type[Pruner]]:
+    """`{name: class}` of the methods that a file of this folder defines."""
+    if module not in _modules():
+        return {}
+    members = vars(importlib.import_module(f"visipruner.pruners.{module}")).values()
+    here = f"visipruner.pruners.{module}"
+    classes = [value for value in members if isinstance(value, type) and issubclass(value, Pruner)]
+    return {cls.name: cls for cls in classes if cls.__module__ == here and "name" in vars(cls)}
 
 
 def make(name: str, **settings: Any) -> Pruner:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 
 
@@ -23,6 +24,9 @@ class FixedSchedule(Pruner):
     """
 
     name: ClassVar[str] = "schedule"
+    about: ClassVar[About] = About(
+        "a fixed number of tokens from fixed layers on, content-blind", acts="after any layers"
+    )
 
     layers: tuple[int, ...]
     keep: tuple[int, ...]
@@ -39,6 +43,11 @@ class FixedSchedule(Pruner):
     def check(self, num_layers: int) -> None:
         if self.layers and self.layers[-1] >= num_layers:
             raise ConfigError(f"layers ends at {self.layers[-1]} but the model's last layer is {num_layers - 1}.")
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        """An example: all tokens leave after half the layers."""
+        return cls(layers=(num_layers // 2,), keep=(0,))
 
     def start(self) -> PromptRun:
         return _ScheduleRun(self)
@@ -57,7 +66,5 @@ class _ScheduleRun(PromptRun):
         present, count = view.visual.numel(), self._keep[layer]
         if count >= present:
             return None
-        if self.trigger_layer is None:
-            self.trigger_layer = layer
         places = torch.arange(count, device=view.visual.device)
         return places if self._pattern == "first" else places * present // max(count, 1)

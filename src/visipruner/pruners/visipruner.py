@@ -15,7 +15,9 @@ from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.influence import Influence
+from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import scaled_layer
 
 Stage = Literal["shallow", "middle", "deep"]
 STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
@@ -50,6 +52,12 @@ class VisiPruner(Pruner):
     """
 
     name: ClassVar[str] = "visipruner"
+    about: ClassVar[About] = About(
+        "VisiPruner: three stages, influence on the last row",
+        paper="EMNLP 2025, arXiv 2510.17205",
+        acts="shallow layers, then where the evidence is",
+        needs="last row's attention, values",
+    )
 
     stages: tuple[Stage, ...] = STAGES
     shallow_end: int = 6
@@ -86,6 +94,10 @@ class VisiPruner(Pruner):
     def paper(cls) -> Self:
         """The paper's method with its numbers for LLaVA-v1.5: 0.995, 0.2, 0.999, two consecutive votes, 6 layers."""
         return cls()
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(shallow_end=scaled_layer(cls.shallow_end, num_layers))
 
     @classmethod
     def reference(
@@ -190,6 +202,12 @@ class ReferenceVisiPruner(VisiPruner):
     """
 
     name: ClassVar[str] = "visipruner-reference"
+    about: ClassVar[About] = About(
+        "what the VisiPruner authors' code computes, for comparison; slower than the dense model by design",
+        paper="EMNLP 2025, arXiv 2510.17205",
+        acts="shallow layers, then where the evidence is",
+        needs="last row's attention, values",
+    )
 
     size: Literal["7b", "13b"] = "7b"
     exit_count: Literal["consecutive", "cumulative"] = "cumulative"

@@ -1,0 +1,94 @@
+"""A pruner's look at the rows that enter a layer, example by example, and what its answer does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.arguments import map_tensors, per_row, scaling_of
+from visipruner.engine.entry import EntryView, Merge
+from visipruner.engine.present import Present
+from visipruner.engine.routed import QKV
+from visipruner.engine.rows import Rows
+from visipruner.errors import UnsupportedModelError
+from visipruner.layout import TokenLayout
+from visipruner.pruners.base import PromptRun
+
+# (layer, hidden states [1, n, d], keyword arguments) -> what the layer's attention would be given
+RunAhead = Callable[[int, Tensor, dict[str, Any]], tuple[QKV, Any]]
+
+
+class Drop(Protocol):
+    """Takes visual tokens out of an example; `kept` are positions among those present."""
+
+    def __call__(self, example: int, kept: Tensor, trigger: int) -> None: ...
+
+
+class Entering:
+    """Asks the runs of a batch before a layer.
+
+    Attributes:
+        merged: per example, `{layer: states}` that kept tokens took over on entry.
+    """
+
+    def __init__(
+        self,
+        present: Present,
+        layouts: Sequence[TokenLayout],
+        runs: Sequence[PromptRun],
+        run_ahead: RunAhead,
+        drop: Drop,
+    ) -> None:
+        self._present, self._layouts, self._runs = present, layouts, runs
+        self._run_ahead, self._drop = run_ahead, drop
+        self.merged: list[dict[int, Tensor]] = [{} for _ in layouts]
+
+    def look(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Hidden states, new ones where tokens were merged, and per example the pairs and rows that scores took."""
+        work = [(0, 0)] * len(self._runs)
+        places: list[Tensor] = []
+        states: list[Tensor] = []
+        for example, run in enumerate(self._runs):
+            if not self._present.tokens[example].numel() or not run.observes_entry(layer):
+                continue
+            where = self._present.places(example)
+            view = self._view(layer, example, hidden.flatten(0, 1)[where], kwargs)
+            answer = run.select_entry(layer, view)
+            work[example] = (view.pairs, view.projected_rows)
+            if isinstance(answer, Merge):
+                places.append(where[view.visual[answer.kept]])
+                states.append(answer.states.to(hidden))
+                self.merged[example][layer] = answer.states
+                answer = answer.kept
+            if answer is not None:
+                self._drop(example, answer, trigger=layer - 1)
+        if places:
+            hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(states)).view_as(hidden)
+        return hidden, work
+
+    def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
+        visual = self._present.visual_among(example).nonzero().flatten()
+        project = partial(self._project, layer, example, states, kwargs)
+        return EntryView(states, visual, self._present.tokens[example], self._layouts[example], project)
+
+    def _project(
+        self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any], wanted: Tensor, rotary: bool
+    ) -> tuple[Tensor, Tensor, float]:
+        """Queries `[heads, n, head_dim]`, keys and logits' factor of some of an example's rows in the layer to come."""
+        rows = self._present.rows
+        index = [part[:0] for part in rows.index]
+        index[example] = rows.index[example][wanted]
+        chosen = Rows(tuple(index), rows.seq)
+        given = {name: map_tensors(partial(chosen.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
+        if not rotary:
+            if "position_embeddings" not in given:
+                raise UnsupportedModelError("This model does not show its rotary embeddings; they cannot be left out.")
+            cos, sin = given["position_embeddings"]
+            given["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
+        off = {"attention_mask": None, "past_key_values": None, "use_cache": False}
+        (queries, keys, _), used = self._run_ahead(layer, states[wanted][None], {**kwargs, **given, **off})
+        return queries[0], keys[0], scaling_of(used, queries)

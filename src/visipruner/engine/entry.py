@@ -1,0 +1,118 @@
+"""What a pruner may look at before a layer runs: one example's rows on their way in, and what it may answer.
+
+Before layer 0 these are the projected visual embeddings between the text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from visipruner.influence import last_row_attention
+from visipruner.layout import TokenLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Kept tokens that take over what others held.
+
+    Attributes:
+        kept: `[k]` long, ascending positions among the visual tokens present.
+        states: `[k, d]`, what their hidden states become.
+    """
+
+    kept: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One image of a prompt.
+
+    Attributes:
+        positions: `[k]` long, where its tokens are among the visual tokens present. tokens: `[k]`, their numbers
+            within the image, ascending; line by line where there is a grid.
+        grid: `(rows, columns)` of the whole image's tokens, or None. size: how many tokens it had at first.
+    """
+
+    positions: Tensor
+    tokens: Tensor
+    grid: tuple[int, int] | None
+    size: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of its tokens left."""
+        return len(self.tokens) == self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """Queries and keys of one layer: `query` `[heads, head_dim]` of the last row, `keys` `[kv_heads, n_v, head_dim]` of
+    the visual tokens, and the factor of their product in the logits."""
+
+    query: Tensor
+    keys: Tensor
+    scaling: float
+
+
+# Rows wanted, with rotary embedding or without -> their queries [heads, n, head_dim], keys, and the logits' factor.
+Project = Callable[[Tensor, bool], tuple[Tensor, Tensor, float]]
+
+
+class EntryView:
+    """One example before one layer.
+
+    Attributes:
+        states: `[n, d]` hidden states of the rows of this forward that are present.
+        visual: `[n_v]` long, which of them are visual tokens. tokens: `[n_v]` long, the tokens' numbers in the prompt.
+        layout: the prompt's images: `tokens_per_image` and `grids`.
+        projected_rows, pairs: rows projected and (query, key) pairs computed for scores so far, the latter per head.
+    """
+
+    def __init__(self, states: Tensor, visual: Tensor, tokens: Tensor, layout: TokenLayout, project: Project) -> None:
+        self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
+        self._project = project
+        self.projected_rows = self.pairs = 0
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """`[n_v, d]` hidden states of the visual tokens."""
+        return self.states[self.visual]
+
+    @cached_property
+    def text(self) -> Tensor:
+        """`[n_t]` long: the rows that are not visual."""
+        is_text = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
+        is_text[self.visual] = False
+        return is_text.nonzero().flatten()
+
+    def images(self) -> list[Image]:
+        """The prompt's images, as far as they are present."""
+        starts = torch.tensor([0, *self.layout.tokens_per_image]).cumsum(0).tolist()
+        images = []
+        for (start, end), grid in zip(pairwise(starts), self.layout.grids, strict=True):
+            positions = ((self.tokens >= start) & (self.tokens < end)).nonzero().flatten()
+            images.append(Image(positions, self.tokens[positions] - start, grid, end - start))
+        return images
+
+    def project(self, rotary: bool = True) -> Projected:
+        """The layer's own norm and projections, run ahead of it on the last row and the visual tokens.
+
+        `rotary=False` leaves positions out: what the queries and keys are before RoPE.
+        """
+        wanted = torch.cat([self.visual, self.visual.new_tensor([len(self.states) - 1])])
+        queries, keys, scaling = self._project(wanted, rotary)
+        self.projected_rows += wanted.numel()
+        return Projected(queries[:, -1], keys[:, :-1], scaling)
+
+    def attention(self, rotary: bool = True) -> Tensor:
+        """`[heads, n_v]` float32: softmax of the last row over the visual tokens alone, in the layer to come."""
+        found = self.project(rotary)
+        self.pairs += self.visual.numel()
+        return last_row_attention(found.query, found.keys, found.scaling)

@@ -1,0 +1,32 @@
+"""Tokens drawn by lot: the control that every method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView
+from visipruner.pruners.about import About
+from visipruner.pruners.budgeted import EntryPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPruner(EntryPruner):
+    """Keeps tokens drawn without replacement, the same places in every prompt with as many tokens.
+
+    Attributes:
+        seed: of the draw; the result does not depend on batch, device or torch's own generators.
+    """
+
+    name: ClassVar[str] = "random"
+    about: ClassVar[About] = About("tokens drawn by lot, a control", acts="before a layer, by default the first")
+
+    seed: int = 0
+
+    def choose(self, view: EntryView, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(view.tokens.numel(), generator=generator)[:count]
+        return drawn.sort().values.to(view.tokens.device)

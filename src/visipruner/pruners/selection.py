@@ -1,0 +1,43 @@
+"""Choosing positions: the best by score, evenly spread ones, and a budget's shares. Pure functions on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Ascending positions of the `count` largest of `scores` `[n]`; the earlier one wins a tie."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def spread(count: int, total: int, device: torch.device | None = None) -> Tensor:
+    """`count` of `total` places at even distances, each in the middle of its stretch."""
+    places = torch.arange(count, device=device)
+    return (2 * places + 1) * total // max(2 * count, 1)
+
+
+def spread_over_grid(count: int, grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """`count` places of a grid `(rows, columns)` read line by line, evenly spread in both directions."""
+    height, width = grid
+    if count >= height * width:
+        return torch.arange(height * width, device=device)
+    lines = min(height, count, max(round((count * height / width) ** 0.5), -(-count // width)))
+    per_line = [len(part) for part in torch.arange(count).tensor_split(max(lines, 1))]
+    rows = spread(lines, height).tolist()
+    places = [row * width + spread(number, width) for row, number in zip(rows, per_line, strict=False)]
+    return torch.cat([torch.empty(0, dtype=torch.long), *places]).to(device)
+
+
+def shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """`count` (at most their sum) divided among images of `sizes` tokens in proportion, by largest remainder."""
+    total = sum(sizes)
+    count = min(count, total)
+    exact = [count * size / total if total else 0.0 for size in sizes]
+    result = [int(value) for value in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (result[i] - exact[i], i))
+    for index in by_remainder[: count - sum(result)]:
+        result[index] += 1
+    return result

@@ -1,0 +1,114 @@
+"""VTW: all visual tokens leave at one layer, and the search for that layer.
+
+"Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference", AAAI 2025,
+arXiv 2405.05803.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from visipruner.engine.entry import EntryView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import check_layers, scaled_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTW(Pruner):
+    """Every visual token leaves before layer K.
+
+    Attributes:
+        layer: K; 0 is the model without its images. The paper uses 15 for LLaVA-1.5-7B and 20 for 13B; `find_layer`
+            repeats its search for another model.
+    """
+
+    name: ClassVar[str] = "vtw"
+    about: ClassVar[About] = About(
+        "VTW: all visual tokens leave at one layer",
+        paper="Lin et al., AAAI 2025, arXiv 2405.05803",
+        acts="before layer 15",
+    )
+
+    layer: int = 15
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise ConfigError(f"layer cannot be negative, got {self.layer}.")
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, self.layer)
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(layer=scaled_layer(cls.layer, num_layers))
+
+    def start(self) -> PromptRun:
+        return _Withdrawal(self.layer)
+
+
+class _Withdrawal(PromptRun):
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer == self._layer
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        return view.tokens[:0]
+
+
+def find_layer(
+    model: nn.Module,
+    prompts: Iterable[Mapping[str, Any]],
+    threshold: float = 0.003,
+    first: int = 5,
+    visual_mask: Tensor | None = None,
+) -> int:
+    """The paper's search: the first layer K >= `first` where withdrawal hardly changes the next token.
+
+    That is, where the mean over examples of KL(p_full || p_withdrawn) of the next-token distributions is at most
+    `threshold`; 0.003 is the paper's for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for NeXT.
+
+    Args:
+        prompts: keyword arguments of forward calls, about 20 examples. visual_mask: as in `attach`.
+
+    Raises:
+        ConfigError: there are no prompts, or no layer of the model meets the threshold.
+    """
+    from visipruner.engine.attach import attach
+    from visipruner.engine.host import depth_of
+
+    calls = list(prompts)
+    if not calls:
+        raise ConfigError("find_layer needs at least one prompt.")
+    dense = [_next_token(model, call) for call in calls]
+    depth = depth_of(model)
+    for layer in range(first, depth):
+        with attach(model, VTW(layer=layer), visual_mask):
+            withdrawn = [_next_token(model, call) for call in calls]
+        pairs = zip(dense, withdrawn, strict=True)
+        divergence = torch.cat([(full.exp() * (full - without)).sum(-1) for full, without in pairs]).mean()
+        if divergence <= threshold:
+            return layer
+    raise ConfigError(f"No layer from {first} to {depth - 1} meets the threshold {threshold}; raise it.")
+
+
+def _next_token(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
+    """`[batch, vocab]` log-probabilities after each example's last row."""
+    with torch.no_grad():
+        logits = model(**call).logits
+    mask = call.get("attention_mask")
+    if mask is None:
+        last = torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
+    else:
+        last = (mask.cumsum(-1) * mask).argmax(-1)
+    chosen = logits[torch.arange(len(logits), device=logits.device), last]
+    return torch.log_softmax(chosen.float(), -1)
