@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from visipruner.scoring import majority_right, normalize
 from visipruner.testbed.scenes import SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
-from visipruner.testbed.scoring import majority_right, normalize
 
 OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
 

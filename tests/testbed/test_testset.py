@@ -5,10 +5,10 @@ from collections import Counter
 
 from PIL import Image
 
+from visipruner.scoring import majority_right
 from visipruner.testbed.drawing import draw_test_set
 from visipruner.testbed.evaluate import answer, as_records, tabulate
 from visipruner.testbed.scenes import SCOPES
-from visipruner.testbed.scoring import majority_right
 from visipruner.testbed.testset import DATA_FOLDER, TEST_FOLDER, Sample, load_photos, load_test_set
 
 

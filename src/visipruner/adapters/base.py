@@ -26,7 +26,8 @@ class Adapter:
         locate: finds the visual rows from the embedder's keyword arguments, or returns None when the arguments do
             not say (the engine then asks for a mask).
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
-        final_norm: attribute of the decoder with the norm after its last layer.
+        final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
+            with the output projection.
         key_value: attributes of the attention with the key and the value projection, where they are modules of their
             own; they are spared the visual rows that no row attends to.
     """
@@ -39,6 +40,7 @@ class Adapter:
     layers: str = "layers"
     attention: str = "self_attn"
     final_norm: str = "norm"
+    output: str = "o_proj"
     key_value: tuple[str, str] = ("k_proj", "v_proj")
 
 

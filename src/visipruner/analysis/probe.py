@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,7 +76,7 @@ class Probe:
         tokenizer: Any = None,
         *,
         right: str | Sequence[int] | None = None,
-        is_right: bool | None = None,
+        judge: Callable[[str, str], bool] | None = None,
         max_new_tokens: int = 32,
     ) -> Reading:
         """Reads one prompt, lets the model answer greedily, and keeps every layer's states.
@@ -85,7 +85,8 @@ class Probe:
             inputs: what `model.generate` takes, one example without padding.
             tokenizer: decodes the answer and encodes `right`; not needed when `right` is token ids or None.
             right: the right answer, if known: text, or token ids with the end token.
-            is_right: whether the dense answer counts as right; by default when its tokens equal `right`'s.
+            judge: says whether the first text answers as well as the second; by default answers are right when their
+                tokens are equal. Needs `right` as text.
 
         Raises:
             LayoutError: no visual rows, several examples, or padding.
@@ -111,9 +112,10 @@ class Probe:
             tokens = out.sequences[0, -len(out.logits) :].cpu()
             answered = sum(self._lengths)
             starts = [prompt + sum(self._lengths[1:i]) if i else 0 for i in range(len(self._lengths))]
-            wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id)
-            if is_right is None and wanted is not None:
-                is_right = _same_answer(tokens.tolist(), wanted.tolist())
+            wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id, out.logits[0][0])
+            is_right = None if wanted is None else _same_answer(tokens.tolist(), wanted.tolist())
+            if judge is not None and isinstance(right, str):
+                is_right = judge(_decode(tokens, tokenizer), right)
             other = wanted if not is_right else None
             if other is not None and len(other) > 1:
                 self._continue_with(records, other[:-1], prompt)
@@ -295,12 +297,14 @@ def _join_rows(given: list[Any], dim: int) -> Any:
     return tuple(torch.cat(parts, dim=dim) for parts in zip(*given, strict=True))
 
 
-def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any) -> Tensor | None:
+def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any, first_logits: Tensor) -> Tensor | None:
+    """Token ids of the right answer with an end; begun with a space or not, as the model would rather begin it."""
     if right is None:
         return None
     if not isinstance(right, str):
         return torch.tensor(list(right), dtype=torch.long)
-    ids = tokenizer(right, add_special_tokens=False)["input_ids"]
+    spellings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (right, f" {right}")]
+    ids = max(spellings, key=lambda tokens: float(first_logits[tokens[0]]))
     ends = end if isinstance(end, list) else [end]
     return torch.tensor([*ids, *([ends[0]] if ends[0] is not None else [])], dtype=torch.long)
 

@@ -13,8 +13,8 @@ import torch
 from visipruner.engine.attach import attach
 from visipruner.engine.trace import PruneTrace
 from visipruner.pruners.base import Pruner
+from visipruner.scoring import is_right, normalize, wilson_interval
 from visipruner.testbed.evaluate import MAX_NEW_TOKENS, batch_inputs, decode
-from visipruner.testbed.scoring import is_right, normalize, wilson_interval
 from visipruner.testbed.testset import Sample
 
 DENSE = "dense"

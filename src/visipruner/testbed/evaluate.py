@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visipruner.testbed.scoring import is_right, majority_right, wilson_interval
+from visipruner.scoring import is_right, majority_right, wilson_interval
 from visipruner.testbed.testset import Sample
 
 # The mean colour that the image processor maps to zero.

@@ -1,0 +1,195 @@
+"""Attention knockout: which edges, in which layers, does the answer need?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from visipruner.analysis.attention import attention_weights
+from visipruner.analysis.outcome import Outcome
+from visipruner.analysis.probe import Probe
+from visipruner.analysis.reading import Reading, Rows
+from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.variants import How, Variant, combined, knockout
+from visipruner.errors import ConfigError
+
+Tokens = Literal["all", "top", "bottom", "first_half", "second_half", "random"]
+TOKENS: tuple[Tokens, ...] = ("all", "top", "bottom", "first_half", "second_half", "random")
+Direction = Literal["window", "shallow_to_deep", "deep_to_shallow"]
+
+_TEACHER_FORCED = (
+    "Answers are judged token for token against the dense answer, or the right one as spelled; another wording counts "
+    "as different."
+)
+
+
+def attention_knockout(
+    probe: Probe,
+    reading: Reading,
+    src: Rows = "text",
+    dst: Rows = "visual",
+    *,
+    layers: Iterable[int],
+    how: How = "cut",
+    tokens: Tokens = "all",
+    share: float = 0.1,
+    onto: int | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Changes the edges from rows `src` to rows `dst` in `layers` and tells what becomes of the answer.
+
+    Args:
+        src, dst: named groups (see `Reading.rows`), masks or row numbers.
+        how: "cut" (before the softmax), "zero" (after it), "merge" (the summed weight goes to one row).
+        tokens: which part of `dst`: in every layer the "top" or "bottom" `share` by the attention that `src` pays them
+            there in the dense model, a half in order, a "random" `share`, or all.
+        onto: the row that a merge moves the weight to; by default the first of `dst`.
+        seed: of the random choice.
+
+    Raises ConfigError for settings without sense.
+    """
+    return probe.rerun(
+        reading, [edit_of(reading, src, dst, layers, how=how, tokens=tokens, share=share, onto=onto, seed=seed)]
+    )[0]
+
+
+def edit_of(
+    reading: Reading,
+    src: Rows,
+    dst: Rows,
+    layers: Iterable[int],
+    *,
+    how: How = "cut",
+    tokens: Tokens = "all",
+    share: float = 0.1,
+    onto: int | None = None,
+    seed: int = 0,
+) -> Variant:
+    """The variant behind `attention_knockout`, to run several in one sweep."""
+    layers = sorted(set(layers))
+    rows = reading.rows(dst).nonzero().flatten()
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share must lie in 0 .. 1, got {share}.")
+    if tokens not in TOKENS:
+        raise ConfigError(f"tokens must be one of {', '.join(map(repr, TOKENS))}, got {tokens!r}.")
+    if how == "merge" and onto is None:
+        onto = int(rows[0])
+    if tokens in ("top", "bottom"):
+        parts = []
+        for layer in layers:
+            paid = attention_weights(reading, layer, src).mean((0, 1))[rows]
+            order = paid.argsort(descending=tokens == "top", stable=True)
+            parts.append(knockout(reading, src, rows[order[: round(share * len(rows))]], [layer], how, onto))
+        return combined(*parts)
+    half = len(rows) // 2
+    if tokens == "random":
+        generator = torch.Generator().manual_seed(seed)
+        rows = rows[torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]]
+    elif tokens != "all":
+        rows = rows[:half] if tokens == "first_half" else rows[half:]
+    return knockout(reading, src, rows, layers, how, onto)
+
+
+def sweep(
+    probe: Probe,
+    reading: Reading,
+    direction: Direction,
+    src: Rows = "text",
+    dst: Rows = "visual",
+    *,
+    window: int = 3,
+    how: How = "cut",
+) -> Result:
+    """Knockouts over growing or moving sets of layers (paper, section 3: where fusion happens).
+
+    direction:
+        "shallow_to_deep": edges are gone in layers 0 .. k-1, for k = 0 .. L;
+        "deep_to_shallow": in layers k .. L-1, for k = 0 .. L. For text -> visual this equals discarding the image's
+            rows from layer k on;
+        "window": in layers k .. k+window-1, for every k.
+
+    Arrays `[layer]`, layer being k: kl (nats), agrees, right (NaN where no right answer is known), logprob (nats).
+    """
+    layers = probe.num_layers
+    if direction == "window":
+        if not 1 <= window <= layers:
+            raise ConfigError(f"window must lie in 1 .. {layers}, got {window}.")
+        ks = list(range(layers - window + 1))
+        variants = [knockout(reading, src, dst, range(k, k + window), how) for k in ks]
+    elif direction == "deep_to_shallow":
+        ks = list(range(layers + 1))
+        variants = [knockout(reading, src, dst, range(k, layers), how) for k in ks]
+    elif direction == "shallow_to_deep":
+        ks = list(range(layers + 1))
+        # All share the run that never has the edges; each leaves it at its layer k.
+        whole = knockout(reading, src, dst, range(layers), how)
+        variants = [Variant(start=layers), *(Variant(start=k, parent=0) for k in ks[1:])]
+        outcomes = probe.rerun(reading, [whole, *variants])[1:]
+        return outcome_arrays(f"sweep_{direction}", outcomes, ks)
+    else:
+        raise ConfigError(f"direction must be window, shallow_to_deep or deep_to_shallow, got {direction!r}.")
+    return outcome_arrays(f"sweep_{direction}", probe.rerun(reading, variants), ks)
+
+
+def shallow_ablations(probe: Probe, reading: Reading, window: int, seed: int = 0) -> Result:
+    """The paper's experiments on the first layers: is the content of visual tokens used, or only their mass?
+
+    Conditions (text -> visual edges in layers 0 .. window-1 unless said otherwise):
+        cut, zero: all gone, before or after the softmax; merge_0/25/50/99: their mass moved to the visual token at that
+        per cent of the image; top_10, bottom_90, first_half, second_half, random_half: only those tokens cut;
+        layer_0: cut in layer 0 only; after_0: cut in layers 1 .. window-1;
+        visual_to_visual: visual rows attend to no visual row; passive: that, and merge_0 on top.
+
+    Arrays `[condition]`: kl, agrees, right, logprob.
+    """
+    layers = range(window)
+    visual = reading.visual
+
+    def edit(layers: Iterable[int] = layers, **kwargs: object) -> Variant:
+        return edit_of(reading, "text", "visual", layers, seed=seed, **kwargs)  # type: ignore[arg-type]
+
+    places = {percent: int(visual[min(len(visual) - 1, len(visual) * percent // 100)]) for percent in (0, 25, 50, 99)}
+    merged = {f"merge_{percent}": edit(how="merge", onto=row) for percent, row in places.items()}
+    # A visual row without any visual edge still sees the text before it; the diagonal is cut too, as in the paper.
+    blind = knockout(reading, "visual", "visual", layers)
+    cheap = {
+        "cut": edit(),
+        "zero": edit(how="zero"),
+        **merged,
+        "top_10": edit(tokens="top", share=0.1),
+        "bottom_90": edit(tokens="bottom", share=0.9),
+        "first_half": edit(tokens="first_half"),
+        "second_half": edit(tokens="second_half"),
+        "random_half": edit(tokens="random", share=0.5),
+        "layer_0": edit([0]),
+        "after_0": edit(range(1, window)),
+    }
+    # Visual rows must run again only for these two.
+    dear = {"visual_to_visual": blind, "passive": combined(blind, merged["merge_0"])}
+    outcomes = probe.rerun(reading, list(cheap.values())) + probe.rerun(reading, list(dear.values()))
+    return outcome_arrays("shallow", outcomes, [*cheap, *dear], "condition")
+
+
+def outcome_arrays(name: str, outcomes: Sequence[Outcome], labels: Sequence[object], dim: str = "layer") -> Result:
+    """Outcomes of a row of variants as arrays."""
+    dims, coords = (dim,), {dim: list(labels)}
+    known = all(outcome.right is not None for outcome in outcomes)
+    right = [float(bool(outcome.right)) if known else np.nan for outcome in outcomes]
+    return Result(
+        name,
+        {
+            "kl": Labelled(np.array([outcome.kl for outcome in outcomes]), dims, "nats", coords),
+            "agrees": Labelled(np.array([float(outcome.agrees) for outcome in outcomes]), dims, "0 or 1", coords),
+            "right": Labelled(np.array(right), dims, "0 or 1", coords),
+            "logprob": Labelled(
+                np.array([outcome.logprob - outcome.dense_logprob for outcome in outcomes]),
+                dims,
+                "nats, variant minus dense",
+                coords,
+            ),
+        },
+        [_TEACHER_FORCED],
+    )
