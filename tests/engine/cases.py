@@ -31,3 +31,5 @@ METHODS: dict[str, Pruner] = {
 }
 # Those whose rows are the plain model's own, so that dropping rows is cutting edges.
 SELECTS = {name: pruner for name, pruner in METHODS.items() if not pruner.merges}
+# One of each way to leave: for what depends on the way, not on the method.
+WAYS = {**PRUNERS, **{name: METHODS[name] for name in ("random", "pyramiddrop", "sparsevlm")}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, PRUNERS, SELECTS
+from tests.engine.cases import PRUNERS, SELECTS, WAYS
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
@@ -24,12 +24,12 @@ _SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "suppress_tokens": [IMAGE_TOKE
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pruner", METHODS)
+@pytest.mark.parametrize("pruner", WAYS)
 def test_modes_agree_with_and_without_a_cache(pruner: str, mode: str, attn: str) -> None:
     """Without a cache nothing is reordered or remembered per layer, so agreement shows that the cache is right."""
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs([[4, 0, 7], [2, 0, 3]])
-    with vp.attach(model, METHODS[pruner]):
+    with vp.attach(model, WAYS[pruner]):
         results = []
         for use_cache in (True, False):
             torch.manual_seed(0)

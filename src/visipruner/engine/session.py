@@ -326,7 +326,8 @@ class PromptSession:
         queries, keys, values = qkv
         scaling = scaling_of(kwargs, queries)
         run = self.runs[example]
-        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, scaling, allowed)
+        tokens = self._present.tokens[example]
+        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, scaling, allowed)
         kept = run.select(layer, view)
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:

@@ -19,7 +19,8 @@ class LayerView:
     Attributes:
         keys, values: `[kv_heads, n, head_dim]`, after RoPE.
         columns: `[r]` long, where among the n keys the rows of this forward are; other columns are older turns.
-        visual: `[n_v]` long, columns of the visual tokens still present, in order.
+        visual: `[n_v]` long, columns of the visual tokens still present, in order. tokens: `[n_v]` long, their numbers
+            among the prompt's visual tokens.
         pairs: (query, key) pairs computed for scores so far, per head.
     """
 
@@ -31,12 +32,14 @@ class LayerView:
         rows: Tensor,
         columns: Tensor,
         visual: Tensor,
+        tokens: Tensor,
         scaling: float,
         allowed: Callable[[Tensor], Tensor | None],
     ) -> None:
         """`queries`: `[heads, m, head_dim]`. `rows`: `[r]` long, those of them that are rows of this example.
         `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all."""
         self.keys, self.values, self.columns, self.visual = keys, values, columns, visual
+        self.tokens = tokens
         self._queries, self._rows, self._scaling, self._allowed = queries, rows, scaling, allowed
         self.pairs = 0
 

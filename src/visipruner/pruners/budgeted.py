@@ -22,6 +22,14 @@ def scaled_layer(layer: int, num_layers: int) -> int:
     return max(min(layer, 1), round(layer * num_layers / PUBLISHED_DEPTH))
 
 
+def scaled_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Ascending layers chosen for 32, at the same depths of `num_layers`; those that would coincide move up."""
+    result: list[int] = []
+    for layer in layers:
+        result.append(max(scaled_layer(layer, num_layers), result[-1] + 1 if result else 0))
+    return tuple(result)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budgeted(Pruner):
     """Keeps a number of tokens.

@@ -53,7 +53,8 @@ def _classes_in(module: str) -> dict[str, type[Pruner]]:
     members = vars(importlib.import_module(f"visipruner.pruners.{module}")).values()
     here = f"visipruner.pruners.{module}"
     classes = [value for value in members if isinstance(value, type) and issubclass(value, Pruner)]
-    return {cls.name: cls for cls in classes if cls.__module__ == here and "name" in vars(cls)}
+    public = [cls for cls in classes if cls.__module__ == here and not cls.__name__.startswith("_")]
+    return {cls.name: cls for cls in public if "name" in vars(cls)}
 
 
 def make(name: str, **settings: Any) -> Pruner:

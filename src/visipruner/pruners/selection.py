@@ -13,6 +13,11 @@ def top(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
+def union(*positions: Tensor) -> Tensor:
+    """Ascending positions that are in any of several."""
+    return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]
+
+
 def spread(count: int, total: int, device: torch.device | None = None) -> Tensor:
     """`count` of `total` places at even distances, each in the middle of its stretch."""
     places = torch.arange(count, device=device)

@@ -1,0 +1,113 @@
+"""DART: tokens that resemble a few pivots are duplicates, the others stay.
+
+"Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP 2025,
+arXiv 2502.11494.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from visipruner.engine.entry import EntryView
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun
+from visipruner.pruners.budgeted import Budgeted, check_layers, scaled_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dart(Budgeted):
+    """Pivots are the visual tokens and the text rows after the image with the longest keys (L1, after RoPE).
+
+    Each pivot in turn keeps those of the remaining visual tokens whose hidden states are least like its own (cosine),
+    until the budget is met. Visual pivots stay; text pivots are text. No attention is looked at.
+
+    The released code gives every pivot the same quota, rounded, and so misses its budget by a few tokens; ours is
+    exact. It takes the hidden states after the decoder's final norm, which the paper does not mention; we take them
+    as they enter `layer`.
+
+    Attributes:
+        layer: the first layer without the dropped tokens; keys are those of the layer before.
+        pivot_image, pivot_text: how many pivots of each kind.
+    """
+
+    name: ClassVar[str] = "dart"
+    about: ClassVar[About] = About(
+        "DART: near duplicates of a few pivots leave",
+        paper="Wen et al., EMNLP 2025, arXiv 2502.11494",
+        acts="before layer 2",
+        needs="keys, hidden states",
+    )
+
+    layer: int = 2
+    pivot_image: int = 4
+    pivot_text: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer < 1 or self.pivot_image < 0 or self.pivot_text < 0 or not self.pivot_image + self.pivot_text:
+            raise ConfigError("dart needs layer >= 1 and at least one pivot.")
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, self.layer)
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(layer=scaled_layer(cls.layer, num_layers))
+
+    def start(self) -> PromptRun:
+        return _DartRun(self)
+
+
+class _DartRun(PromptRun):
+    def __init__(self, config: Dart) -> None:
+        super().__init__()
+        self._config = config
+        self._by_length = torch.empty(0)
+        self._text_pivots = torch.empty(0)
+
+    def observes(self, layer: int) -> bool:
+        return layer == self._config.layer - 1
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        """Remembers the pivots: visual tokens by number, text rows by place among the text."""
+        length = view.keys.float().abs().sum((0, 2))
+        self._by_length = view.tokens[length[view.visual].argsort(descending=True, stable=True)]
+        after = view.text_rows > view.visual_rows[-1]
+        places = after.nonzero().flatten()
+        order = length[view.columns[view.text_rows[after]]].argsort(descending=True, stable=True)
+        self._text_pivots = places[order[: self._config.pivot_text]]
+        return None
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer == self._config.layer
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        count = self._config.budget(view.tokens.numel())
+        if count == view.tokens.numel():
+            return None
+        present = self._by_length[torch.isin(self._by_length, view.tokens)]
+        pivots = torch.searchsorted(view.tokens, present[: min(self._config.pivot_image, count)])
+        anchors = torch.cat([view.embeddings[pivots], view.states[view.text[self._text_pivots]]]).float()
+        return least_alike(view.embeddings.float(), pivots, anchors, count)
+
+
+def least_alike(states: Tensor, pivots: Tensor, anchors: Tensor, count: int) -> Tensor:
+    """Ascending positions of `pivots` and of those of `states` `[n, d]` least like `anchors` `[p, d]`, `count` in all.
+
+    Each anchor in turn takes its share of what is left; the first ones take one more where shares are uneven.
+    """
+    free = torch.ones(len(states), dtype=torch.bool, device=states.device)
+    free[pivots] = False
+    wanted = count - len(pivots)
+    quotas = [len(part) for part in torch.arange(wanted).tensor_split(max(len(anchors), 1))]
+    for anchor, quota in zip(anchors, quotas, strict=False):
+        likeness = functional.cosine_similarity(anchor[None], states, dim=-1).masked_fill(~free, float("inf"))
+        free[likeness.argsort(stable=True)[:quota]] = False
+    return (~free).nonzero().flatten()

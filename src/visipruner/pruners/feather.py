@@ -1,0 +1,90 @@
+"""FEATHER: attention without positions and a coarse grid, then attention alone deeper down.
+
+"Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model Acceleration", ICCV 2025,
+arXiv 2412.13180.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import check_layers, scaled_layers
+from visipruner.pruners.pyramiddrop import check_stages
+from visipruner.pruners.selection import top, union
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feather(Pruner):
+    """Score: softmax over the visual tokens of q_last K^T **before RoPE**, mean over heads.
+
+    RoPE makes the last row prefer the bottom of the image. Before the first layer the best `keep_ratio` of the tokens
+    stay, and with them every `stride`-th token of every `stride`-th line; before the second, the best `keep_ratio`
+    squared of those present, as in the released code.
+
+    Images whose tokens form no grid contribute every `stride`^2-th token instead.
+
+    Attributes:
+        layers: tokens leave before these. keep_ratio: see above. stride: of the grid, in tokens.
+    """
+
+    name: ClassVar[str] = "feather"
+    about: ClassVar[About] = About(
+        "FEATHER: attention without positions, and a coarse grid",
+        paper="Endo et al., ICCV 2025, arXiv 2412.13180",
+        acts="before layers 8, 16",
+        needs="last row's query, keys, both before RoPE",
+    )
+
+    layers: tuple[int, ...] = (8, 16)
+    keep_ratio: float = 0.3
+    stride: int = 3
+
+    def __post_init__(self) -> None:
+        check_stages(self.layers, self.layers, "layers")
+        if not 0 <= self.keep_ratio <= 1 or self.stride < 1:
+            raise ConfigError("keep_ratio must lie in [0, 1] and stride must be at least 1.")
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, *self.layers)
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(layers=scaled_layers(cls.layers, num_layers))
+
+    def start(self) -> PromptRun:
+        return _FeatherRun(self)
+
+
+class _FeatherRun(PromptRun):
+    def __init__(self, config: Feather) -> None:
+        super().__init__()
+        self._config = config
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer in self._config.layers
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        stage = self._config.layers.index(layer)
+        count = round(view.tokens.numel() * self._config.keep_ratio ** (stage + 1))
+        best = top(view.attention(rotary=False).mean(0), count)
+        return union(best, coarse_grid(view, self._config.stride)) if stage == 0 else best
+
+
+def coarse_grid(view: EntryView, stride: int) -> Tensor:
+    """Positions of every `stride`-th token of every `stride`-th line of each image, as far as they are present."""
+    kept = [view.tokens[:0]]
+    for image in view.images():
+        if image.grid is None:
+            on_grid = image.tokens % stride**2 == 0
+        else:
+            on_grid = (image.tokens // image.grid[1] % stride == 0) & (image.tokens % image.grid[1] % stride == 0)
+        kept.append(image.positions[on_grid])
+    return torch.cat(kept)

@@ -1,0 +1,211 @@
+"""FitPrune: a recipe fitted offline says how many tokens leave after each layer, attention says which.
+
+"Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", AAAI 2025,
+arXiv 2409.10197.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.selection import top
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPrune(Pruner):
+    """Score = cross_j * self_j: the attention that token j receives in a layer from the text rows after the image
+    and from the visual rows, each summed over rows, the largest over heads.
+
+    Attributes:
+        remove: per layer, the fraction of the prompt's visual tokens that leaves after it; `fit` finds it. The paper's
+            tables belong to LLaVA's models and are not repeated here.
+    """
+
+    name: ClassVar[str] = "fitprune"
+    about: ClassVar[About] = About(
+        "FitPrune: a recipe fitted offline, attention from text and image",
+        paper="Ye et al., AAAI 2025, arXiv 2409.10197",
+        acts="after every layer",
+        needs="all rows' attention, a fitted recipe",
+    )
+
+    remove: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
+            raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        """An even recipe, as an example: half of the tokens are gone at the end. Fit one with `fit`."""
+        return cls(remove=(0.5 / num_layers,) * num_layers)
+
+    def check(self, num_layers: int) -> None:
+        if len(self.remove) != num_layers:
+            raise ConfigError(
+                f"remove has {len(self.remove)} entries but the model has {num_layers} layers; fit a recipe with "
+                "visipruner.pruners.fitprune.fit."
+            )
+
+    def start(self) -> PromptRun:
+        return _FitPruneRun(self.remove)
+
+
+class _FitPruneRun(PromptRun):
+    def __init__(self, remove: tuple[float, ...]) -> None:
+        super().__init__()
+        self._remove = remove
+        self._first: int | None = None
+
+    def observes(self, layer: int) -> bool:
+        return self._first is None or self._remove[layer] > 0
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        present = view.visual.numel()
+        self._first = self._first or present
+        # What is gone is rounded in total, so that small fractions add up over layers.
+        count = min(present, self._first - round(self._first * sum(self._remove[: layer + 1])))
+        if count == present:
+            return None
+        cross, own = received(view)
+        return top(cross * own, count)
+
+
+def received(view: LayerView) -> tuple[Tensor, Tensor]:
+    """What each visual token receives from text rows after the image and from visual rows, both `[n_v]`: summed over
+    rows, largest over heads."""
+    text = view.text_rows[view.text_rows > view.visual_rows[0]]
+    sums = []
+    for rows in (text, view.visual_rows):
+        total = torch.zeros(1, view.visual.numel(), device=view.visual.device)
+        for weights in view.attention_of(rows):
+            total = total + weights[..., view.visual].sum(1)
+        sums.append(total.max(0).values)
+    return sums[0], sums[1]
+
+
+# ---- fitting --------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    model: nn.Module,
+    prompts: Iterable[Mapping[str, Any]],
+    keep_ratio: float,
+    visual_mask: Tensor | None = None,
+    tolerance: float = 0.01,
+) -> FitPrune:
+    """The recipe that changes attention least for its budget: a binary search for alpha, as in the paper.
+
+    For a given alpha every layer drops the tokens that are among the least received in both ways, text and visual,
+    as long as each way keeps 1 - alpha of its mass in the plain model. The smallest alpha is taken (to `tolerance`)
+    for which at most `keep_ratio` of the visual tokens remain on average over layers and examples. The paper's budget
+    is a number of FLOPs; tokens per layer are the same thing to first order and belong to no model.
+
+    Args:
+        prompts: keyword arguments of forward calls; some tens of examples. visual_mask: as in `attach`.
+
+    Raises:
+        ConfigError: no prompts, or a budget that even alpha = 1 does not meet.
+    """
+    calls = list(prompts)
+    if not calls or not 0 <= keep_ratio <= 1:
+        raise ConfigError("fit needs at least one prompt and a keep_ratio in [0, 1].")
+    dense = _Fitting(alpha=None, reference=[])
+    _forward(model, calls, dense, visual_mask)
+    reference = [run.mass for run in dense.runs]
+    low, high = 0.0, 1.0
+    removed, kept = _trial(model, calls, high, reference, visual_mask)
+    if kept > keep_ratio:
+        raise ConfigError(f"Even alpha = 1 keeps {kept:.2f} of the tokens per layer; ask for a larger keep_ratio.")
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        trial, kept = _trial(model, calls, middle, reference, visual_mask)
+        if kept <= keep_ratio:
+            high, removed = middle, trial
+        else:
+            low = middle
+    return FitPrune(remove=tuple(removed))
+
+
+def _trial(
+    model: nn.Module, calls: list[Mapping[str, Any]], alpha: float, reference: list[_Mass], visual_mask: Tensor | None
+) -> tuple[list[float], float]:
+    """The recipe of one alpha and the fraction of tokens it keeps, averaged over layers and examples."""
+    fitting = _Fitting(alpha=alpha, reference=reference)
+    _forward(model, calls, fitting, visual_mask)
+    depth = max(map(len, reference))
+    # Layers that ran without a visual token are not asked: they removed none.
+    rows = [run.removed + [0.0] * (depth - len(run.removed)) for run in fitting.runs if run.first]
+    per_example = torch.tensor(rows)
+    removed = per_example.mean(0)
+    before = 1 - torch.cat([removed.new_zeros(1), removed.cumsum(0)[:-1]])
+    return removed.tolist(), float(before.mean())
+
+
+def _forward(model: nn.Module, calls: list[Mapping[str, Any]], fitting: _Fitting, visual_mask: Tensor | None) -> None:
+    from visipruner.engine.attach import attach
+
+    with attach(model, fitting, visual_mask), torch.no_grad():
+        for call in calls:
+            model(**call)
+
+
+_Mass = list[tuple[float, float]]  # per layer: what all visual tokens together receive from text and from visual rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitting(Pruner):
+    """Drops what alpha allows; without alpha it drops nothing and records the plain model's masses."""
+
+    name: ClassVar[str] = "fitprune-fitting"
+
+    alpha: float | None
+    reference: list[_Mass]
+    runs: list[_FittingRun] = field(default_factory=list)
+
+    def start(self) -> PromptRun:
+        mass = None if self.alpha is None else self.reference[len(self.runs)]
+        self.runs.append(_FittingRun(self.alpha, mass))
+        return self.runs[-1]
+
+
+class _FittingRun(PromptRun):
+    def __init__(self, alpha: float | None, reference: _Mass | None) -> None:
+        super().__init__()
+        self._alpha, self._reference = alpha, reference
+        self.first = 0
+        self.mass: _Mass = []
+        self.removed: list[float] = []
+
+    def observes(self, layer: int) -> bool:
+        return True
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        self.first = self.first or view.visual.numel()
+        cross, own = received(view)
+        self.mass.append((float(cross.sum()), float(own.sum())))
+        if self._alpha is None or self._reference is None:
+            self.removed.append(0.0)
+            return None
+        floors = [(1 - self._alpha) * whole for whole in self._reference[layer]]
+        leaves = dispensable(cross, floors[0]) & dispensable(own, floors[1])
+        self.removed.append(float(leaves.sum()) / self.first)
+        return (~leaves).nonzero().flatten()
+
+
+def dispensable(mass: Tensor, floor: float) -> Tensor:
+    """`[n]` bool: as many of the smallest entries of `mass` as can go while the rest still sums to `floor`."""
+    order = mass.argsort(stable=True)
+    rest = mass.double().sum() - mass.double()[order].cumsum(0)
+    leaves = torch.zeros_like(mass, dtype=torch.bool)
+    leaves[order[rest >= floor]] = True
+    return leaves

@@ -1,0 +1,85 @@
+"""PyramidDrop: stage by stage, the tokens that the last instruction row attends to least leave.
+
+"PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", CVPR 2025,
+arXiv 2410.17247.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import check_layers, scaled_layers
+from visipruner.pruners.selection import top
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidDrop(Pruner):
+    """Before each of `layers`: score = softmax over the visual tokens of q_last K^T, mean over heads.
+
+    Queries and keys are made by the layer about to run (its norm, projections and RoPE, on the rows needed), as in
+    the released code; that is one projection more per stage, counted in the trace. The code makes positions anew
+    after every stage; ours stay what they were.
+
+    Attributes:
+        layers: tokens leave before these. keep_ratios: fractions of the prompt's visual tokens that stay from each on,
+            rounded down.
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+    about: ClassVar[About] = About(
+        "PyramidDrop: half of the tokens leave at each of three stages",
+        paper="Xing et al., CVPR 2025, arXiv 2410.17247",
+        acts="before layers 8, 16, 24",
+        needs="last row's query, keys",
+    )
+
+    layers: tuple[int, ...] = (8, 16, 24)
+    keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+
+    def __post_init__(self) -> None:
+        check_stages(self.layers, self.keep_ratios, "keep_ratios")
+        if any(not 0 <= ratio <= 1 for ratio in self.keep_ratios):
+            raise ConfigError(f"keep_ratios are fractions and must lie in [0, 1], got {self.keep_ratios}.")
+        if list(self.keep_ratios) != sorted(self.keep_ratios, reverse=True):
+            raise ConfigError(f"keep_ratios are fractions of all tokens and cannot grow, got {self.keep_ratios}.")
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, *self.layers)
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(layers=scaled_layers(cls.layers, num_layers))
+
+    def start(self) -> PromptRun:
+        return _PyramidRun(self)
+
+
+class _PyramidRun(PromptRun):
+    def __init__(self, config: PyramidDrop) -> None:
+        super().__init__()
+        self._stages = dict(zip(config.layers, config.keep_ratios, strict=True))
+        self._first: int | None = None
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer in self._stages
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        present = view.tokens.numel()
+        self._first = self._first or present
+        count = int(self._first * self._stages[layer])
+        return None if count >= present else top(view.attention().mean(0), count)
+
+
+def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str) -> None:
+    """Raises ConfigError unless there is one of `counts` for each of ascending `layers`."""
+    if list(layers) != sorted(set(layers)) or any(layer < 0 for layer in layers):
+        raise ConfigError(f"layers must be ascending layer numbers, got {layers}.")
+    if len(layers) != len(counts):
+        raise ConfigError(f"layers and {name} must have the same length: one entry per stage.")

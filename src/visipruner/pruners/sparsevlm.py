@@ -1,0 +1,141 @@
+"""SparseVLM: text rows that belong to the image rate its tokens; what leaves is recycled into a few merged tokens.
+
+"SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025, arXiv 2410.04417.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView, Merge
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import check_layers, scaled_layers
+from visipruner.pruners.clustering import cluster_means
+from visipruner.pruners.pyramiddrop import check_stages
+from visipruner.pruners.selection import top
+
+# Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
+_COUNTS: dict[int, tuple[int, ...]] = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Pruner):
+    """Raters and ratings of the paper's first version.
+
+    Raters are the text rows t after the image with mean_v softmax_t(V T^T) above its mean over t, V and T the
+    embeddings before the first layer. After each of `layers`, score_j = mean over raters and heads of A[h, t, j]; the
+    best stay. Of the others the best `recycle_ratio` are clustered (density peaks among k nearest neighbours, one
+    cluster for ten tokens and one more); each cluster's mean takes the place, and the position, of its centre.
+
+    The released code appends merged tokens after the kept ones and cuts positions to the new length; ours stay where
+    and what they were. Its second version ("+") corrects ratings for RoPE and does not merge: not here.
+
+    Attributes:
+        layers: after these tokens leave. keep: how many stay then of `tokens`; other prompts in proportion.
+        tokens: the number of visual tokens that `keep` was chosen for.
+        recycle_ratio: fraction of the leaving tokens that is merged; 0 turns recycling off.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    about: ClassVar[About] = About(
+        "SparseVLM: rated by the text rows of the image, leftovers merged",
+        paper="Zhang et al., ICML 2025, arXiv 2410.04417",
+        acts="after layers 2, 6, 15",
+        needs="text rows' attention, embeddings",
+    )
+    merges: ClassVar[bool] = True
+
+    layers: tuple[int, ...] = (2, 6, 15)
+    keep: tuple[int, ...] = _COUNTS[192]
+    tokens: int = 576
+    recycle_ratio: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_stages(self.layers, self.keep, "keep")
+        if self.tokens < 1 or any(count < 0 for count in self.keep) or not 0 <= self.recycle_ratio <= 1:
+            raise ConfigError("keep and tokens are counts, recycle_ratio is a fraction of 1.")
+
+    @classmethod
+    def published(cls, budget: Literal[192, 128, 64]) -> Self:
+        """The counts of one of the paper's budgets."""
+        return cls(keep=_COUNTS[budget])
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        return cls(layers=scaled_layers(cls.layers, num_layers))
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, *self.layers)
+
+    def start(self) -> PromptRun:
+        return _SparseRun(self)
+
+
+class _SparseRun(PromptRun):
+    def __init__(self, config: SparseVLM) -> None:
+        super().__init__()
+        self._config = config
+        self._stages = dict(zip(config.layers, config.keep, strict=True))
+        self._raters = torch.empty(0, dtype=torch.long)
+        self._scores: Tensor | None = None
+        self._first = 0
+
+    def observes(self, layer: int) -> bool:
+        return layer in self._stages
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        """Rates; who leaves is settled once the rows left this layer, where they can be merged."""
+        raters = view.text_rows[self._raters]
+        total = torch.zeros(view.visual.numel(), device=view.visual.device)
+        for weights in view.attention_of(raters):
+            total += weights[..., view.visual].mean(0).sum(0)
+        self._scores = total / raters.numel()
+        return None
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer == 0 or layer - 1 in self._stages
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        if layer == 0:
+            self._first = view.tokens.numel()
+            self._raters = find_raters(view)
+        if layer - 1 not in self._stages or self._scores is None:
+            return None
+        count = round(self._stages[layer - 1] * self._first / self._config.tokens)
+        if count >= view.tokens.numel():
+            return None
+        kept = top(self._scores, count)
+        return self._recycle(view, kept)
+
+    def _recycle(self, view: EntryView, kept: Tensor) -> Tensor | Merge:
+        assert self._scores is not None
+        leaves = torch.ones_like(view.tokens, dtype=torch.bool)
+        leaves[kept] = False
+        leaving = leaves.nonzero().flatten()
+        recycled = leaving[top(self._scores[leaving], int(leaving.numel() * self._config.recycle_ratio))]
+        if not recycled.numel():
+            return kept
+        centres, means = cluster_means(view.embeddings[recycled].float(), recycled.numel() // 10 + 1)
+        everyone = torch.cat([kept, recycled[centres]])
+        states = torch.cat([view.embeddings[kept], means.to(view.embeddings)])
+        order = everyone.argsort()
+        return Merge(everyone[order], states[order])
+
+
+def find_raters(view: EntryView) -> Tensor:
+    """`[r]` long, ascending: which of the text rows rate; the last one where none stands out."""
+    text = view.text
+    after = (text > view.visual[-1]).nonzero().flatten()
+    if not after.numel():
+        return text.new_tensor([text.numel() - 1])
+    words = view.states[text[after]].float()
+    relevance = (view.embeddings.float() @ words.T).softmax(-1).mean(0)
+    chosen = (relevance > relevance.mean()).nonzero().flatten()
+    return after[chosen] if chosen.numel() else after[-1:]
