@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from visipruner import VisiPruner
@@ -20,21 +21,20 @@ Edit = Callable[[int, Tensor], Tensor]
 _EDIT: list[Edit] = []
 
 
-def _oracle_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+def _oracle_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any) -> Any:
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    n = query.shape[2]
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    window = kwargs.get("sliding_window")
-    if window is not None:
-        causal = causal & (torch.arange(n)[:, None] - torch.arange(n)[None] < window)
     logits = (query.float() @ key.float().transpose(2, 3)) * kwargs["scaling"]
-    logits = logits.masked_fill(~causal, float("-inf"))
+    if kwargs.get("softcap") is not None:
+        logits = kwargs["softcap"] * torch.tanh(logits / kwargs["softcap"])
+    logits = logits.masked_fill(mask < torch.finfo(mask.dtype).min / 2, float("-inf"))
     weights = torch.stack([_EDIT[0](module.layer_idx, example) for example in logits])
     return (weights @ value.float()).to(query.dtype).transpose(1, 2), None
 
 
 AttentionInterface.register("test_oracle", _oracle_attention)
+# The host's own whole mask: windows, and images that attend to themselves in both directions.
+AttentionMaskInterface.register("test_oracle", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 @contextmanager

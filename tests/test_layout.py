@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from visipruner.errors import LayoutError
-from visipruner.layout import VisualRows, layouts, mask_for_forward
+from visipruner.layout import ImageTokens, VisualRows, layouts, mask_for_forward
 
 Flags = st.lists(st.booleans(), min_size=1, max_size=40)
 
@@ -21,6 +23,7 @@ def test_tokens_are_split_into_runs_and_padding_is_no_row(flags: list[bool], pad
     (layout,) = layouts(VisualRows(mask), real)
     shift = padding if left else 0
     assert layout.real.tolist() == list(range(shift, shift + len(flags)))
+    flags = [*flags[:-1], False]  # the next token is read from the last row: never a visual token
     assert layout.visual.tolist() == [shift + i for i, flag in enumerate(flags) if flag]
     runs = [len(run) for run in "".join("v" if flag else " " for flag in flags).split()]
     assert layout.tokens_per_image == runs
@@ -28,19 +31,31 @@ def test_tokens_are_split_into_runs_and_padding_is_no_row(flags: list[bool], pad
 
 
 @pytest.mark.parametrize(
-    ("visual", "grid", "sizes", "grids"),
+    ("visual", "images", "expected"),
     [
-        ([0] * 2 + [1] * 16 + [0], None, [16], [(4, 4)]),
-        ([1] * 15, None, [15], [None]),
-        ([1] * 24, (3, 4), [12, 12], [(3, 4), (3, 4)]),  # adjacent images are one run
-        ([1] * 25, (3, 4), [25], [(5, 5)]),  # the grid does not fit: not taken on trust
+        ([0] * 2 + [1] * 16 + [0], None, [(16, (4, 4))]),
+        ([1] * 15 + [0], None, [(15, None)]),
+        ([1] * 24 + [0], [(12, (3, 4))] * 2, [(12, (3, 4))] * 2),  # adjacent images are one run
+        ([1] * 6 + [0] + [1] * 6 + [0], [(12, (2, 6))], [(12, (2, 6))]),  # one image, broken by separators
+        ([1] * 25 + [0], [(12, (3, 4))], [(25, (5, 5))]),  # sizes that do not fit are not taken on trust
+        ([1] * 12, [(12, (3, 4))], [(11, None)]),  # the last row must stay: it is no visual token
+        ([0, 1], [(1, (1, 1))], []),
     ],
 )
-def test_grids(visual: list[int], grid: tuple[int, int] | None, sizes: list[int], grids: list[object]) -> None:
+def test_images(visual: list[int], images: list[Any] | None, expected: list[Any]) -> None:
     mask = torch.tensor([visual]).bool()
-    (layout,) = layouts(VisualRows(mask, grid), torch.ones_like(mask))
-    assert layout.tokens_per_image == sizes
-    assert layout.grids == grids
+    given_images = None if images is None else [ImageTokens(*image) for image in images]
+    (layout,) = layouts(VisualRows(mask, given_images), torch.ones_like(mask))
+    assert list(zip(layout.tokens_per_image, layout.grids, strict=True)) == expected
+    assert layout.visual.numel() == sum(layout.tokens_per_image)
+
+
+def test_images_go_to_the_examples_that_hold_them() -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]]).bool()
+    images = [ImageTokens(1), ImageTokens(2, (1, 2)), ImageTokens(3, (3, 1))]
+    found = layouts(VisualRows(mask, images), torch.ones_like(mask))
+    assert [layout.tokens_per_image for layout in found] == [[1, 2], [], [3]]
+    assert found[2].grids == [(3, 1)]
 
 
 @given(flags=Flags, past=st.integers(0, 50), seq=st.integers(1, 50), repeats=st.integers(1, 3))

@@ -26,21 +26,29 @@ class Influence:
     output_norm: float
 
 
-def last_row_attention(query: Tensor, keys: Tensor, scaling: float, allowed: Tensor | None = None) -> Tensor:
+def last_row_attention(
+    query: Tensor, keys: Tensor, scaling: float, allowed: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
     """Softmax weights of one query row, in float32.
 
     Args:
         query: `[heads, head_dim]` after RoPE. keys: `[kv_heads, n, head_dim]` after RoPE.
         scaling: factor of the logits. allowed: `[n]` bool, keys the row may attend to; None for all.
+        softcap: bound c of the logits, c tanh(logit / c); None for none.
 
     Returns:
         `[heads, n]`.
     """
     groups = query.float().view(keys.shape[0], -1, query.shape[-1])
-    logits = groups @ keys.float().transpose(1, 2) * scaling
+    logits = softcapped(groups @ keys.float().transpose(1, 2) * scaling, softcap)
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf"))
     return logits.softmax(-1).flatten(0, 1)
+
+
+def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits bounded smoothly to `(-softcap, softcap)`; as they are for None."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def influence(attention: Tensor, values: Tensor, visual: Tensor) -> Influence:

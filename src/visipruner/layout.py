@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -12,16 +13,28 @@ from visipruner.errors import LayoutError
 
 
 @dataclass(frozen=True)
+class ImageTokens:
+    """One image's (or crop's, or video frame's) share of the visual rows.
+
+    Attributes:
+        count: its visual tokens, at least one. grid: `(rows, columns)` of them, or None where they are no grid.
+    """
+
+    count: int
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class VisualRows:
     """Visual rows of one forward, as an adapter finds them.
 
     Attributes:
         mask: `[batch, seq]` bool, True on visual rows.
-        grid: `(rows, columns)` of every image's tokens where all images share one grid, else None.
+        images: every image of the batch in prompt order, or None: then each unbroken run of rows is an image.
     """
 
     mask: Tensor
-    grid: tuple[int, int] | None = None
+    images: Sequence[ImageTokens] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,24 +54,48 @@ class TokenLayout:
     grids: list[tuple[int, int] | None] = field(default_factory=list)
 
 
-def layouts(visual: VisualRows, real: Tensor) -> list[TokenLayout]:
-    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool."""
-    return [_layout(mask & rows, rows, visual.grid) for mask, rows in zip(visual.mask, real, strict=True)]
+def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
+    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
+
+    The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
+    it holds image features: the next token is read from it, so it must stay.
+    """
+    found = []
+    images = list(visual.images or ())
+    for mask, rows in zip(visual.mask & real, real, strict=True):
+        held = mask.nonzero().flatten()
+        mine, images = _take(images, held.numel())
+        last = rows[:prompt_end].nonzero().flatten()[-1:]
+        found.append(_layout(held, last, rows.nonzero().flatten(), mine or _runs(held)))
+    return found
 
 
-def _layout(mask: Tensor, real: Tensor, grid: tuple[int, int] | None) -> TokenLayout:
-    rows = mask.nonzero().flatten()
-    sizes = _run_lengths(rows)
-    if grid is not None and rows.numel() % (grid[0] * grid[1]) == 0:
-        sizes = [grid[0] * grid[1]] * (rows.numel() // (grid[0] * grid[1]))  # adjacent images are one run
-    else:
-        grid = None
+def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | None, list[ImageTokens]]:
+    """The images that make up the next `count` tokens, and those after them; None (and none) where they do not."""
+    mine = []
+    for image in images:
+        if count <= 0:
+            break
+        mine.append(image)
+        count -= image.count
+    return (mine, images[len(mine) :]) if count == 0 else (None, [])
+
+
+def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
+    if held.numel() and torch.equal(held[-1:], last):
+        held = held[:-1]
+        shorter = images[-1].count - 1
+        images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
     return TokenLayout(
-        real=real.nonzero().flatten(),
-        visual=rows,
-        tokens_per_image=sizes,
-        grids=[grid or _square(size) for size in sizes],
+        real=real,
+        visual=held,
+        tokens_per_image=[image.count for image in images],
+        grids=[image.grid for image in images],
     )
+
+
+def _runs(rows: Tensor) -> list[ImageTokens]:
+    return [ImageTokens(size, _square(size)) for size in _run_lengths(rows)]
 
 
 def _run_lengths(rows: Tensor) -> list[int]:

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from visipruner.adapters import llava, text
+from visipruner.adapters import (
+    gemma,
+    glm4v,
+    idefics3,
+    internvl,
+    llava,
+    llava_next,
+    llava_onevision,
+    mistral3,
+    qwen_vl,
+    text,
+)
 from visipruner.adapters.base import Adapter
 from visipruner.errors import UnsupportedModelError
 
-_ADAPTERS: tuple[Adapter, ...] = (llava.ADAPTER, text.ADAPTER)
+_ADAPTERS: tuple[Adapter, ...] = (
+    llava.ADAPTER,
+    llava_next.ADAPTER,
+    llava_onevision.ADAPTER,
+    qwen_vl.QWEN2,
+    qwen_vl.QWEN3,
+    internvl.ADAPTER,
+    idefics3.ADAPTER,
+    mistral3.ADAPTER,
+    gemma.PALIGEMMA,
+    gemma.GEMMA3,
+    glm4v.ADAPTER,
+    text.ADAPTER,
+)
 
 
 def supported() -> dict[str, str]:

@@ -1,16 +1,17 @@
-"""What the engine must know about a model family, declared. Nothing here runs during a forward but `locate`."""
+"""What the engine must know about a model family, declared. Only `locate` and `images` run during a forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from visipruner.layout import VisualRows
+from visipruner.layout import ImageTokens, VisualRows
 
-Locate = Callable[[nn.Module, Mapping[str, Any]], VisualRows | None]
+Locate = Callable[[nn.Module, Mapping[str, Any]], Tensor | None]
+Images = Callable[[nn.Module, Mapping[str, Any], Tensor], Sequence[ImageTokens] | None]
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,18 @@ class Adapter:
         decoder: dotted paths, tried in order, from the model to the text decoder stack (the module with the layers).
         embedder: dotted paths to the module whose forward is given `input_ids` and `pixel_values`; its keyword
             arguments go to `locate`. Empty for text models, whose visual rows the caller marks.
-        locate: finds the visual rows from the embedder's keyword arguments, or returns None when the arguments do
-            not say (the engine then asks for a mask).
+        locate: `(embedder, its keyword arguments)` to `[batch, seq]` bool, True on visual rows, or None when the
+            arguments do not say (the engine then asks for a mask).
+        images: `(embedder, keyword arguments of embedder and decoder together, visual rows)` to one `ImageTokens` per
+            image in prompt order, for traces and pictures. None, or None returned: an unbroken run is an image.
+        visual: which rows count as visual, in words, for the documentation.
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
         final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
             with the output projection.
         key_value: attributes of the attention with the key and the value projection, where they are modules of their
             own; they are spared the visual rows that no row attends to.
+        added_features: keyword arguments of the decoder with `[batch, seq]` bool rows and a list of `[rows, d]`
+            features, one entry added to those rows after each of the first layers (DeepStack), or None.
     """
 
     family: str
@@ -37,11 +43,19 @@ class Adapter:
     decoder: tuple[str, ...]
     embedder: tuple[str, ...] = ()
     locate: Locate | None = None
+    images: Images | None = None
+    visual: str = ""
     layers: str = "layers"
     attention: str = "self_attn"
     final_norm: str = "norm"
     output: str = "o_proj"
     key_value: tuple[str, str] = ("k_proj", "v_proj")
+    added_features: tuple[str, str] | None = None
+
+    def arranged(self, embedder: nn.Module, call: Mapping[str, Any], mask: Tensor) -> VisualRows:
+        """The rows that `locate` found with the images they belong to; `call` as for `images`."""
+        images = self.images(embedder, call, mask) if self.images is not None and bool(mask.any()) else None
+        return VisualRows(mask, images)
 
 
 def submodule(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
@@ -53,11 +67,3 @@ def submodule(model: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
         if isinstance(module, nn.Module):
             return module
     return None
-
-
-def tokens_equal(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """`[batch, seq]` bool: which rows hold one of `token_ids`."""
-    mask = input_ids == token_ids[0]
-    for token in token_ids[1:]:
-        mask = mask | (input_ids == token)
-    return mask

@@ -156,7 +156,7 @@ class Probe:
             raise LayoutError("The prompt has no visual rows; pass an image, or Probe(model, visual_mask=mask).")
         if found.mask.shape != (1, prompt):
             raise LayoutError(f"The visual mask has shape {list(found.mask.shape)} but the prompt has {prompt} rows.")
-        return layouts(VisualRows(found.mask.cpu(), found.grid), torch.ones(1, prompt, dtype=torch.bool))[0]
+        return layouts(VisualRows(found.mask.cpu(), found.images), torch.ones(1, prompt, dtype=torch.bool))[0]
 
     def _states(self, records: list[LayerRecord], starts: list[int]) -> tuple[list[LayerStates], Tensor]:
         """Each layer's recorded segments as one sequence."""
@@ -258,7 +258,9 @@ class Probe:
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._records is not None and not self._lengths:
             assert self._adapter.locate is not None
-            self._found = self._adapter.locate(module, bound(module, args, kwargs))
+            call = bound(module, args, kwargs)
+            mask = self._adapter.locate(module, call)
+            self._found = None if mask is None else self._adapter.arranged(module, call, mask)
 
     def _entering(self, layer: int) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.host import Host
@@ -36,7 +38,8 @@ class Hooks:
         self.trace: PruneTrace | None = None
         self.is_attached = True
         self._session: PromptSession | None = None
-        self._found: VisualRows | None = None
+        self._found: Tensor | None = None
+        self._call: Mapping[str, Any] = {}
         self._embeds: Tensor | None = None
         # The last prompt that ran without a cache: its embeddings, and runs that repeat its selections.
         self._uncached: tuple[Tensor, list[ReplayRun]] | None = None
@@ -46,6 +49,7 @@ class Hooks:
         """Lets go of everything that belongs to a forward."""
         self.is_attached = False
         self._session = self._found = self._embeds = self._uncached = None
+        self._call = {}
 
     def install(self) -> list[RemovableHandle]:
         """Registers all hooks; none costs a text-only prompt more than a Python call per layer."""
@@ -85,48 +89,57 @@ class Hooks:
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal model embeds its inputs: which rows will be visual."""
         assert self._host.adapter.locate is not None
-        self._found = self._host.adapter.locate(module, bound(module, args, kwargs))
+        self._call = bound(module, args, kwargs)
+        self._found = self._host.adapter.locate(module, self._call)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""
         self._session = None  # one left by an interrupted forward is of no use
+        outer, self._call = self._call, {}
         call = bound(module, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
         rows = call.get("input_ids") if embeds is None else embeds
         if rows is None:
-            return  # the host has a better word for this than we do
+            return None  # the host has a better word for this than we do
         batch, seq = rows.shape[:2]
         past = int(cache.get_seq_length()) if cache is not None else 0
-        visual = self._visual_rows(batch, past, seq, cached=cache is not None)
-        real = _real_rows(call.get("attention_mask"), batch, past + seq, rows.device)
+        visual = self._visual_rows(batch, past, seq, {**outer, **call})
+        real = _real_rows((call.get("attention_mask"), outer.get("attention_mask")), batch, past + seq, rows.device)
         if visual is None or not bool(visual.mask.any()):
             if past == 0:
                 self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
-            return
-        found = layouts(VisualRows(visual.mask.to(rows.device), visual.grid), real[:, past:])
+            return None
+        repeated = self._uncached if cache is None and self._repeats_prompt(embeds) else None
+        prompt_end = seq if repeated is None else repeated[0].shape[1]
+        found = layouts(VisualRows(visual.mask.to(rows.device), visual.images), real[:, past:], prompt_end)
         runs: list[PromptRun] = [self._pruner.start() for _ in found]
-        prompt_end = seq
-        if cache is None and self._repeats_prompt(embeds):
-            assert self._uncached is not None
-            runs = list(self._uncached[1])
-            prompt_end = self._uncached[0].shape[1]
+        if repeated is not None:
+            runs = list(repeated[1])
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
-        host = self._host
         self._embeds = embeds if cache is None else None
         self._session = PromptSession(
-            self._pruner, host.kernel, host.is_eager, weakref.ref(self), found, runs, forward, self._run_ahead
+            self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead
         )
+        names = self._host.adapter.added_features
+        if names is None or kwargs.get(names[1]) is None:
+            return None
+        self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
+        return args, {**kwargs, **dict.fromkeys(names)}
 
-    def _visual_rows(self, batch: int, past: int, seq: int, cached: bool) -> VisualRows | None:
+    def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
         found, self._found = self._found, None
         if self._visual_mask is not None:
+            cached = call.get("past_key_values") is not None
             return VisualRows(mask_for_forward(self._visual_mask, batch, past, seq, cached))
-        if found is None and past == 0:
-            raise LayoutError(
-                "The model was called with inputs_embeds, which do not say which rows are visual; pass input_ids with "
-                "pixel_values, or attach with visual_mask."
-            )
-        return found
+        if found is None:
+            if past == 0:
+                raise LayoutError(
+                    "The model was called with inputs_embeds, which do not say which rows are visual; pass input_ids "
+                    "with pixel_values, or attach with visual_mask."
+                )
+            return None
+        assert self._host.embedder is not None
+        return self._host.adapter.arranged(self._host.embedder, call, found)
 
     def _repeats_prompt(self, embeds: Tensor | None) -> bool:
         """Whether a forward without a cache continues the last prompt, whose selections then still hold."""
@@ -226,8 +239,13 @@ def _with_hidden(args: tuple[Any, ...], hidden: Tensor, kwargs: dict[str, Any]) 
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
-def _real_rows(padding: Any, batch: int, length: int, device: torch.device) -> Tensor:
-    """`[batch, length]` bool: rows that are not padding, as a 2-D attention mask says; all rows without one."""
-    if isinstance(padding, Tensor) and padding.ndim == 2 and padding.shape[1] >= length:
-        return padding[:, :length].bool()
+def _real_rows(paddings: tuple[Any, ...], batch: int, length: int, device: torch.device) -> Tensor:
+    """`[batch, length]` bool: rows that are not padding, as the first 2-D attention mask says; all rows without one.
+
+    Some models give their decoder whole maps instead (attention in both directions within an image); what is padding
+    is then known from the mask that they were given themselves.
+    """
+    for padding in paddings:
+        if isinstance(padding, Tensor) and padding.ndim == 2 and padding.shape[1] >= length:
+            return padding[:, :length].bool()
     return torch.ones(batch, length, dtype=torch.bool, device=device)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import map_tensors, per_row, scaling_of
-from visipruner.engine.attention import Kernel
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
+from visipruner.engine.host import Host
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
@@ -49,7 +50,7 @@ class PromptSession:
     plain model to the last bit. From then on rows are packed (`Rows`): `[1, sum of lengths, d]`.
 
     Args:
-        kernel: the attention function the model would have run. eager: whether that needs a mask always.
+        host: whose attention function runs.
         owner: weak reference to the engine; caches refuse to go on without it.
         layouts, runs: one of each per example.
         run_ahead: runs a layer up to its attention, for pruners that ask.
@@ -58,15 +59,16 @@ class PromptSession:
     def __init__(
         self,
         pruner: Pruner,
-        kernel: Kernel,
-        eager: bool,
+        host: Host,
         owner: Any,
         layouts: Sequence[TokenLayout],
         runs: Sequence[PromptRun],
         forward: Forward,
         run_ahead: RunAhead,
     ) -> None:
-        self._pruner, self._kernel, self._eager, self._owner = pruner, kernel, eager, owner
+        self._pruner, self._owner = pruner, owner
+        self._kernel, self._eager = host.kernel, host.is_eager
+        self._features: AddedFeatures | None = None
         self._layouts, self.runs, self._forward = layouts, runs, forward
         self._present = Present(layouts, forward.seq)
         self._routing, self._looked_at = PLAIN, False
@@ -90,6 +92,10 @@ class PromptSession:
         """Per example, the states that kept tokens took over on entry to a layer."""
         return self._entering.merged
 
+    def take_features(self, features: AddedFeatures) -> None:
+        """Features that the host must not add itself, as it does not know which rows are left."""
+        self._features = features
+
     # ---- from layer to layer -----------------------------------------------------------------------------------
 
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -98,6 +104,7 @@ class PromptSession:
         present = self._present
         if present.has_dropped:
             hidden = present.repack(hidden)
+        hidden = self._with_features(layer - 1, hidden)
         hidden, entry_work = self._entering.look(layer, hidden, kwargs)
         self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         if present.has_dropped or not (present.is_packed or self._routing.is_plain):
@@ -120,7 +127,14 @@ class PromptSession:
             trace.trigger_layer, trace.exit_votes = run.trigger_layer, list(run.exit_votes)
         for trace, merged in zip(self.examples, self.merged, strict=True):
             trace.merged = list(merged)
+        hidden = self._with_features(len(self.examples[0].work) - 1, hidden)
         return self._present.rows.scatter(hidden) if self._present.is_packed else hidden
+
+    def _with_features(self, layer: int, hidden: Tensor) -> Tensor:
+        """The output of `layer` with what the host adds to it, once the rows that it dropped are gone."""
+        if self._features is None:
+            return hidden
+        return self._features.add(layer, hidden, self._present.rows if self._present.is_packed else None)
 
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows in play; gathered once, as the host gives every layer the same ones."""
@@ -325,9 +339,9 @@ class PromptSession:
     ) -> None:
         queries, keys, values = qkv
         scaling = scaling_of(kwargs, queries)
-        run = self.runs[example]
+        run, softcap = self.runs[example], kwargs.get("softcap")
         tokens = self._present.tokens[example]
-        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, scaling, allowed)
+        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, scaling, allowed, softcap)
         kept = run.select(layer, view)
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from visipruner.influence import Influence, influence, last_row_attention
+from visipruner.influence import Influence, influence, last_row_attention, softcapped
 
 CHUNK = 64
 
@@ -35,12 +35,15 @@ class LayerView:
         tokens: Tensor,
         scaling: float,
         allowed: Callable[[Tensor], Tensor | None],
+        softcap: float | None = None,
     ) -> None:
         """`queries`: `[heads, m, head_dim]`. `rows`: `[r]` long, those of them that are rows of this example.
-        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all."""
+        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all. `softcap`: bound
+        of the logits, in models that have one."""
         self.keys, self.values, self.columns, self.visual = keys, values, columns, visual
         self.tokens = tokens
         self._queries, self._rows, self._scaling, self._allowed = queries, rows, scaling, allowed
+        self._softcap = softcap
         self.pairs = 0
 
     @property
@@ -53,7 +56,8 @@ class LayerView:
         """`[heads, n]` float32: the last row's softmax weights over all keys."""
         self.pairs += self.keys.shape[1]
         allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
-        return last_row_attention(self.query, self.keys, self._scaling, None if allowed is None else allowed[0])
+        seen = None if allowed is None else allowed[0]
+        return last_row_attention(self.query, self.keys, self._scaling, seen, self._softcap)
 
     @cached_property
     def influence(self) -> Influence:
@@ -83,6 +87,7 @@ class LayerView:
             queries = self._queries[:, self._rows[part]].float()
             groups = queries.view(kv_heads, heads // kv_heads, part.numel(), -1)
             logits = groups @ self.keys.float().unsqueeze(1).transpose(2, 3) * self._scaling
+            logits = softcapped(logits, self._softcap)
             allowed = self._allowed(part)
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, float("-inf"))

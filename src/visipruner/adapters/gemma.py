@@ -1,0 +1,27 @@
+"""PaliGemma and Gemma 3: square images that attend to themselves in both directions.
+
+PaliGemma's whole prompt, text included, attends in both directions; Gemma 3 mixes sliding windows with full attention.
+Both are in the host's masks, which the engine follows row by row.
+"""
+
+from visipruner.adapters.base import Adapter
+from visipruner.adapters.placeholders import IMAGE, equal_squares, rows_of
+
+PALIGEMMA = Adapter(
+    family="PaliGemma, PaliGemma 2",
+    model_types=("paligemma",),
+    decoder=("model.language_model", "language_model"),
+    embedder=("model", ""),
+    locate=rows_of(IMAGE),
+    images=equal_squares,
+    visual="all tokens of an image",
+)
+GEMMA3 = Adapter(
+    family="Gemma 3",
+    model_types=("gemma3",),
+    decoder=("model.language_model", "language_model"),
+    embedder=("model", ""),
+    locate=rows_of(IMAGE),
+    images=equal_squares,
+    visual="tokens of an image and of its crops; the tokens around them are text",
+)

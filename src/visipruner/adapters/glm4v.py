@@ -1,0 +1,15 @@
+"""GLM-4V (4.1V and its kin): as Qwen2-VL, with M-RoPE; video frames use the image token, a time stamp after each."""
+
+from visipruner.adapters.base import Adapter
+from visipruner.adapters.mrope import frames
+from visipruner.adapters.placeholders import Placeholder, rows_of
+
+ADAPTER = Adapter(
+    family="GLM-4V",
+    model_types=("glm4v",),
+    decoder=("model.language_model", "language_model"),
+    embedder=("model", ""),
+    locate=rows_of(Placeholder("image_token_id", (("pixel_values", "image"), ("pixel_values_videos", "video")))),
+    images=frames,
+    visual="merged patches of images and video frames; begin and end tokens and time stamps are text",
+)

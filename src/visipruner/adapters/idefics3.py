@@ -1,0 +1,13 @@
+"""Idefics3 and SmolVLM: square crops, each announced by its row and column in text, and a view of the whole image."""
+
+from visipruner.adapters.base import Adapter
+from visipruner.adapters.placeholders import IMAGE, rows_of
+
+ADAPTER = Adapter(
+    family="Idefics3, SmolVLM",
+    model_types=("idefics3", "smolvlm"),
+    decoder=("model.text_model", "text_model"),
+    embedder=("model", ""),
+    locate=rows_of(IMAGE),
+    visual="tokens of all crops and video frames; row, column and separator tokens are text",
+)

@@ -1,0 +1,14 @@
+"""InternVL in transformers' format: one or more square crops per image, each reduced by pixel shuffle."""
+
+from visipruner.adapters.base import Adapter
+from visipruner.adapters.placeholders import IMAGE, equal_squares, rows_of
+
+ADAPTER = Adapter(
+    family="InternVL",
+    model_types=("internvl",),
+    decoder=("model.language_model", "language_model"),
+    embedder=("model", ""),
+    locate=rows_of(IMAGE),
+    images=equal_squares,
+    visual="tokens of all crops and video frames; the tokens around an image are text",
+)
