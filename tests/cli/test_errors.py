@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
-from visipruner.cli import ask, models, saving
+from visipruner import files
+from visipruner.cli import ask, models
 from visipruner.cli.errors import explain
 
 
@@ -103,7 +104,7 @@ def _raise(error):
 
 def test_full_disk_leaves_no_half_written_file(cli, llava_folder, photo, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(saving.os, "replace", _raise(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(files.os, "replace", _raise(OSError(errno.ENOSPC, "No space left on device")))
     result = cli("run", photo, "-q", "what is this ?", "--model", llava_folder, "--max-new-tokens", 1, "--out", out)
     assert result.exit_code == 1
     assert "The disk is full" in result.stderr

@@ -154,6 +154,97 @@ def run(
     )
 
 
+ANALYZE_EXAMPLES = """
+[bold]Examples[/bold]
+
+visipruner analyze --out analysis/
+
+visipruner analyze --out quick/ --samples 8 --only sweeps --only lens
+
+visipruner analyze --model ~/models/llava-1.5-7b-hf --data pairs.jsonl --out analysis/ --dtype bfloat16
+
+visipruner run photo.jpg -q "What is this?" --config analysis/pruner.json
+"""
+
+
+@app.command(epilog=ANALYZE_EXAMPLES)
+@reports_errors
+def analyze(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="'testbed' (the small model that ships), a folder, or a Hugging Face id that is already cached.",
+        ),
+    ] = "testbed",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
+            show_default="the shipped test set, for the testbed",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Only these parts (repeatable): attention, sweeps, shallow, skip, cache, influence, scores, lens. "
+            "Stages need sweeps, influence and scores.",
+            show_default="all",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many, spread over images and types.")] = 64,
+    checked: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Samples of other images on which the proposed settings are tried."),
+    ] = 64,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Loss that counts as none: share of right answers lost, or of answers changed where none are known.",
+            show_default="0.02 of accuracy, 0.05 of agreement",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 32,
+    dtype: Annotated[
+        DType, typer.Option(metavar="NAME", help="Precision of the weights; auto is the checkpoint's own.")
+    ] = DType.AUTO,
+    attn: Annotated[Attention, typer.Option(help="Attention implementation.")] = Attention.SDPA,
+    allow_download: Annotated[
+        bool,
+        typer.Option(
+            "--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."
+        ),
+    ] = False,
+) -> None:
+    """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
+
+    Writes analysis.json, report.html, and pruner.json with settings for VisiPruner that the evidence supports.
+    """
+    from visipruner.cli.analyze import Job, execute
+
+    execute(
+        Job(
+            model=model,
+            data=data,
+            out=out,
+            only=only or [],
+            samples=samples,
+            checked=checked,
+            seed=seed,
+            tolerance=tolerance,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype.value,
+            attn=attn.value,
+            allow_download=allow_download,
+        )
+    )
+
+
 @app.command("list", epilog="[bold]Examples[/bold]\n\nvisipruner list\n\nvisipruner list --json")
 @reports_errors
 def list_(as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print as JSON.")] = False) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from visipruner.cli import images, models, saving, settings
 from visipruner.cli.errors import CliError
+from visipruner.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def execute(job: Job) -> None:
         results.append(result)
         if job.out is not None:
             # After every answer, so that an interrupted run keeps what it has.
-            saving.write_json(job.out / "results.json", _document(job, loaded, pruner, results))
+            write_json(job.out / "results.json", _document(job, loaded, pruner, results))
         if not job.as_json:
             _show(console, result)
     _conclude(job, _document(job, loaded, pruner, results), results, console)
@@ -108,7 +109,7 @@ def _save_overlay(
         return None
     box = overlay.seen_box(picture.size, loaded.processor.image_processor)
     drawn = overlay.draw(picture, grid, box, _caption(result))
-    saving.write_atomic(path, lambda part: drawn.save(part, format="PNG", optimize=True))
+    write_atomic(path, lambda part: drawn.save(part, format="PNG", optimize=True))
     return path.name
 
 

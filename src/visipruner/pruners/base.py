@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +15,7 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
+from visipruner.files import write_json
 from visipruner.pruners.about import About
 from visipruner.pruners.checked import checked
 
@@ -101,11 +101,7 @@ class Pruner(ABC):
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Writes `pruner.json` into `directory`, atomically, and returns its path."""
         target = Path(directory) / FILE_NAME
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format_version": FORMAT_VERSION, "method": self.name, "settings": self.settings()}
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False) as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        os.replace(file.name, target)
+        write_json(target, {"format_version": FORMAT_VERSION, "method": self.name, "settings": self.settings()})
         return target
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from visipruner.cli.errors import reports_errors
-from visipruner.cli.saving import write_json
+from visipruner.files import write_json
 
 app = typer.Typer(
     no_args_is_help=True,

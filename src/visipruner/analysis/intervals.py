@@ -1,0 +1,72 @@
+"""How sure a mean over samples is: bootstrap over images, since questions about one image are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visipruner.analysis.results import Array
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class Bootstrap:
+    """Resamples whole images with all their questions (percentile bootstrap, 95 %).
+
+    Args:
+        clusters: per sample, which image it belongs to. seed: of the resampling.
+    """
+
+    def __init__(self, clusters: Sequence[Any], seed: int = 0, resamples: int = RESAMPLES) -> None:
+        names = list(dict.fromkeys(clusters))
+        member = np.array([names.index(cluster) for cluster in clusters])
+        generator = np.random.default_rng(seed)
+        draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        self.weights = draws[:, member].astype(float)  # [resamples, samples]
+
+    def means(self, values: Array) -> Array:
+        """`[resamples, ...]`: weighted means of `values` `[samples, ...]`; NaN values are left out."""
+        known = ~np.isnan(values)
+        total = np.tensordot(self.weights, np.where(known, values, 0.0), axes=1)
+        count = np.tensordot(self.weights, known.astype(float), axes=1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / np.where(count > 0, count, np.nan))
+
+    def curve(self, values: Array) -> dict[str, Array]:
+        """Mean, low and high of `values` `[samples, points]`, each `[points]`; NaN where nothing is known."""
+        means = self.means(values)
+        with np.errstate(invalid="ignore"):
+            known = ~np.isnan(values)
+            mean = np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+        low, high = _quantiles(means)
+        return {"mean": mean, "low": low, "high": high}
+
+    def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
+        """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it."""
+        point = statistic(self.curve(values)["mean"])
+        drawn = np.array([statistic(curve) for curve in self.means(values)])
+        low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+        return Interval(float(point), float(low), float(high))
+
+
+def _quantiles(means: Array) -> tuple[Array, Array]:
+    low, high = np.full(means.shape[1:], np.nan), np.full(means.shape[1:], np.nan)
+    known = ~np.isnan(means).any(0)
+    if known.any():
+        low[known], high[known] = np.quantile(means[:, known], [0.025, 0.975], axis=0)
+    return low, high

@@ -1,0 +1,130 @@
+"""The parts of a full analysis: what each measures on one reading. A new part is one function and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from visipruner.analysis import attention, influence, knockout, lens, removal
+from visipruner.analysis.probe import Probe
+from visipruner.analysis.reading import Reading
+from visipruner.analysis.results import Result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the parts try, from the size of the model and the image.
+
+    Attributes:
+        window: layers in a moving window. shallow: first layers whose visual content is tested.
+        stride: layers between tries of the dearer experiments.
+        scored: budgets at which scores are compared. budgets: further ones for influence alone.
+    """
+
+    window: int
+    shallow: int
+    stride: int
+    scored: tuple[int, ...]
+    budgets: tuple[int, ...]
+
+    @classmethod
+    def for_model(cls, num_layers: int, num_visual: int) -> Plan:
+        """Windows of a tenth of the layers; budgets from a 32nd of the image to a quarter of it."""
+        return cls(
+            window=max(1, num_layers // 10),
+            shallow=max(1, num_layers // 5),
+            stride=max(1, num_layers // 10),
+            scored=tuple(max(1, num_visual // part) for part in (32, 8)),
+            budgets=tuple(max(1, num_visual // part) for part in (16, 4)),
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may use."""
+
+    probe: Probe
+    reading: Reading
+    plan: Plan
+    tokenizer: Any
+
+
+Measure = Callable[[Context], dict[str, Any]]
+
+
+def measure_attention(context: Context) -> dict[str, Any]:
+    """Where the last row looks, sinks, norms of values."""
+    return _named(attention.visual_attention(context.reading))
+
+
+def measure_sweeps(context: Context) -> dict[str, Any]:
+    """Text -> visual edges cut below a layer, in a window, and from a layer on."""
+    probe, reading = context.probe, context.reading
+    return _named(
+        knockout.sweep(probe, reading, "shallow_to_deep"),
+        removal.discard(probe, reading),
+        knockout.sweep(probe, reading, "window", window=context.plan.window),
+    )
+
+
+def measure_shallow(context: Context) -> dict[str, Any]:
+    """Mass or content: the paper's ablations in the first layers."""
+    return _named(knockout.shallow_ablations(context.probe, context.reading, context.plan.shallow))
+
+
+def measure_skip(context: Context) -> dict[str, Any]:
+    """Vision out of one layer only."""
+    layers = range(0, context.probe.num_layers, 2 * context.plan.stride)
+    return _named(removal.skip(context.probe, context.reading, layers))
+
+
+def measure_cache(context: Context) -> dict[str, Any]:
+    """Visual keys gone while decoding, by thirds of the layers and everywhere."""
+    last = context.probe.num_layers
+    third = max(1, last // 3)
+    windows = [(0, third), (third, 2 * third), (2 * third, last), (0, last)]
+    return _named(removal.remove_from_cache(context.probe, context.reading, windows))
+
+
+def measure_influence(context: Context) -> dict[str, Any]:
+    """The paper's score of every token in every layer."""
+    return _named(influence.token_influence(context.reading))
+
+
+def measure_scores(context: Context) -> dict[str, Any]:
+    """Scores against each other at equal budget, and influence at more budgets."""
+    probe, reading, plan = context.probe, context.reading, context.plan
+    layers = range(0, probe.num_layers, plan.stride)
+    compared = influence.compare_scores(probe, reading, layers, plan.scored)
+    more = influence.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
+    return {"scores": compared.to_dict(), "budgets": more.to_dict()}
+
+
+def measure_lens(context: Context) -> dict[str, Any]:
+    """What each layer would say, and the surest heads of each layer."""
+    found = lens.logit_lens(context.probe, context.reading)
+    decode = context.tokenizer.decode
+    words = [[decode([token]) for token in layer] for layer in found["top"].values.tolist()]
+    heads = []
+    for layer in lens.value_lens(context.probe, context.reading, top=3):
+        surest = max(layer, key=lambda head: head.probability[0])
+        heads.append({"head": surest.head, "words": [decode([token]) for token in surest.tokens]})
+    return {**_named(found), "words": words, "heads": heads, "leading_layer": lens.leading_layer(found)}
+
+
+PARTS: dict[str, Measure] = {
+    "attention": measure_attention,
+    "sweeps": measure_sweeps,
+    "shallow": measure_shallow,
+    "skip": measure_skip,
+    "cache": measure_cache,
+    "influence": measure_influence,
+    "scores": measure_scores,
+    "lens": measure_lens,
+}
+NEEDED_FOR_STAGES = ("sweeps", "influence", "scores")
+
+
+def _named(*results: Result) -> dict[str, Any]:
+    return {result.name: result.to_dict() for result in results}

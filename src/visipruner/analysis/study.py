@@ -1,0 +1,138 @@
+"""A full analysis over many samples: one file a sample, so that nothing finished is ever done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visipruner.analysis.parts import PARTS, Context, Plan
+from visipruner.analysis.probe import Probe
+from visipruner.errors import ConfigError
+from visipruner.files import write_json
+from visipruner.samples import Sample
+from visipruner.scoring import is_right
+
+SAMPLE_FOLDER = "samples"
+SETTINGS_FILE = "settings.json"
+_FORMAT = 1
+
+Prepare = Callable[[Image.Image, str], dict[str, Any]]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to analyse.
+
+    Attributes:
+        model: its name, as the report shows it. dtype, attn: as it was loaded.
+        parts: names from `PARTS`. max_new_tokens: longest answer.
+    """
+
+    model: str
+    dtype: str
+    attn: str
+    parts: tuple[str, ...] = tuple(PARTS)
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            raise ConfigError(f"There is no part {', '.join(unknown)!r} of the analysis; parts are {', '.join(PARTS)}.")
+
+
+def measure(
+    model: Any, prepare: Prepare, tokenizer: Any, samples: Sequence[Sample], task: Task, folder: Path
+) -> Iterator[Record]:
+    """Yields one record a sample, measured now or read from `folder` where an earlier run left it.
+
+    Args:
+        prepare: makes the model's inputs from a picture and a question.
+        tokenizer: reads and writes answers.
+
+    Raises:
+        ConfigError: `folder` holds an analysis of something else.
+    """
+    _check_folder(folder, task)
+    with Probe(model) as probe:
+        for sample in samples:
+            path = folder / SAMPLE_FOLDER / f"{_key(sample)}.json"
+            record = _load(path)
+            missing = [part for part in task.parts if part not in record.get("parts", {})]
+            if missing:
+                record = _measure_one(probe, prepare, tokenizer, sample, task, missing, record)
+                write_json(path, record, indent=None)
+            yield record
+
+
+def _measure_one(
+    probe: Probe, prepare: Prepare, tokenizer: Any, sample: Sample, task: Task, missing: list[str], record: Record
+) -> Record:
+    started = time.perf_counter()
+    try:
+        picture = Image.open(sample.image).convert("RGB")
+    except OSError as error:
+        raise ConfigError(f"{sample.image} cannot be read as an image ({error}).") from error
+    inputs = prepare(picture, sample.question)
+    known = sample.answers[0] if sample.answers else None
+
+    def judge(given: str, right: str) -> bool:
+        return any(is_right(given, answer) for answer in sample.answers)
+
+    reading = probe.read(inputs, tokenizer, right=known, judge=judge, max_new_tokens=task.max_new_tokens)
+    plan = Plan.for_model(probe.num_layers, len(reading.visual))
+    context = Context(probe, reading, plan, tokenizer)
+    seconds = dict(record.get("seconds", {"reading": time.perf_counter() - started}))
+    parts = dict(record.get("parts", {}))
+    for part in missing:
+        started = time.perf_counter()
+        parts[part] = PARTS[part](context)
+        seconds[part] = round(time.perf_counter() - started, 3)
+    grids = reading.layout.grids
+    return {
+        "image": str(sample.image),
+        "question": sample.question,
+        "answers": list(sample.answers),
+        "type": sample.type,
+        "answer": reading.answer.text,
+        "is_right": reading.is_right,
+        "prompt_rows": reading.prompt_length,
+        "visual_tokens": len(reading.visual),
+        "tokens_per_image": reading.layout.tokens_per_image,
+        "grids": [None if grid is None else list(grid) for grid in grids],
+        "plan": asdict(plan),
+        "seconds": seconds,
+        "parts": parts,
+    }
+
+
+def _key(sample: Sample) -> str:
+    """A sample's file name; another question, image or answer is another sample."""
+    told = json.dumps([sample.image.name, sample.question, sample.answers])
+    return f"{sample.image.stem}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+
+
+def _load(path: Path) -> Record:
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _check_folder(folder: Path, task: Task) -> None:
+    """An interrupted analysis may go on only with the settings it began with; parts may be added."""
+    settings = {key: value for key, value in asdict(task).items() if key != "parts"} | {"format_version": _FORMAT}
+    path = folder / SETTINGS_FILE
+    before = _load(path)
+    if before and before != settings:
+        changed = sorted(key for key in settings if before.get(key) != settings[key])
+        raise ConfigError(
+            f"{folder} holds an analysis with another {', '.join(changed)}; choose another --out or delete it."
+        )
+    write_json(path, settings)

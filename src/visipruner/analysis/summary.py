@@ -1,0 +1,236 @@
+"""From one record a sample to curves with intervals: what the report draws and `analysis.json` holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from visipruner.analysis.attention import overlap
+from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.results import Array, Result
+from visipruner.analysis.stages import Evidence, Metric, Stages, stages_from
+from visipruner.analysis.study import Record
+from visipruner.errors import ConfigError
+
+_SWEEPS = ("sweep_shallow_to_deep", "discard", "sweep_window")
+_MEASURES = ("kl", "agreement", "accuracy")
+
+
+class Study:
+    """All records of an analysis, and what follows from them.
+
+    Args:
+        records: at least one, all from one model and with the same parts.
+    """
+
+    def __init__(self, records: Sequence[Record], seed: int = 0) -> None:
+        if not records:
+            raise ConfigError("There is nothing to summarise: no sample was measured.")
+        self.records = records
+        self.images = [record["image"] for record in records]
+        self.types = [record["type"] for record in records]
+        self._seed = seed
+        self._bootstrap = Bootstrap(self.images, seed)
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self.records[0]["parts"])
+
+    @property
+    def dense_right(self) -> Array:
+        """`[S]`: 1 where the dense answer is right, NaN where no right answer is known."""
+        return np.array(
+            [np.nan if record["is_right"] is None else record["is_right"] for record in self.records], float
+        )
+
+    @property
+    def metric(self) -> Metric:
+        """Accuracy where every right answer is known, else agreement with the dense answers."""
+        return "agreement" if np.isnan(self.dense_right).any() else "accuracy"
+
+    def result(self, part: str, name: str) -> Result:
+        """One result of all samples, stacked along "sample"."""
+        return Result.stack([Result.from_dict(record["parts"][part][name]) for record in self.records])
+
+    def loss(self, result: Result, metric: Metric | None = None) -> Array:
+        """`[S, ...]`: what a variant loses against the dense model, in the metric's unit."""
+        metric = metric or self.metric
+        if metric == "kl":
+            return result["kl"].values
+        if metric == "agreement":
+            return np.asarray(1 - result["agrees"].values)
+        dense = self.dense_right.reshape(-1, *[1] * (result["right"].values.ndim - 1))
+        return np.asarray(dense - result["right"].values)
+
+    def stages(self, tolerance: float | None = None) -> Stages:
+        """Raises ConfigError where the parts that stages are read off were not measured."""
+        missing = [part for part in ("sweeps", "influence", "scores") if part not in self.parts]
+        if missing:
+            raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
+        scores, budgets = self.result("scores", "scores"), self.result("scores", "budgets")
+        kept = np.concatenate([self.loss(scores)[:, 0], self.loss(budgets)[:, 0]], axis=1)
+        labels = [*scores["kl"].labels("budget"), *budgets["kl"].labels("budget")]
+        order = np.argsort(labels)
+        influence = self.result("influence", "influence")
+        return stages_from(
+            Evidence(
+                below=self.loss(self.result("sweeps", "sweep_shallow_to_deep")),
+                discard=self.loss(self.result("sweeps", "discard")),
+                window=self.loss(self.result("sweeps", "sweep_window")),
+                window_size=self.records[0]["plan"]["window"],
+                kept=kept[:, order],
+                budgets=[labels[place] for place in order],
+                layers=scores["kl"].labels("layer"),
+                distance=np.nanmax(influence["distance"].values, axis=-1),
+                relative_norm=influence["relative"].values,
+                images=self.images,
+                types=self.types,
+                metric=self.metric,
+            ),
+            tolerance,
+            self._seed,
+        )
+
+    # ---- curves -----------------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """Every part as JSON: curves (`mean`, `low`, `high`) over layers or conditions."""
+        found: dict[str, Any] = {"dense": self._dense()}
+        if "sweeps" in self.parts:
+            found["sweeps"] = {name: self._by_type(self.result("sweeps", name), "layer") for name in _SWEEPS}
+        for part, name, dim in (
+            ("shallow", "shallow", "condition"),
+            ("skip", "skip", "layer"),
+            ("cache", "cache", "window"),
+        ):
+            if part in self.parts:
+                found[part] = self._measures(self.result(part, name), dim)
+        if "attention" in self.parts:
+            found["attention"] = self._attention()
+        if "influence" in self.parts:
+            found["influence"] = self._influence()
+        if "scores" in self.parts:
+            found["scores"], found["budgets"] = (self._scores(name) for name in ("scores", "budgets"))
+        if "lens" in self.parts:
+            found["lens"] = self._lens()
+        return found
+
+    def _dense(self) -> dict[str, Any]:
+        right = self.dense_right
+        known = not np.isnan(right).any()
+        return {
+            "samples": len(self.records),
+            "images": len(set(self.images)),
+            "accuracy": _plain(self._bootstrap.curve(right[:, None])) if known else None,
+            "by_type": {
+                name: {"samples": int(members.sum()), "accuracy": float(right[members].mean()) if known else None}
+                for name, members in self._members().items()
+            },
+        }
+
+    def _members(self) -> dict[str, Array]:
+        return {name: np.array([kind == name for kind in self.types]) for name in sorted(set(self.types))}
+
+    def _measures(self, result: Result, dim: str, members: Array | None = None) -> dict[str, Any]:
+        chosen = np.ones(len(self.records), bool) if members is None else members
+        bootstrap = self._bootstrap
+        if members is not None:
+            bootstrap = Bootstrap(
+                [image for image, there in zip(self.images, members, strict=True) if there], self._seed
+            )
+        values = {
+            "kl": result["kl"].values,
+            "agreement": result["agrees"].values,
+            "accuracy": result["right"].values,
+        }
+        return {
+            dim: result["kl"].labels(dim),
+            **{name: _plain(bootstrap.curve(values[name][chosen])) for name in _MEASURES},
+        }
+
+    def _by_type(self, result: Result, dim: str) -> dict[str, Any]:
+        kinds = {name: self._measures(result, dim, members) for name, members in self._members().items()}
+        return {**self._measures(result, dim), "by_type": kinds if len(kinds) > 1 else {}}
+
+    def _attention(self) -> dict[str, Any]:
+        result = self.result("attention", "attention")
+        tops = result["top"].values
+        value, attended = result["value_l1"].values, result["map"].values
+        best = np.argsort(-np.nan_to_num(attended), axis=-1)[..., :10]
+        return {
+            "mass": _plain(self._bootstrap.curve(result["mass"].values)),
+            "system_mass": _plain(self._bootstrap.curve(result["system_mass"].values)),
+            "l1_top_visual": _plain(self._bootstrap.curve(np.nanmean(np.take_along_axis(value, best, -1), -1))),
+            "l1_visual": _plain(self._bootstrap.curve(np.nanmean(value, -1))),
+            "l1_text_sink": _plain(self._bootstrap.curve(result["sink_l1"].values)),
+            "l1_text": _plain(self._bootstrap.curve(result["text_l1"].values)),
+            "overlap_of_questions": self._overlap_of_questions(tops),
+            "overlap_of_layers": _plain(self._bootstrap.curve(_overlap_of_layers(tops))),
+        }
+
+    def _overlap_of_questions(self, tops: Array) -> dict[str, Any]:
+        """Top attended tokens that two questions about one image share, against two images."""
+        same, other = [], []
+        for one in range(len(self.records)):
+            for two in range(one + 1, len(self.records)):
+                shared = [overlap(a, b) for a, b in zip(tops[one].tolist(), tops[two].tolist(), strict=True)]
+                if self.images[one] == self.images[two]:
+                    same.append((self.images[one], shared))
+                elif two == one + 1:
+                    other.append(shared)
+        curve = Bootstrap([image for image, _ in same]).curve(np.array([s for _, s in same])) if same else None
+        return {
+            "pairs": len(same),
+            "same_image": None if curve is None else _plain(curve),
+            "other_image": np.mean(other, axis=0).round(4).tolist() if other else None,
+        }
+
+    def _influence(self) -> dict[str, Any]:
+        result = self.result("influence", "influence")
+        distance = np.nanmax(result["distance"].values, axis=-1)
+        return {
+            "would_filter": _plain(self._bootstrap.curve(result["would_filter"].values)),
+            "stability": _plain(self._bootstrap.curve(result["stability"].values)),
+            "distance": {
+                name: np.quantile(distance, share, axis=0).round(6).tolist()
+                for name, share in (("low", 0.1), ("median", 0.5), ("high", 0.9))
+            },
+        }
+
+    def _scores(self, name: str) -> dict[str, Any]:
+        result = self.result("scores", name)
+        array = result["kl"]
+        found: dict[str, Any] = {dim: array.labels(dim) for dim in ("score", "budget", "layer")}
+        for measure, key in (("kl", "kl"), ("agreement", "agrees"), ("accuracy", "right"), ("overlap", "overlap")):
+            values = result[key].values
+            curve = self._bootstrap.curve(values.reshape(len(values), -1))
+            found[measure] = _plain({part: numbers.reshape(values.shape[1:]) for part, numbers in curve.items()})
+        return found
+
+    def _lens(self) -> dict[str, Any]:
+        leads = [record["parts"]["lens"]["leading_layer"] for record in self.records]
+        return {
+            "answer": _plain(self._bootstrap.curve(self.result("lens", "lens")["answer"].values)),
+            "leading_layer": dict(sorted(Counter(leads).items())),
+            "median_leading_layer": float(np.median(leads)),
+        }
+
+
+def _overlap_of_layers(tops: Array) -> Array:
+    """`[S, L - 1]`: top tokens that a layer shares with the next."""
+    pairs = zip(tops[:, :-1].reshape(-1, tops.shape[-1]), tops[:, 1:].reshape(-1, tops.shape[-1]), strict=True)
+    shared = [overlap(one.tolist(), other.tolist()) for one, other in pairs]
+    return np.array(shared).reshape(tops.shape[0], -1)
+
+
+def _plain(curve: dict[str, Array]) -> dict[str, Any]:
+    """JSON numbers; what is not known is null."""
+    found = {}
+    for name, values in curve.items():
+        rounded = np.round(np.asarray(values, float), 5).astype(object)
+        rounded[np.isnan(np.asarray(values, float))] = None
+        found[name] = rounded.tolist()
+    return found

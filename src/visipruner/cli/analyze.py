@@ -1,0 +1,200 @@
+"""`visipruner analyze` from checked arguments to the report; every finished sample stays on disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from visipruner.cli import models, saving
+from visipruner.cli.errors import CliError
+from visipruner.files import write_json
+
+if TYPE_CHECKING:
+    from visipruner.analysis.stages import Stages
+    from visipruner.cli.models import LoadedModel
+    from visipruner.samples import Sample
+
+SCHEMA = "visipruner.analysis/1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of one `visipruner analyze`."""
+
+    model: str
+    data: Path | None
+    out: Path
+    only: list[str]
+    samples: int
+    checked: int
+    seed: int
+    tolerance: float | None
+    max_new_tokens: int
+    dtype: str
+    attn: str
+    allow_download: bool
+
+
+def execute(job: Job) -> None:
+    """Measures, reads off the stages, writes analysis.json, pruner.json, report.html. Raises CliError and its kin."""
+    from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
+    from visipruner.analysis.study import Task, measure
+    from visipruner.samples import spread
+
+    parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
+    Task(job.model, "", "", parts)  # unknown parts are told before the model loads
+    models.check_name(job.model)
+    available = _samples(job)
+    chosen = spread(available, job.samples, job.seed)
+    saving.prepare_folder(job.out)
+    models.prepare(job.model)
+    status = Console(stderr=True)
+    with status.status(f"Loading {job.model}"):
+        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
+    task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens)
+    started = time.perf_counter()
+    records = list(_with_progress(measure(*_reader(loaded), chosen, task, job.out), len(chosen), status))
+    document = _document(job, loaded, records)
+    stages = None
+    if set(NEEDED_FOR_STAGES) <= set(parts):
+        stages = _add_stages(job, loaded, records, document, status)
+        if stages.pruner is not None and job.checked:
+            images = {sample.image for sample in chosen}
+            others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
+            _add_check(loaded, stages, others, document, status, job.max_new_tokens)
+    document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
+    write_json(job.out / "analysis.json", document)
+    from visipruner.report.analysis import write_report
+
+    write_report(job.out / "report.html", document, records)
+    _conclude(Console(highlight=False), job, document, stages)
+
+
+def _samples(job: Job) -> list[Sample]:
+    from visipruner.samples import load_samples
+
+    if job.data is not None:
+        return load_samples(job.data)
+    if job.model != models.TESTBED:
+        raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
+    from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
+
+    return load_samples(TEST_FOLDER / QUESTIONS_FILE)
+
+
+def _reader(loaded: LoadedModel) -> tuple[Any, Any, Any]:
+    from visipruner.cli.ask import prepare
+
+    return loaded.model, lambda picture, question: prepare(loaded, picture, question), loaded.processor.tokenizer
+
+
+def _with_progress(records: Any, total: int, console: Console) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("Analysing samples", total=total)
+        for record in records:
+            progress.advance(task)
+            yield record
+
+
+def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> dict[str, Any]:
+    from visipruner.analysis.summary import Study
+    from visipruner.shape import ModelShape
+
+    seconds: dict[str, float] = {}
+    for record in records:
+        for part, spent in record["seconds"].items():
+            seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
+    shape = ModelShape.from_config(loaded.model.config.get_text_config())
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": job.model,
+            "class": type(loaded.model).__name__,
+            "layers": shape.num_layers,
+            "hidden_size": shape.hidden_size,
+            "visual_tokens": records[0]["visual_tokens"],
+            "dtype": loaded.dtype,
+            "attention": loaded.attn,
+        },
+        "settings": {
+            "data": "the shipped test set" if job.data is None else job.data.name,
+            "samples": len(records),
+            "seed": job.seed,
+            "max_new_tokens": job.max_new_tokens,
+            "plan": records[0]["plan"],
+        },
+        "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
+        "seconds": {"by_part": seconds},
+        **Study(records).summary(),
+    }
+
+
+def _add_stages(
+    job: Job, loaded: LoadedModel, records: list[dict[str, Any]], document: dict[str, Any], console: Console
+) -> Stages:
+    from visipruner.analysis.summary import Study
+
+    stages = Study(records).stages(job.tolerance)
+    document["stages"] = stages.to_dict()
+    if stages.pruner is not None:
+        stages.pruner.check(stages.num_layers)
+        stages.pruner.save_pretrained(job.out)
+    return stages
+
+
+def _add_check(
+    loaded: LoadedModel,
+    stages: Stages,
+    samples: list[Sample],
+    document: dict[str, Any],
+    console: Console,
+    max_new_tokens: int,
+) -> None:
+    """The proposed settings and the paper's on images that were not analysed."""
+    from visipruner.analysis.check import check
+    from visipruner.pruners.visipruner import VisiPruner
+
+    if not samples:
+        return
+    assert stages.pruner is not None
+    pruners = {"proposed": stages.pruner, "paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
+    answered = check(loaded, pruners, samples, max_new_tokens)
+    document["check"] = list(_with_progress(answered, len(pruners) + 1, console))
+
+
+def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stages | None) -> None:
+    if stages is not None:
+        overall = stages.overall
+        layers = stages.num_layers
+
+        def told(interval: Any) -> str:
+            return "none" if interval is None else f"{interval.value:.0f} ({interval.low:.0f}-{interval.high:.0f})"
+
+        console.print(f"[bold]Stages of {job.model}[/bold], {layers} layers, {overall.samples} samples")
+        console.print(f"  shallow ends before layer  {told(overall.shallow_end)}")
+        for part in overall.fusion:
+            console.print(
+                f"  fusion in layers           {part.first_layer}-{part.last_layer}, "
+                f"{stages.metric} loss {part.loss.value:.2f} ({part.loss.low:.2f}-{part.loss.high:.2f}) without"
+            )
+        console.print(f"  vision can leave at layer  {told(overall.exit_layer)}")
+        for note in stages.notes:
+            console.print(f"  [dim]{note}[/dim]")
+    for row in document.get("check", []):
+        console.print(
+            f"  {row['name']}: accuracy {_share(row['accuracy'])}, same answer {_share(row['agreement'])}, "
+            f"FLOPs cut {row['flops_cut']:.1%}"
+        )
+    console.print(f"Report: {job.out / 'report.html'}")
+
+
+def _share(interval: dict[str, float] | None) -> str:
+    return "-" if interval is None else f"{interval['value']:.1%} ({interval['low']:.1%}-{interval['high']:.1%})"

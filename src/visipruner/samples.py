@@ -1,0 +1,85 @@
+"""Image-question pairs from a JSONL file, for everything that runs over data."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visipruner.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    Attributes:
+        image: its file. answers: accepted answers, the preferred one first; empty where none is known.
+        type: kind of question, for tables; "" where the data do not say.
+    """
+
+    image: Path
+    question: str
+    answers: tuple[str, ...] = ()
+    type: str = ""
+
+
+def load_samples(path: Path) -> list[Sample]:
+    """Reads one JSON object a line: `image` (relative to the file), `question`, `answer` or `answers`, `type`.
+
+    Only `image` and `question` are needed. Raises ConfigError that names the line when something is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text ({error}); --data takes a JSONL file.") from error
+    samples = [_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not samples:
+        raise ConfigError(f"{path} holds no samples; it needs one JSON object a line with image and question.")
+    return samples
+
+
+def _sample(path: Path, number: int, line: str) -> Sample:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {number} is not JSON ({error}).") from error
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("image", "question")):
+        raise ConfigError(f'{path}, line {number} needs texts "image" and "question".')
+    answers = record.get("answers", record.get("answer", []))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ConfigError(f'{path}, line {number}: "answers" must be a text or a list of texts.')
+    image = path.parent / record["image"]
+    if not image.is_file():
+        raise ConfigError(f"{path}, line {number}: there is no image {image}.")
+    return Sample(image, record["question"], tuple(answers), str(record.get("type", "")))
+
+
+def spread(samples: Sequence[Sample], count: int, seed: int = 0, per_image: int = 2) -> list[Sample]:
+    """`count` samples over as many images and kinds of questions as can be: at most `per_image` of an image while
+    there are other images, the kinds that are rarest so far first. All of them where there are fewer."""
+    order = random.Random(seed)
+    by_image: dict[Path, list[Sample]] = {}
+    for sample in samples:
+        by_image.setdefault(sample.image, []).append(sample)
+    for group in by_image.values():
+        order.shuffle(group)
+    images = list(by_image)
+    order.shuffle(images)
+    chosen: list[Sample] = []
+    seen: Counter[str] = Counter()
+    while len(chosen) < min(count, len(samples)):
+        for image in images:
+            for _ in range(per_image):
+                group = by_image[image]
+                if group and len(chosen) < count:
+                    rarest = min(group, key=lambda sample: seen[sample.type])
+                    group.remove(rarest)
+                    seen[rarest.type] += 1
+                    chosen.append(rarest)
+    return chosen
