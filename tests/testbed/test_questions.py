@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 import pytest
 
 from visipruner.scoring import majority_right, normalize
-from visipruner.testbed.scenes import SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
+from visipruner.testbed.scenes import PRACTICE, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
+from visipruner.testbed.training.recipe import SECOND
 
 OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
 
@@ -90,3 +91,30 @@ def test_majority_answers_are_weak(examples):
             by_type[question.type].append(question.answer)
     right = sum(majority_right(answers) for answers in by_type.values())
     assert right / sum(len(answers) for answers in by_type.values()) < 0.45
+
+
+def test_practice_asks_the_hard_types_and_no_open_fact_twice(art):
+    options = SECOND.options(10_000)
+    drawn = [draw_example("practice", index, art, options, 24, PRACTICE) for index in range(150)]
+    kinds = Counter(q.type for example in drawn for q in example.questions)
+    assert set(kinds) == set(SCOPES)
+    assert min(kinds["count"], kinds["where-is"], kinds["relation"]) > 3 * kinds["identify"]
+    for example in drawn:
+        open_answers = Counter((q.type, q.answer) for q in example.questions if q.answer not in ("yes", "no"))
+        assert max(open_answers.values(), default=1) == 1
+    assert sum(len(example.questions) for example in drawn) / len(drawn) > 14
+
+
+def test_several_texts_are_asked_for_by_place(art):
+    options = LayoutOptions(styles=TRAIN_STYLES, text_share=1.0, most_texts=3)
+    drawn = [draw_example("texts", index, art, options, 24, PRACTICE) for index in range(60)]
+    several = 0
+    for scene, question in _asked(drawn, "text"):
+        texts = [item for item in scene.items if item.kind == "text"]
+        rows = [item.row for item in texts]
+        assert len(set(rows)) == len(rows) <= 3
+        if len(texts) > 1:
+            [item] = [item for item in texts if f"in the {item.position}" in question.question]
+            assert question.answer == item.name
+            several += 1
+    assert several > 30

@@ -1,17 +1,23 @@
 """A miniature of the training: the warm start names patches, the loss falls, resuming changes nothing."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
-from visipruner.testbed.scenes import TRAIN_STYLES, LayoutOptions, draw_example
-from visipruner.testbed.training.loop import Recipe, train
+from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
+from visipruner.testbed.scenes.scene import Background, Item
+from visipruner.testbed.training.loop import train
 from visipruner.testbed.training.lora import add_lora, fold_lora
-from visipruner.testbed.training.warmstart import PatchTargets
+from visipruner.testbed.training.recipe import Recipe
+from visipruner.testbed.training.warmstart import PatchTargets, fit_projector
+from visipruner.testbed.training.words import collect_words
 
 RECIPE = Recipe(
     rank=4, questions=4, batch=2, lora_rate=2e-2, projector_rate=2e-3, warmup_images=2, warm_images=6, warm_steps=20
@@ -83,3 +89,52 @@ def test_resuming_gives_the_same_weights(model, processor, emoji, tmp_path):
     fold_trained(fresh(), again)
     with pytest.raises(ConfigError, match="--resume"):
         train(fresh(), processor, emoji, tmp_path / "twice", images=8, recipe=RECIPE)
+
+
+def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_path):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, processor, emoji, tmp_path / "first", images=4, recipe=RECIPE)
+    earlier = load_file(tmp_path / "first" / TRAINED_FILE)
+
+    def fresh():
+        made = type(model)(model.config).eval()
+        made.load_state_dict(start)
+        return made
+
+    # With rates of nothing, what comes out is what went in, but for the projector's lesson in words.
+    still = dataclasses.replace(RECIPE, lora_rate=0.0, projector_rate=0.0, word_images=4, word_steps=3, practice=True)
+    train(fresh(), processor, emoji, tmp_path / "next", 2, still, continue_from=tmp_path / "first")
+    later = load_file(tmp_path / "next" / TRAINED_FILE)
+    assert later.keys() == earlier.keys()
+    for name in earlier:
+        assert torch.equal(later[name], earlier[name]) == ("lora" in name)
+    recorded = json.loads((tmp_path / "next" / "recipe.json").read_text())
+    assert recorded["continued_from"]["recipe"]["lora_rate"] == RECIPE.lora_rate
+    wider = dataclasses.replace(still, rank=8)
+    with pytest.raises(ConfigError, match="rank 4"):
+        train(fresh(), processor, emoji, tmp_path / "wider", 2, wider, continue_from=tmp_path / "first")
+
+
+def test_digits_are_labelled_one_by_one(model, processor):
+    targets = PatchTargets(model, processor, by_digit=True)
+    item = Item(kind="text", name="35", x=0.5, y=0.5, size=0.5, color="black", style="sans")
+    owner = np.full((336, 336), -1)
+    owner[100:200, 84:252] = 0
+    scene = Scene(Background("flat", "white"), (item,), blur=0.0, noise=0.0, noise_seed=0)
+    labels, _ = targets.of(Example(scene, Image.new("RGB", (336, 336)), owner, []), 16)
+    grid = [[targets.names[label] if label >= 0 else "" for label in row] for row in labels.reshape(16, 16).tolist()]
+    assert set(grid[7][4:8]) == {"3"}
+    assert set(grid[7][8:12]) == {"5"}
+    assert set(grid[7][:4]) == {"white"}
+
+
+def test_words_are_learnt_and_the_rest_stays(model, processor, art, emoji):
+    names = PatchTargets(model, processor, by_digit=True).embeddings
+    before = collect_words(model, processor, art, "words", 12)
+    distance = (model.model.multi_modal_projector(before.features) - before.targets).pow(2).mean(1)
+    assert distance[before.background].max() < 1e-8  # the others' target is what the projector said before
+    fit_projector(model, before, names, steps=150, afresh=False)
+    after = (model.model.multi_modal_projector(before.features) - before.targets).pow(2).mean(1)
+    words = ~before.background
+    assert after[words].mean() < 0.7 * distance[words].mean()
+    assert after[before.background].mean() < 0.5 * distance[words].mean()

@@ -125,20 +125,32 @@ def train(
     images: Annotated[int, typer.Option(min=2, help="Pictures to learn from; the rate falls over the last fifth.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights.")],
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = False,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier training to go on from, in place of a warm start.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the frozen language model: bfloat16 pays only on processors that have it.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
     export: Annotated[bool, typer.Option(help="Put the result where the package reads its weights.")] = False,
 ) -> None:
-    """Train projector and LoRA from the packaged parts: about 1.5 to 2 seconds a picture on two cores."""
+    """Train projector and LoRA from the packaged parts, or go on with many hard questions per picture."""
+    import dataclasses
+
     import torch
 
     from visipruner.testbed.assembly.llava import assemble
     from visipruner.testbed.assembly.trained import export_trained
     from visipruner.testbed.training.curve import plot_log
-    from visipruner.testbed.training.loop import LOG_FILE, Recipe
+    from visipruner.testbed.training.loop import LOG_FILE
     from visipruner.testbed.training.loop import train as run
+    from visipruner.testbed.training.recipe import FIRST, SECOND
 
     torch.set_num_threads(threads)
+    recipe = SECOND if continue_from else FIRST
+    if dtype:
+        recipe = dataclasses.replace(recipe, dtype=dtype)
     assembled = assemble()
-    weights = run(assembled.model, assembled.processor, emoji, out, images, Recipe(), resume)
+    weights = run(assembled.model, assembled.processor, emoji, out, images, recipe, resume, continue_from=continue_from)
     plot_log(out / LOG_FILE, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)

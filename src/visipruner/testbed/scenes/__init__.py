@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visipruner.testbed.scenes.layout import LayoutOptions, draw_scene
-from visipruner.testbed.scenes.questions import SCOPES, Question, ask
+from visipruner.testbed.scenes.questions import EVEN, PRACTICE, SCOPES, Mix, Question, ask
 from visipruner.testbed.scenes.render import CANVAS, EmojiArt, render
 from visipruner.testbed.scenes.scene import Scene
 from visipruner.testbed.scenes.vocabulary import OBJECTS
@@ -18,12 +18,15 @@ UNSEEN_STYLE = "twemoji"
 
 __all__ = [
     "CANVAS",
+    "EVEN",
+    "PRACTICE",
     "SCOPES",
     "TRAIN_STYLES",
     "UNSEEN_STYLE",
     "EmojiArt",
     "Example",
     "LayoutOptions",
+    "Mix",
     "Question",
     "Scene",
     "draw_example",
@@ -40,7 +43,9 @@ class Example:
     questions: list[Question]
 
 
-def draw_example(seed: str, index: int, art: EmojiArt, options: LayoutOptions, questions: int) -> Example:
+def draw_example(
+    seed: str, index: int, art: EmojiArt, options: LayoutOptions, questions: int, mix: Mix = EVEN
+) -> Example:
     """The `index`-th example of a seed; the same arguments give the same picture and the same questions.
 
     Seeds are strings so that training ("train-0"), warm start and test draws can never meet.
@@ -48,4 +53,4 @@ def draw_example(seed: str, index: int, art: EmojiArt, options: LayoutOptions, q
     rng = Random(f"{seed}/{index}")
     scene = draw_scene(rng, options)
     picture, owner = render(scene, art)
-    return Example(scene, picture, owner, ask(scene, rng, questions, tuple(OBJECTS)))
+    return Example(scene, picture, owner, ask(scene, rng, questions, tuple(OBJECTS), mix))

@@ -18,24 +18,34 @@ _TOO_CLOSE = {
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """What may be drawn. `max_items` <= 6; `styles` are the emoji folders that may be used; `objects` the names.
+    """What may be drawn. `least_items` (unless there is only one) <= `max_items` <= 6; `styles` are the emoji folders
+    that may be used; `objects` the names.
 
     `crowded` fills all nine cells (many labelled patches per picture, for the warm start only). `always` are names
-    that must be there.
+    that must be there. `layouts` are the shares of single, quadrants and grid; the other shares say how often a scene
+    has repeated kinds (with `spare_some` beside others that are not repeated), shapes, and written words, of which
+    there are up to `most_texts`, none beside another.
     """
 
     styles: tuple[str, ...]
     objects: tuple[str, ...] = tuple(OBJECTS)
+    least_items: int = 1
     max_items: int = 6
     crowded: bool = False
     always: tuple[str, ...] = ()
+    layouts: tuple[float, float, float] = (0.18, 0.3, 0.52)
+    repeat_share: float = 0.35
+    spare_some: bool = False
+    shape_share: float = 0.3
+    text_share: float = 0.25
+    most_texts: int = 1
 
 
 def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
     """One random scene: a single object (often very large), up to four in quadrants, or up to `max_items` on a 3 x 3
     grid."""
     background = _background(rng)
-    layout = rng.choices(("single", "quadrants", "grid"), (0.18, 0.3, 0.52))[0]
+    layout = rng.choices(("single", "quadrants", "grid"), options.layouts)[0]
     if options.crowded:
         places = _cells(rng, side=3, count=9, sizes=(0.15, 0.36))
     elif layout == "single":
@@ -43,9 +53,11 @@ def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
         room = max(0.0, 0.5 - size / 2)
         places = [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
     elif layout == "quadrants":
-        places = _cells(rng, side=2, count=rng.randint(1, min(4, options.max_items)), sizes=(0.2, 0.46))
+        places = _cells(
+            rng, side=2, count=rng.randint(options.least_items, min(4, options.max_items)), sizes=(0.2, 0.46)
+        )
     else:
-        places = _cells(rng, side=3, count=rng.randint(1, options.max_items), sizes=(0.15, 0.32))
+        places = _cells(rng, side=3, count=rng.randint(options.least_items, options.max_items), sizes=(0.15, 0.32))
     items = _items(rng, places, background, options)
     finish = rng.random()
     return Scene(
@@ -83,17 +95,28 @@ def _items(
     names = rng.sample(options.objects, len(places))
     names[: len(options.always)] = options.always[: len(places)]
     if (
-        len(places) > 1 and not options.crowded and rng.random() < 0.35
+        len(places) > 1 and not options.crowded and rng.random() < options.repeat_share
     ):  # repeats, so that counting one kind is not counting everything
         kinds = names[: rng.randint(1, 2)]
-        names = [rng.choice(kinds) for _ in places]
+        spared = rng.randint(0, len(names) - 2) if options.spare_some else 0
+        names = [rng.choice(kinds) for _ in names[spared:]] + names[len(names) - spared :]
     items = [_emoji(rng, name, place, options) for name, place in zip(names, places, strict=True)]
-    if rng.random() < 0.3:
+    if rng.random() < options.shape_share:
         for index in rng.sample(range(len(items)), rng.randint(1, min(3, len(items)))):
             items[index] = _shape(rng, items[index], background)
-    if rng.random() < 0.25:
-        items[-1] = _text(rng, items[-1], background)
+    if rng.random() < options.text_share:
+        wanted = rng.randint(1, options.most_texts) if options.most_texts > 1 else 1
+        for index in _in_different_rows(items)[:wanted]:
+            items[index] = _text(rng, items[index], background)
     return tuple(items)
+
+
+def _in_different_rows(items: list[Item]) -> list[int]:
+    """The last item, then others of rows not yet taken: words are wider than a cell and would run into each other."""
+    taken: dict[int, int] = {}
+    for index in reversed(range(len(items))):
+        taken.setdefault(items[index].row, index)
+    return list(taken.values())
 
 
 def _emoji(rng: Random, name: str, place: tuple[float, float, float], options: LayoutOptions) -> Item:

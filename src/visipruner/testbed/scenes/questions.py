@@ -6,7 +6,7 @@ needed.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -27,14 +27,47 @@ SCOPES: dict[str, str] = {
     "describe": "global",
 }
 
-# How often a type is drawn for a picture that can answer it; the hard ones more often.
-_WEIGHTS: dict[str, float] = {
-    "identify": 1.0, "what-where": 1.5, "where-is": 1.3, "shape-color": 1.0, "text": 2.0, "presence": 1.2, "count": 1.8,
-    "background": 0.5, "relation": 1.3, "larger": 1.0, "describe": 0.8,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Mix:
+    """How often each type is drawn for a picture that can answer it, and how many questions a picture may get of a
+    type (`most`, else 4), with one open answer, and with one yes or no.
+
+    `ones` is the share of pictures that may be asked for a count of one; a type is given up after `patience` vain
+    attempts.
+    """
+
+    weights: Mapping[str, float]
+    most: Mapping[str, int]
+    most_per_answer: int = 2
+    most_per_yes_or_no: int = 2
+    ones: float = 1.0
+    patience: int = 1
+
+
+# The hard types more often.
+EVEN = Mix(
+    {
+        "identify": 1.0, "what-where": 1.5, "where-is": 1.3, "shape-color": 1.0, "text": 2.0, "presence": 1.2,
+        "count": 1.8, "background": 0.5, "relation": 1.3, "larger": 1.0, "describe": 0.8,
+    },
+    most={},
+)  # fmt: skip
+
+# For a model that names things already: what it answers worst, and hardly a fact twice in other words.
+PRACTICE = Mix(
+    {
+        "identify": 0.3, "what-where": 1.2, "where-is": 2.2, "shape-color": 2.0, "text": 3.0, "presence": 0.5,
+        "count": 2.5, "background": 0.2, "relation": 2.2, "larger": 1.6, "describe": 0.5,
+    },
+    most={
+        "identify": 1, "what-where": 4, "where-is": 6, "shape-color": 5, "text": 5, "presence": 2, "count": 4,
+        "background": 1, "relation": 6, "larger": 4, "describe": 1,
+    },
+    most_per_answer=1, most_per_yes_or_no=3, ones=0.3, patience=8,
+)  # fmt: skip
 
 _MOST_PER_TYPE = 4
-_MOST_PER_ANSWER = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +84,7 @@ class Question:
         return SCOPES[self.type]
 
 
-def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...]) -> list[Question]:
+def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix = EVEN) -> list[Question]:
     """Up to `count` different questions about a scene, mixed over the types it allows, few of one type or with one
     answer.
 
@@ -59,17 +92,23 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...]) -> list[Q
     """
     asked: dict[str, Question] = {}
     makers = dict(_MAKERS)
+    one_may_be_asked = mix.ones >= 1 or rng.random() < mix.ones
+    vain = Counter[str]()
     attempts = 0
-    while len(asked) < count and attempts < 30 * count:
+    while len(asked) < count and makers and attempts < 30 * count:
         attempts += 1
-        kind = rng.choices(tuple(makers), [_WEIGHTS[k] for k in makers])[0]
+        kind = rng.choices(tuple(makers), [mix.weights[k] for k in makers])[0]
         made = makers[kind](scene, rng, names)
         if made is None:
-            if kind not in ("presence", "count"):
+            vain[kind] += 1
+            if kind not in ("presence", "count") and vain[kind] >= mix.patience:
                 del makers[kind]
             continue
+        if kind == "count" and made[1] == "one" and not one_may_be_asked:
+            continue
         same_type = [other.answer for other in asked.values() if other.type == kind]
-        if len(same_type) < _MOST_PER_TYPE and same_type.count(made[1]) < _MOST_PER_ANSWER:
+        most = mix.most_per_yes_or_no if made[1] in ("yes", "no") else mix.most_per_answer
+        if len(same_type) < mix.most.get(kind, _MOST_PER_TYPE) and same_type.count(made[1]) < most:
             asked.setdefault(made[0], Question(made[0], made[1], kind))
     return list(asked.values())
 
@@ -133,14 +172,18 @@ def _text(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     texts = [item for item in scene.items if item.kind == "text"]
     if not texts:
         return None
-    written = texts[0].name
-    if written.isdigit():
+    item = texts[0]
+    if len(texts) > 1:  # told apart by their place; no two share a row
+        item = rng.choice(texts)
+        kind = "number" if item.name.isdigit() else "word"
+        return rng.choice(("What {} is in the {}?", "Read the {} in the {}.")).format(kind, item.position), item.name
+    if item.name.isdigit():
         return rng.choice(
             ("What number is written?", "Which number do you see?", "What number is in the image?")
-        ), written
+        ), item.name
     return rng.choice(
         ("What word is written?", "What does the text say?", "Which word do you see?", "Read the word.")
-    ), written
+    ), item.name
 
 
 def _presence(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,18 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visipruner.errors import ConfigError
-from visipruner.testbed.assembly.trained import PROJECTOR, RECIPE_FILE, TRAINED_FILE
-from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, LayoutOptions, draw_example
+from visipruner.testbed.assembly.sources import sha256
+from visipruner.testbed.assembly.trained import PROJECTOR, RECIPE_FILE, TRAINED_FILE, load_trained
+from visipruner.testbed.scenes import EmojiArt, Example, draw_example
 from visipruner.testbed.training.lora import LoraLinear, add_lora
+from visipruner.testbed.training.recipe import Recipe
 from visipruner.testbed.training.sequence import PackedBatch, Packer
 from visipruner.testbed.training.warmstart import vision_features, warm_start
+from visipruner.testbed.training.words import learn_words
 
 _STATE_FILE = "optimizer.pt"
 _WARM_FILE = "warm_start.safetensors"
 LOG_FILE = "log.jsonl"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, besides the number of images."""
-
-    seed: str = "train-0"
-    rank: int = 32
-    questions: int = 10
-    batch: int = 2
-    lora_rate: float = 8e-4
-    projector_rate: float = 3e-4
-    weight_decay: float = 0.01
-    warmup_images: int = 60
-    easy_images: int = 240
-    decay_share: float = 0.2
-    warm_images: int = 900
-    warm_steps: int = 1500
-
-    def rate(self, image: int, images: int) -> float:
-        """Learning-rate factor: linear warm-up, constant, linear decay over the last `decay_share` of all images."""
-        return min(1.0, (image + 1) / self.warmup_images, (images - image) / (self.decay_share * images))
-
-    def options(self, image: int) -> LayoutOptions:
-        """Pictures hold at most three things at first."""
-        return LayoutOptions(styles=TRAIN_STYLES, max_items=3 if image < self.easy_images else 6)
 
 
 class Trainer:
@@ -61,8 +38,9 @@ class Trainer:
         self.art = EmojiArt(emoji)
         self.packer = Packer(processor, model.config.image_seq_length)
         model.requires_grad_(False)
-        # bfloat16 halves the time of a step where the processor has it; what is learnt stays in float32.
-        model.model.language_model.to(torch.bfloat16)
+        # bfloat16 halves the time of a step on a processor that has it and makes it many times longer on one that has
+        # not; what is learnt stays in float32.
+        model.model.language_model.to(getattr(torch, recipe.dtype))
         self.adapted: dict[str, LoraLinear] = add_lora(model.model.language_model, recipe.rank)
         self.projector = model.model.multi_modal_projector.float().requires_grad_(True)
         lora = [p for module in self.adapted.values() for p in (module.lora_a, module.lora_b)]
@@ -88,26 +66,37 @@ class Trainer:
         as no picture comes twice, that is the accuracy on unseen pictures before they are learnt from.
         """
         recipe = self.recipe
-        indices = range(self.images_seen, self.images_seen + recipe.batch)
-        examples = [draw_example(recipe.seed, i, self.art, recipe.options(i), recipe.questions) for i in indices]
-        packed = self.packer.pack([example.questions for example in examples])
-        pixels = self.processor.image_processor([example.picture for example in examples], return_tensors="pt")[
-            "pixel_values"
-        ]
         factor = recipe.rate(self.images_seen, images)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        loss, right = self._loss(vision_features(self.model, pixels), packed)
-        types = [question.type for example in examples for question in example.questions]
+        examples = self._draw()
+        rows = [self.packer.pack([example.questions]) for example in examples]
+        total = sum(float(row.weights.sum()) for row in rows)
+        loss, right = 0.0, []
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # One picture at a time: rows are of very different lengths, and padding costs as much as questions.
+        for example, row in zip(examples, rows, strict=True):
+            pixels = self.processor.image_processor(example.picture, return_tensors="pt")["pixel_values"]
+            summed, answered = self._loss(vision_features(self.model, pixels), row)
+            (summed / total).backward()  # type: ignore[no-untyped-call]
+            loss += summed.item() / total
+            right += answered
+        types = [question.type for example in examples for question in example.questions]
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizer.step()
         self.images_seen += recipe.batch
-        return {"loss": round(loss.item(), 4), "rate": round(factor, 4), "right": _count_by_type(types, right)}
+        return {"loss": round(loss, 4), "rate": round(factor, 4), "right": _count_by_type(types, right)}
+
+    def _draw(self) -> list[Example]:
+        recipe = self.recipe
+        return [
+            draw_example(recipe.seed, i, self.art, recipe.options(i), recipe.questions, recipe.mix)
+            for i in range(self.images_seen, self.images_seen + recipe.batch)
+        ]
 
     def _loss(self, features: Tensor, packed: PackedBatch) -> tuple[Tensor, list[bool]]:
+        """Weighted sum of the answer tokens' losses, and whether each answer had every token right."""
         model = self.model
         visual = self.projector(features)
         embeds = model.get_input_embeddings()(packed.input_ids)
@@ -122,12 +111,10 @@ class Trainer:
         # Logits only where an answer token is predicted: the vocabulary is most of what is left to compute.
         learnt = packed.labels >= 0
         logits = nn.functional.linear(hidden[learnt], model.lm_head.weight.to(hidden.dtype)).float()
-        labels, weights = packed.labels[learnt], packed.weights[learnt]
+        labels = packed.labels[learnt]
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        right = logits.argmax(dim=-1) == labels
-        return (losses * weights).sum() / weights.sum(), _answers_right(
-            right, labels, self.processor.tokenizer.eos_token_id
-        )
+        right = _answers_right(logits.argmax(dim=-1) == labels, labels, self.processor.tokenizer.eos_token_id)
+        return (losses * packed.weights[learnt]).sum(), right
 
     def trained_state(self) -> dict[str, Tensor]:
         """What this run learnt, float32: projector and LoRA factors by layer name."""
@@ -149,16 +136,26 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
         state = load_file(folder / TRAINED_FILE)
-        self.projector.load_state_dict(
-            {k.removeprefix(PROJECTOR): v for k, v in state.items() if k.startswith(PROJECTOR)}
-        )
-        with torch.no_grad():
-            for name, module in self.adapted.items():
-                module.lora_a.copy_(state[f"{name}.lora_a"])
-                module.lora_b.copy_(state[f"{name}.lora_b"])
+        self.projector.load_state_dict(_projector_of(state))
+        self.load_lora(state)
         saved = torch.load(folder / _STATE_FILE, weights_only=True)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.images_seen = saved["images_seen"]
+
+    @torch.no_grad()
+    def load_lora(self, state: dict[str, Tensor]) -> None:
+        """Go on with LoRA factors as `trained_state` gives them; none leave the fresh ones.
+
+        Raises ConfigError for another rank.
+        """
+        if not state:
+            return
+        for name, module in self.adapted.items():
+            first, second = state[f"{name}.lora_a"], state[f"{name}.lora_b"]
+            if first.shape != module.lora_a.shape:
+                raise ConfigError(f"The earlier weights have LoRA rank {len(first)}; continue with the same rank.")
+            module.lora_a.copy_(first)
+            module.lora_b.copy_(second)
 
 
 def _answers_right(right: Tensor, labels: Tensor, end: int) -> list[bool]:
@@ -181,6 +178,40 @@ def _forget_after(log: Path, images_seen: int) -> None:
     log.write_text("".join(line for line in lines if json.loads(line)["images"] <= images_seen))
 
 
+def _warm(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    emoji: Path,
+    folder: Path,
+    recipe: Recipe,
+    earlier: dict[str, Tensor],
+) -> dict[str, float]:
+    """What the projector learns before the language model does, done once per folder: everything, or written words
+    where it comes from an earlier training. Returns what was measured."""
+    projector = model.model.multi_modal_projector
+    if not (folder / _WARM_FILE).exists():
+        if earlier:
+            projector.load_state_dict(_projector_of(earlier))
+            warm = learn_words(model, processor, emoji, recipe.word_images, recipe.word_steps)
+        else:
+            warm = warm_start(model, processor, emoji, recipe.warm_images, recipe.warm_steps)
+        (folder / "warm_start.json").write_text(json.dumps(warm))
+        save_file(projector.state_dict(), folder / _WARM_FILE)
+    projector.load_state_dict(load_file(folder / _WARM_FILE))
+    measured: dict[str, float] = json.loads((folder / "warm_start.json").read_text())
+    return measured
+
+
+def _projector_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(PROJECTOR): value.float() for name, value in state.items() if name.startswith(PROJECTOR)}
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What went before: the recipe of the weights in `folder`, and their hash."""
+    recipe: dict[str, Any] = json.loads((folder / RECIPE_FILE).read_text())
+    return recipe | {"sha256": sha256(folder / TRAINED_FILE)}
+
+
 def train(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
@@ -191,12 +222,14 @@ def train(
     resume: bool = False,
     stop_at: int | None = None,
     save_every: float = 240.0,
+    continue_from: Path | None = None,
 ) -> Path:
     """Run or continue a training of `images` pictures; writes checkpoints, `log.jsonl` and `recipe.json` to `folder`
     and returns the weights' path.
 
     `stop_at` leaves a run of `images` early, to be resumed later with the same result. Resuming with another `images`
-    moves the decay: a run can be cut short or prolonged as long as its decay has not begun.
+    moves the decay: a run can be cut short or prolonged as long as its decay has not begun. `continue_from` is a folder
+    with the weights and recipe of another training, taken in place of a warm start.
 
     Raises ConfigError when `folder` holds a run already and `resume` is not set.
     """
@@ -205,15 +238,13 @@ def train(
     continued = (folder / _STATE_FILE).exists()
     if continued and not resume:
         raise ConfigError(f"{folder} holds a training already; continue it with --resume or choose another folder.")
-    projector = model.model.multi_modal_projector
-    if not (folder / _WARM_FILE).exists():
-        warm = warm_start(model, processor, emoji, recipe.warm_images, recipe.warm_steps)
-        (folder / "warm_start.json").write_text(json.dumps(warm))
-        save_file(projector.state_dict(), folder / _WARM_FILE)
-    projector.load_state_dict(load_file(folder / _WARM_FILE))
-    record["warm_start"] = json.loads((folder / "warm_start.json").read_text())
+    earlier = {} if continue_from is None else load_trained(continue_from / TRAINED_FILE)
+    if continue_from is not None:
+        record["continued_from"] = _provenance(continue_from)
+    record["warm_start"] = _warm(model, processor, emoji, folder, recipe, earlier)
     (folder / RECIPE_FILE).write_text(json.dumps(record, indent=1))
     trainer = Trainer(model, processor, recipe, emoji)
+    trainer.load_lora(earlier)
     if continued:
         trainer.resume(folder)
         _forget_after(folder / LOG_FILE, trainer.images_seen)

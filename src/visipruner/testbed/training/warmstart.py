@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, Example, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
@@ -23,8 +24,8 @@ _TEXTURE = "texture"
 
 @dataclass(frozen=True)
 class PatchSet:
-    """Features [n, channels], target embeddings [n, d_model], label index [n] and whether the patch is background
-    [n]."""
+    """Features [n, channels], target embeddings [n, d_model], label index [n] (-1 where only the target counts) and
+    whether the patch is background [n]."""
 
     features: Tensor
     targets: Tensor
@@ -33,12 +34,16 @@ class PatchSet:
 
 
 class PatchTargets:
-    """The label set and the target embedding of every patch of an example."""
+    """The label set and the target embedding of every patch of an example.
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    A number is one label of a hundred, or with `by_digit` the patches of each digit have that digit's label.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, by_digit: bool = False) -> None:
+        self._by_digit = by_digit
         self._table = model.get_input_embeddings().weight.detach().float()
         self._tokenizer = processor.tokenizer
-        words = [str(number) for number in range(100)] + list(WORDS)
+        words = [str(number) for number in range(10 if by_digit else 100)] + list(WORDS)
         self.names = [*OBJECTS, *SHAPES, *COLORS, _TEXTURE, *words]
         # "orange" is an object and a colour: labels are looked up by what kind of thing they name.
         starts = (0, len(OBJECTS), len(OBJECTS) + len(SHAPES), len(self.names) - len(words))
@@ -47,7 +52,9 @@ class PatchTargets:
 
     def embed(self, word: str) -> Tensor:
         """[d_model]: mean embedding of the tokens of a word in running text."""
-        ids = self._tokenizer.encode(" " + word, add_special_tokens=False)
+        # The tokenizer writes a number digit by digit, and the space before it as a token of its own.
+        spaced = word if self._by_digit and word.isdigit() else " " + word
+        ids = self._tokenizer.encode(spaced, add_special_tokens=False)
         embedding: Tensor = self._table[ids].mean(dim=0)
         return embedding
 
@@ -64,10 +71,21 @@ class PatchTargets:
         labels[(cells >= 0).float().mean(dim=1) < 0.1] = background
         for number, item in enumerate(example.scene.items):
             mine = (cells == number).float().mean(dim=1) > 0.5
-            labels[mine] = self._index(item.kind, item.name)
+            if self._by_digit and item.name.isdigit():
+                digit = self._column(side, item.x, len(item.name))
+                numbered = torch.tensor([self._index("text", d) for d in item.name])[digit]
+                labels[mine] = numbered.repeat(side)[mine]
+            else:
+                labels[mine] = self._index(item.kind, item.name)
             if item.kind == "shape" and item.color:
                 colors[mine] = _COLOR_SHARE * self.embed(item.color)
         return labels, self.embeddings[labels.clamp(min=0)] + colors + self._places(side)
+
+    @staticmethod
+    def _column(side: int, x: float, digits: int) -> Tensor:
+        """[side]: which digit of a number of one or two centred at `x` a column of patches shows."""
+        right = (torch.arange(side) + 0.5) / side > x
+        return right.long() if digits == 2 else torch.zeros(side, dtype=torch.long)
 
     def _index(self, kind: str, name: str) -> int:
         return self.names.index(name, self._first[kind])
@@ -114,9 +132,11 @@ def collect_patches(
     return PatchSet(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
 
 
-def fit_projector(model: LlavaForConditionalGeneration, patches: PatchSet, names: Tensor, steps: int) -> None:
+def fit_projector(
+    model: LlavaForConditionalGeneration, patches: PatchSet, names: Tensor, steps: int, afresh: bool = True
+) -> None:
     """Fit the stock projector (Linear-GELU-Linear) to the targets: squared distance plus cross-entropy against all
-    names [names, d_model].
+    names [names, d_model]. Starts at random, or with `afresh` false from the projector as it is.
 
     The channels' means and deviations are folded into the first layer, in place of a layer norm that the stock class
     does not have.
@@ -125,8 +145,11 @@ def fit_projector(model: LlavaForConditionalGeneration, patches: PatchSet, names
     mean, deviation = patches.features.mean(dim=0), patches.features.std(dim=0) + 1e-4
     torch.manual_seed(0)
     first, second = nn.Linear(len(mean), projector.linear_1.out_features), projector.linear_2
-    second.reset_parameters()
     scale = patches.targets.std()
+    if afresh:
+        second.reset_parameters()
+    else:
+        _unfold(projector, first, mean, deviation, scale)
     optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     normed_names = nn.functional.normalize(names - names.mean(dim=0), dim=-1)
@@ -137,7 +160,7 @@ def fit_projector(model: LlavaForConditionalGeneration, patches: PatchSet, names
         out = second(nn.functional.gelu(nn.functional.dropout(hidden, 0.2)))
         distance = ((out - patches.targets[chosen] / scale) ** 2).mean()
         logits = 15 * nn.functional.normalize(out - names.mean(dim=0) / scale, dim=-1) @ normed_names.T
-        loss = distance + 0.5 * nn.functional.cross_entropy(logits, patches.labels[chosen])
+        loss = distance + 0.5 * nn.functional.cross_entropy(logits, patches.labels[chosen], ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -147,6 +170,18 @@ def fit_projector(model: LlavaForConditionalGeneration, patches: PatchSet, names
         projector.linear_1.bias.copy_(first.bias - first.weight @ (mean / deviation))
         second.weight.mul_(scale)
         second.bias.mul_(scale)
+
+
+@torch.no_grad()
+def _unfold(
+    projector: LlavaMultiModalProjector, first: nn.Linear, mean: Tensor, deviation: Tensor, scale: Tensor
+) -> None:
+    """The reverse of the folding at the end of `fit_projector`: a first layer for standardised features, outputs
+    divided by `scale`."""
+    first.weight.copy_(projector.linear_1.weight * deviation)
+    first.bias.copy_(projector.linear_1.bias + projector.linear_1.weight @ mean)
+    projector.linear_2.weight.div_(scale)
+    projector.linear_2.bias.div_(scale)
 
 
 @torch.no_grad()
