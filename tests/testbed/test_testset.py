@@ -7,7 +7,7 @@ from PIL import Image
 
 from visipruner.scoring import majority_right
 from visipruner.testbed.drawing import draw_test_set
-from visipruner.testbed.evaluate import answer, as_records, tabulate
+from visipruner.testbed.evaluate import MAX_NEW_TOKENS, answer, as_records, batch_inputs, decode, tabulate
 from visipruner.testbed.scenes import SCOPES
 from visipruner.testbed.testset import DATA_FOLDER, TEST_FOLDER, Sample, load_photos, load_test_set
 
@@ -76,3 +76,14 @@ def test_answers_do_not_depend_on_the_batch(model, processor, emoji, tmp_path):
     assert together == answer(model, processor, samples, batch_size=1)
     assert len(together) == len(samples)
     assert answer(model, processor, samples, blank=True) != together
+
+
+def test_answers_with_a_shared_picture_are_those_of_whole_prompts(model, processor, emoji, tmp_path):
+    draw_test_set(emoji, tmp_path, pictures=3, unseen=0, questions=4)
+    samples = load_test_set(tmp_path)
+    expected = []
+    for sample in samples:
+        inputs = batch_inputs(model, processor, [sample])
+        expected += decode(processor, inputs, model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False))
+    assert answer(model, processor, samples) == expected
+    assert len(set(expected)) > 1

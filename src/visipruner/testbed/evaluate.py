@@ -1,12 +1,15 @@
 """Accuracy on the test set per question type, beside two baselines: the same model with a blank picture, and the
 majority answer."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from visipruner.scoring import is_right, majority_right, wilson_interval
 from visipruner.testbed.testset import Sample
@@ -40,22 +43,69 @@ def answer(
     blank: bool = False,
     on_progress: Callable[[int], object] = lambda done: None,
 ) -> list[str]:
-    """The model's greedy answers in left-padded batches; `blank` hides every picture behind one grey one."""
+    """The model's greedy answers; `blank` hides every picture behind one grey one.
+
+    What comes before the question is the same for all questions about a picture and is computed once for them
+    (`samples` are grouped by picture), which changes nothing but the rounding.
+    """
     answers: list[str] = []
-    for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
-        inputs = batch_inputs(model, processor, batch, blank)
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        answers += decode(processor, inputs, output)
-        on_progress(len(batch))
+    seen: Seen | None = None
+    for _, group in groupby(samples, key=lambda sample: sample.image):
+        asked = list(group)
+        picture = _picture(asked[0], blank)
+        if seen is None or seen.picture != picture:
+            seen = see(model, processor, picture)
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            answers += _answer_seen(model, processor, seen, [sample.question for sample in batch])
+            on_progress(len(batch))
     return answers
 
 
-def batch_inputs(model: Any, processor: Any, batch: Sequence[Sample], blank: bool = False) -> dict[str, Any]:
-    """Left-padded tensors for one batch of questions, pictures in the model's dtype."""
+@dataclass(frozen=True)
+class Seen:
+    """A picture the model has looked at: the token ids [1, length] up to the question and their keys and values."""
+
+    picture: Image.Image
+    ids: torch.Tensor
+    cache: DynamicCache
+
+
+@torch.inference_mode()
+def see(model: Any, processor: Any, picture: Image.Image) -> Seen:
+    """Run the model on the part of a prompt that ends with the picture."""
+    inputs = dict(processor(images=[picture], text=[_prompt(processor, "")], return_tensors="pt"))
+    length = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero().max()) + 1
+    ids = inputs["input_ids"][:, :length]
+    cache = DynamicCache(config=model.config.get_text_config())
+    model(input_ids=ids, pixel_values=inputs["pixel_values"].to(model.dtype), past_key_values=cache, logits_to_keep=1)
+    return Seen(picture, ids, cache)
+
+
+def _answer_seen(model: Any, processor: Any, seen: Seen, questions: Sequence[str]) -> list[str]:
+    blocks = [_prompt(processor, question).split(processor.image_token)[-1] for question in questions]
+    padded = processor.tokenizer(
+        blocks, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    )
+    ids = torch.cat((seen.ids.expand(len(blocks), -1), padded["input_ids"]), dim=1)
+    mask = torch.cat((torch.ones_like(seen.ids).expand(len(blocks), -1), padded["attention_mask"]), dim=1)
+    cache = copy.deepcopy(seen.cache)
+    cache.batch_repeat_interleave(len(blocks))
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+        )
+    return decode(processor, {"input_ids": ids}, output)
+
+
+def batch_inputs(model: Any, processor: Any, batch: Sequence[Sample]) -> dict[str, Any]:
+    """Left-padded tensors for one batch of whole prompts, pictures in the model's dtype."""
     prompts = [_prompt(processor, sample.question) for sample in batch]
-    pictures = [_picture(sample, blank) for sample in batch]
+    pictures = [_picture(sample, blank=False) for sample in batch]
     inputs = dict(processor(images=pictures, text=prompts, padding=True, return_tensors="pt"))
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return inputs

@@ -1,0 +1,65 @@
+"""Training end to end in miniature, interrupted and resumed: it learns to answer from the picture, and loses that with
+the picture blanked."""
+
+import json
+from random import Random
+from statistics import mean
+
+import torch
+
+from visipruner.testbed.scenes import Example, LayoutOptions, Question, Scene
+from visipruner.testbed.scenes.render import render
+from visipruner.testbed.scenes.scene import Background
+from visipruner.testbed.scenes.vocabulary import COLORS
+from visipruner.testbed.training import loop
+from visipruner.testbed.training.loop import LOG_FILE, Trainer, train
+from visipruner.testbed.training.recipe import Recipe
+from visipruner.testbed.training.warmstart import vision_features
+
+RECIPE = Recipe(
+    rank=16, questions=1, batch=4, lora_rate=1e-2, projector_rate=3e-3, warmup_images=8, warm_images=4, warm_steps=20
+)
+IMAGES = 320
+
+
+def plain_example(seed, index, art, options, questions, mix):
+    """An empty scene and the one question whose answer a random vision tower still shows: the background's colour."""
+    rng = Random(f"{seed}/{index}")
+    color = rng.choice(sorted(COLORS))
+    scene = Scene(Background("flat", color), (), blur=0.0, noise=0.0, noise_seed=rng.getrandbits(32))
+    picture, owner = render(scene, art, canvas=56)
+    return Example(scene, picture, owner, [Question("What color is the background?", color, "background")])
+
+
+@torch.no_grad()
+def held_out_loss(trainer, processor, blank):
+    """Mean loss per answer token over pictures of another seed, or over as many blank ones."""
+    losses = []
+    for index in range(40):
+        example = plain_example("held-out", index, trainer.art, LayoutOptions(styles=()), 1, None)
+        pixels = processor.image_processor(example.picture, return_tensors="pt")["pixel_values"]
+        row = trainer.packer.pack([example.questions])
+        loss, _ = trainer._loss(vision_features(trainer.model, torch.zeros_like(pixels) if blank else pixels), row)
+        losses.append(float(loss / row.weights.sum()))
+    return mean(losses)
+
+
+def test_training_learns_to_look(model, processor, emoji, tmp_path, monkeypatch):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fresh():
+        made = type(model)(model.config).eval()
+        made.load_state_dict(start)
+        return made
+
+    monkeypatch.setattr(loop, "draw_example", plain_example)
+    train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, stop_at=IMAGES // 2)
+    train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, resume=True)
+    steps = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert [step["images"] for step in steps] == list(range(4, IMAGES + 1, 4))
+    losses = [step["loss"] for step in steps]
+    trainer = Trainer(fresh(), processor, RECIPE, emoji)
+    trainer.resume(tmp_path)
+    seen, blanked = (held_out_loss(trainer, processor, blank) for blank in (False, True))
+    assert mean(losses[-20:]) < 0.7 * mean(losses[:20])
+    assert seen < 0.8 * blanked
