@@ -80,7 +80,7 @@ _TEXT: dict[str, Any] = {
 _VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 _SQUARE: dict[str, Any] = {**_VISION, "image_size": 32, "patch_size": 8}
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-_PINPOINTS = [[32, 64], [64, 32], [64, 64]]
+PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 
 # (model, number of the image in its prompt, whether it is the prompt's only one, generator)
@@ -123,7 +123,7 @@ def _square(tokens: int, around: bool = False, types: int = 0) -> Picture:
 def _anyres(model: Any, number: int, only: bool, generator: torch.Generator) -> Piece:
     """An image of its own shape in several crops; how many tokens that makes, the model says."""
     size = torch.tensor([[[32, 56], [30, 30], [60, 20]][number % 3]])
-    crops = image_size_to_num_patches(size[0], _PINPOINTS, 32)
+    crops = image_size_to_num_patches(size[0], PINPOINTS, 32)
     tensors = {"pixel_values": _pixels(generator, 1, crops, 3, 32, 32), "image_sizes": size}
     extra: dict[str, Tensor] = {}
     if model.config.model_type == "llava_onevision":
@@ -244,7 +244,7 @@ FAMILIES: dict[str, Family] = {
             vision_config=CLIPVisionConfig(**_SQUARE),
             text_config=MistralConfig(**_TEXT, sliding_window=None),
             image_token_index=IMAGE,
-            image_grid_pinpoints=_PINPOINTS,
+            image_grid_pinpoints=PINPOINTS,
             vision_feature_layer=-1,
         ),
         _anyres,
@@ -255,7 +255,7 @@ FAMILIES: dict[str, Family] = {
             text_config=Qwen2Config(**_TEXT),
             image_token_index=IMAGE,
             video_token_index=VIDEO,
-            image_grid_pinpoints=_PINPOINTS,
+            image_grid_pinpoints=PINPOINTS,
         ),
         _anyres,
         _pooled_video,

@@ -82,15 +82,18 @@ def _load_testbed(dtype: str, attn: str) -> tuple[Any, Any]:
 
 
 def _load_checkpoint(name: str, dtype: str, attn: str, local_only: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from visipruner.cli import processors
 
     path = Path(name).expanduser()
     source = str(path) if path.is_dir() else name
     # Said outright, because transformers would otherwise ask on the terminal whether to run a checkpoint's code.
     rules: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
     try:
-        check_family(name, AutoConfig.from_pretrained(source, **rules))
-        processor = AutoProcessor.from_pretrained(source, **rules)
+        config = AutoConfig.from_pretrained(source, **rules)
+        check_family(name, config)
+        processor = processors.load(source, config.model_type, **rules)
         _check_template(name, processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn, output_loading_info=True, **rules

@@ -99,10 +99,12 @@ def _exchange(job: Job, loaded: LoadedModel, pruner: Pruner, inputs: dict[str, o
 def _save_overlay(
     path: Path, loaded: LoadedModel, picture: Image.Image, exchange: Exchange, result: Result
 ) -> str | None:
-    """Draws and writes the picture of the kept tokens; None where the model's tokens form no grid."""
+    """Draws and writes the picture of the kept tokens; None where the model's tokens are not one grid."""
     from visipruner.report import overlay
 
     example = exchange.trace[0]
+    if len(example.grids) != 1:  # several crops of the picture, of which none is the whole
+        return None
     try:
         grid = example.kept_grid(0)
     except ValueError:

@@ -1,0 +1,90 @@
+"""`visipruner run` on a saved tiny checkpoint of every family, with its stock processor and a chat template."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
+
+import visipruner as vp
+from tests.families.checkpoints import PROCESSORS, save
+from tests.families.prompts import IMAGE
+from tests.families.zoo import FAMILIES, built
+from visipruner.cli import processors
+from visipruner.cli.app import app
+
+QUESTION = "w5 w6 w7"
+# One grid is the whole picture; crops are several, and LLaVA-NeXT's joined crops with newlines are no grid.
+DRAWN = set(PROCESSORS) - {"llava-next", "llava-onevision", "internvl", "idefics3"}
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_run_answers_as_the_library_does(name: str, tmp_path: Path, photo: Path) -> None:
+    folder = save(name, tmp_path / "model")
+    settings = ["--set", "shallow_end=2", "--set", "filter_layer=2", "--set", "keep_tokens=3"]
+    options = [
+        "--attn",
+        "eager",
+        "--max-new-tokens",
+        "3",
+        "--compare",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(
+        app, ["run", str(photo), "-q", QUESTION, "--model", str(folder), *settings, *options, "--json"]
+    )
+    assert result.exit_code == 0, result.stderr
+    [answer] = json.loads(result.stdout)["answers"]
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+    processor = processors.load(str(folder), model.config.model_type, local_files_only=True)
+    content = [{"type": "image", "image": Image.open(photo)}, {"type": "text", "text": QUESTION}]
+    inputs: Any = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+    def said() -> str:
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        return str(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+
+    assert answer["dense"]["text"] == said()
+    with vp.attach(model, vp.VisiPruner(shallow_end=2, filter_layer=2, keep_tokens=3)):
+        assert answer["answer"] == said()
+    assert answer["visual_tokens"] == int((inputs["input_ids"] == IMAGE).sum()) > 3
+    assert (answer["kept_tokens"], answer["trigger_layer"]) == (3, 2)
+    assert 0 < answer["flops_cut"] < 1
+    assert (answer["overlay"] is not None) == (name in DRAWN)
+
+
+# The two processors that transformers does not offer without a further package, and which.
+WANTING = {"mistral3": "torchvision", "smolvlm": "num2words"}
+
+
+@pytest.mark.parametrize("name", [name for name, package in WANTING.items() if find_spec(package) is None])
+def test_the_package_that_a_processor_needs_is_named(name: str, tmp_path: Path, photo: Path) -> None:
+    folder = save("llava", tmp_path / "model")
+    built(name, "eager").save_pretrained(folder)
+    result = CliRunner().invoke(app, ["run", str(photo), "-q", QUESTION, "--model", str(folder)])
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert WANTING[name] in result.stderr.lower()
+
+
+def test_every_other_family_is_run() -> None:
+    assert set(FAMILIES) - set(PROCESSORS) == set(WANTING)
