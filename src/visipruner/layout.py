@@ -95,7 +95,7 @@ def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens])
 
 
 def _runs(rows: Tensor) -> list[ImageTokens]:
-    return [ImageTokens(size, _square(size)) for size in _run_lengths(rows)]
+    return [ImageTokens(size, square(size)) for size in _run_lengths(rows)]
 
 
 def _run_lengths(rows: Tensor) -> list[int]:
@@ -106,7 +106,8 @@ def _run_lengths(rows: Tensor) -> list[int]:
     return [end - start for start, end in pairwise(edges)]
 
 
-def _square(size: int) -> tuple[int, int] | None:
+def square(size: int) -> tuple[int, int] | None:
+    """The square grid of so many tokens, if there is one."""
     side = round(size**0.5)
     return (side, side) if side * side == size else None
 

@@ -14,6 +14,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
     }
     config: Any = model.config
-    implementations = [c._attn_implementation for c in (config, config.get_text_config())]
+    configs = [config, *(module.config for module in model.modules() if hasattr(module, "config"))]
+    implementations = [part._attn_implementation for part in configs]
     attributes = {name: sorted(vars(module)) for name, module in model.named_modules()}
     return {"hooks": hooks, "config": config.to_dict(), "attn": implementations, "attributes": attributes}

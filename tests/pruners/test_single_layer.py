@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import visipruner as vp
-from tests.models import LAYERS, prompt, text_model
+from tests.models import LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import attention_of, kept_by, largest, values_of
 from visipruner.pruners.capa import Capa
 from visipruner.pruners.fastv import FastV
@@ -116,21 +117,21 @@ def _budgeted() -> list[str]:
 
 
 @pytest.mark.parametrize("keep", [{"keep_tokens": 0}, {"keep_tokens": 5}, {"keep_tokens": 99}, {"keep_ratio": 0.25}])
-@pytest.mark.parametrize("name", [name for name in _budgeted() if not method_class(name).vision])
+@pytest.mark.parametrize("name", _budgeted())
 def test_what_is_asked_is_kept_and_counted(name: str, keep: dict[str, Any]) -> None:
-    model = text_model("llama")
-    embeds, mask = prompt()
-    pruner = method_class(name)(**keep)
-    if pruner.layer >= LAYERS:
-        pruner = method_class(name)(**keep, layer=3)
-    with vp.attach(model, pruner, mask) as handle, torch.no_grad():
-        model(inputs_embeds=embeds)
-    trace = handle.trace[0]
-    expected = min(16, keep.get("keep_tokens", 4))
-    assert [len(kept) for kept in trace.kept] == [16] * pruner.layer + [expected] * (LAYERS + 1 - pruner.layer)
-    assert trace.query_lengths == [11 + len(kept) for kept in trace.kept[:-1]]
-    assert trace.key_lengths == trace.query_lengths
-    assert [work.rows for work in trace.work] == trace.query_lengths
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7], [3, 0, 2, 0, 4]])
+    pruner: Any = replace(method_class(name).for_depth(LAYERS), **{"keep_ratio": 0.0, **keep})
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    for example, (text, visual) in enumerate([(11, 16), (9, 32)]):
+        trace = handle.trace[example]
+        expected = min(visual, keep.get("keep_tokens", visual // 4))
+        assert [len(kept) for kept in trace.kept] == [visual] * pruner.layer + [expected] * (LAYERS + 1 - pruner.layer)
+        assert trace.query_lengths == [text + len(kept) for kept in trace.kept[:-1]]
+        assert trace.key_lengths == trace.query_lengths
+    if keep != {"keep_tokens": 99}:
+        assert cache.layers[-1].keys.shape[-2] == max(example.key_lengths[-1] for example in handle.trace.examples)
 
 
 @pytest.mark.parametrize("settings", [{"keep_tokens": -1}, {"keep_ratio": 1.5}, {"layer": 0}])

@@ -29,4 +29,5 @@ ADAPTER = Adapter(
     locate=rows_of(IMAGE),
     images=images,
     visual="all tokens of an image",
+    vision=("model.vision_tower", "vision_tower"),
 )

@@ -12,7 +12,8 @@ from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.trace import PruneTrace
-from visipruner.errors import LayoutError, VisiPrunerError
+from visipruner.engine.vision import VisionTap, tower_layers
+from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
 from visipruner.layout import check_visual_mask
 from visipruner.pruners.base import Pruner
 
@@ -33,7 +34,8 @@ def attach(
         A handle, usable as a context manager, with `.remove()` and `.trace`.
 
     Raises:
-        UnsupportedModelError: the model's family or attention implementation is not supported.
+        UnsupportedModelError: the model's family or attention implementation is not supported, or it has no vision
+            tower that the pruner could look at.
         LayoutError: the mask is malformed, or missing where it is needed.
         ConfigError: the pruner's settings do not fit the model.
         VisiPrunerError: the model has a pruner attached already.
@@ -49,16 +51,32 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_free(host)
-    return PruneHandle(host, pruner, visual_mask)
+    return PruneHandle(host, pruner, visual_mask, _tap(host, pruner))
+
+
+def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
+    """What reads the vision tower for a pruner that looks at it."""
+    depth = 24 if host.tower is None else len(tower_layers(host.tower))
+    wanted = pruner.vision_layers(depth)
+    if not wanted:
+        return None
+    if host.tower is None:
+        raise UnsupportedModelError(
+            f"{pruner.name} looks at a vision tower with one visual token per patch, which a {host.adapter.family} "
+            "does not have; choose a method that does not need it (`visipruner list`)."
+        )
+    return VisionTap(host.tower, wanted)
 
 
 class PruneHandle:
     """A pruner attached to a model, made by `attach`. `trace` tells what happened to the last prompt(s)."""
 
-    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None) -> None:
+    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
         self.pruner = pruner
-        self._hooks = Hooks(host, pruner, visual_mask)
+        self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         self._attachment = Attachment(host, self._hooks, self._hooks.install())
+        if tap is not None:
+            tap.install()
 
     @property
     def is_attached(self) -> bool:
@@ -76,6 +94,8 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
+        if self._tap is not None:
+            self._tap.remove()
         self._hooks.detach()
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV
 from visipruner.engine.rows import Rows
+from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun
@@ -42,7 +43,9 @@ class Entering:
         runs: Sequence[PromptRun],
         run_ahead: RunAhead,
         drop: Drop,
+        vision: Sequence[Vision | None],
     ) -> None:
+        self._vision = vision
         self._present, self._layouts, self._runs = present, layouts, runs
         self._run_ahead, self._drop = run_ahead, drop
         self.merged: list[dict[int, Tensor]] = [{} for _ in layouts]
@@ -73,7 +76,9 @@ class Entering:
     def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
         visual = self._present.visual_among(example).nonzero().flatten()
         project = partial(self._project, layer, example, states, kwargs)
-        return EntryView(states, visual, self._present.tokens[example], self._layouts[example], project)
+        return EntryView(
+            states, visual, self._present.tokens[example], self._layouts[example], project, self._vision[example]
+        )
 
     def _project(
         self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any], wanted: Tensor, rotary: bool
@@ -85,10 +90,12 @@ class Entering:
         chosen = Rows(tuple(index), rows.seq)
         given = {name: map_tensors(partial(chosen.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
         if not rotary:
-            if "position_embeddings" not in given:
+            names = [name for name in given if name.startswith("position_embeddings")]
+            if not names:
                 raise UnsupportedModelError("This model does not show its rotary embeddings; they cannot be left out.")
-            cos, sin = given["position_embeddings"]
-            given["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
+            for name in names:
+                cos, sin = given[name]
+                given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
         off = {"attention_mask": None, "past_key_values": None, "use_cache": False}
         (queries, keys, _), used = self._run_ahead(layer, states[wanted][None], {**kwargs, **given, **off})
         return queries[0], keys[0], scaling_of(used, queries)

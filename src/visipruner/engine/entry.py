@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from visipruner.engine.vision import Vision, VisionView
 from visipruner.influence import last_row_attention
 from visipruner.layout import TokenLayout
 
@@ -75,9 +76,17 @@ class EntryView:
         projected_rows, pairs: rows projected and (query, key) pairs computed for scores so far, the latter per head.
     """
 
-    def __init__(self, states: Tensor, visual: Tensor, tokens: Tensor, layout: TokenLayout, project: Project) -> None:
+    def __init__(
+        self,
+        states: Tensor,
+        visual: Tensor,
+        tokens: Tensor,
+        layout: TokenLayout,
+        project: Project,
+        vision: Vision | None,
+    ) -> None:
         self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
-        self._project = project
+        self._project, self._vision = project, vision
         self.projected_rows = self.pairs = 0
 
     @cached_property
@@ -100,6 +109,21 @@ class EntryView:
             positions = ((self.tokens >= start) & (self.tokens < end)).nonzero().flatten()
             images.append(Image(positions, self.tokens[positions] - start, grid, end - start))
         return images
+
+    def vision(self, layer: int) -> list[VisionView]:
+        """The images in a layer of the vision tower, one of those that `Pruner.vision_layers` named, in the order of
+        `images()`; token i of an image is its patch i."""
+        return self._tower().views(layer)
+
+    @property
+    def vision_depth(self) -> int:
+        """Layers of the vision tower."""
+        return self._tower().tap.depth
+
+    def _tower(self) -> Vision:
+        if self._vision is None:
+            raise LookupError("Pruner.vision_layers asked for no layer of the vision tower")
+        return self._vision
 
     def project(self, rotary: bool = True) -> Projected:
         """The layer's own norm and projections, run ahead of it on the last row and the visual tokens.

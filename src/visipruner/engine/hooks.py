@@ -20,6 +20,7 @@ from visipruner.engine.routed import QKV
 from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
+from visipruner.engine.vision import Vision, VisionTap, read_tower
 from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import VisualRows, layouts, mask_for_forward
 from visipruner.pruners.base import PromptRun, Pruner
@@ -33,8 +34,8 @@ class Hooks:
         is_attached: False once the handle was removed; pruned caches refuse to go on then.
     """
 
-    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None) -> None:
-        self._host, self._pruner, self._visual_mask = host, pruner, visual_mask
+    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
+        self._host, self._pruner, self._visual_mask, self._tap = host, pruner, visual_mask, tap
         self.trace: PruneTrace | None = None
         self.is_attached = True
         self._session: PromptSession | None = None
@@ -91,6 +92,8 @@ class Hooks:
         assert self._host.adapter.locate is not None
         self._call = bound(module, args, kwargs)
         self._found = self._host.adapter.locate(module, self._call)
+        if self._tap is not None and self._call.get("pixel_values") is not None:
+            self._tap.clear()  # of images whose forward was interrupted
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""
@@ -112,13 +115,16 @@ class Hooks:
         repeated = self._uncached if cache is None and self._repeats_prompt(embeds) else None
         prompt_end = seq if repeated is None else repeated[0].shape[1]
         found = layouts(VisualRows(visual.mask.to(rows.device), visual.images), real[:, past:], prompt_end)
+        vision: list[Vision | None] = [None] * len(found)
         runs: list[PromptRun] = [self._pruner.start() for _ in found]
         if repeated is not None:
             runs = list(repeated[1])
+        elif self._tap is not None:
+            found, vision = read_tower(self._tap, found)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
         self._embeds = embeds if cache is None else None
         self._session = PromptSession(
-            self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead
+            self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead, vision
         )
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
@@ -154,6 +160,8 @@ class Hooks:
         """After the decoder, also when it failed (without output)."""
         session, self._session = self._session, None
         embeds, self._embeds = self._embeds, None
+        if self._tap is not None:
+            self._tap.clear()
         if session is None or output is None or isinstance(session.runs[0], ReplayRun):
             return
         self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)

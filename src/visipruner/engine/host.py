@@ -22,6 +22,7 @@ class Host:
     Attributes:
         decoder: the text decoder stack. layers: its layers. attentions: their self-attention modules.
         embedder: the module that is given `input_ids` and `pixel_values`, or None for text decoders.
+        tower: the vision tower, or None where its patches are not the visual tokens one by one.
         configs: every config object that the attention modules read their implementation from.
         implementation: the attention implementation the model was loaded with. kernel: the function behind it.
     """
@@ -31,6 +32,7 @@ class Host:
     layers: list[nn.Module]
     attentions: list[nn.Module]
     embedder: nn.Module | None
+    tower: nn.Module | None
     configs: list[Any]
     implementation: str
     kernel: Kernel
@@ -50,6 +52,7 @@ class Host:
             layers=layers,
             attentions=attentions,
             embedder=None if embedder is decoder else embedder,
+            tower=submodule(model, adapter.vision),
             configs=list(configs.values()),
             implementation=implementation,
             kernel=host_kernel(attentions[0], implementation),

@@ -23,6 +23,7 @@ from visipruner.engine.routing import PLAIN, Needed, Routing
 from visipruner.engine.rows import Rows
 from visipruner.engine.trace import ExampleTrace, LayerWork
 from visipruner.engine.view import LayerView
+from visipruner.engine.vision import Vision
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun, Pruner
 
@@ -53,7 +54,7 @@ class PromptSession:
         host: whose attention function runs.
         owner: weak reference to the engine; caches refuse to go on without it.
         layouts, runs: one of each per example.
-        run_ahead: runs a layer up to its attention, for pruners that ask.
+        run_ahead: runs a layer up to its attention, for pruners that ask. vision: what the tower saw, per example.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class PromptSession:
         runs: Sequence[PromptRun],
         forward: Forward,
         run_ahead: RunAhead,
+        vision: Sequence[Vision | None],
     ) -> None:
         self._pruner, self._owner = pruner, owner
         self._kernel, self._eager = host.kernel, host.is_eager
@@ -75,7 +77,7 @@ class PromptSession:
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._older: list[Older | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
-        self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop)
+        self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop, vision)
         self._plans: dict[tuple[int, Routing, int], tuple[Rows, Tensor | None, list[Edges]]] = {}
         self.examples = [
             ExampleTrace(

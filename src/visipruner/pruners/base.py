@@ -70,13 +70,11 @@ class Pruner(ABC):
     Attributes:
         name: what it is called in the registry. about: what lists say of it.
         merges: whether kept tokens may take over what others held (the run answers with a `Merge`).
-        vision: whether it looks at the vision tower, which text decoders do not have.
     """
 
     name: ClassVar[str]
     about: ClassVar[About]
     merges: ClassVar[bool] = False
-    vision: ClassVar[bool] = False
 
     @abstractmethod
     def start(self) -> PromptRun:
@@ -85,6 +83,10 @@ class Pruner(ABC):
     def routing(self, layer: int) -> Routing:
         """The attention edges of a layer while prompts with visual rows are read; the plain model's by default."""
         return PLAIN
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers of the vision tower, of `depth` in all, that the run wants to see; negative ones from the end."""
+        return ()
 
     def check(self, num_layers: int) -> None:  # noqa: B027 (most methods fit every model)
         """Raises ConfigError where the settings do not fit a model of `num_layers` layers."""

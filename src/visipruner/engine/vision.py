@@ -1,0 +1,224 @@
+"""What the vision tower attended to: queries and keys of a few of its layers, read while it encodes the images.
+
+No attention map is formed unless a pruner asks, and then only the rows asked for, whatever kernel the tower runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from visipruner.engine import attention
+from visipruner.engine.arguments import scaling_of
+from visipruner.engine.attention import host_kernel
+from visipruner.engine.routed import QKV
+from visipruner.errors import LayoutError, UnsupportedModelError
+from visipruner.layout import TokenLayout, square
+
+CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class VisionView:
+    """One image in one layer of the vision tower. Rows are a class token (and registers), if any, then patches.
+
+    Attributes:
+        queries, all_keys: `[heads, m, head_dim]` of all m rows. scaling: factor of the logits.
+        prefix: rows before the patches. outputs: `[m, d_vision]`, what the layer gave.
+    """
+
+    queries: Tensor
+    all_keys: Tensor
+    outputs: Tensor
+    scaling: float
+    prefix: int
+
+    @property
+    def keys(self) -> Tensor:
+        """`[heads, p, head_dim]` of the patches."""
+        return self.all_keys[:, self.prefix :]
+
+    @property
+    def features(self) -> Tensor:
+        """`[p, d_vision]`, what the layer gave for the patches."""
+        return self.outputs[self.prefix :]
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.prefix > 0
+
+    @cached_property
+    def class_attention(self) -> Tensor:
+        """`[heads, p]` float32: the class token's softmax weights over all rows, those of the patches."""
+        return self._rows(slice(0, 1))[:, 0]
+
+    @cached_property
+    def received(self) -> Tensor:
+        """`[heads, p]` float32: the weight every patch receives, mean over all rows."""
+        count = self.queries.shape[1]
+        total = torch.zeros(1, device=self.queries.device)
+        for start in range(0, count, CHUNK):
+            total = total + self._rows(slice(start, start + CHUNK)).sum(1)
+        return total / count
+
+    @property
+    def salience(self) -> Tensor:
+        """`[p]`: attention of the class token, or received attention where the tower has none; mean over heads."""
+        return (self.class_attention if self.has_class_token else self.received).mean(0)
+
+    def _rows(self, rows: slice) -> Tensor:
+        logits = self.queries[:, rows].float() @ self.all_keys.float().transpose(1, 2) * self.scaling
+        return logits.softmax(-1)[..., self.prefix :]
+
+
+class VisionTap:
+    """Runs the attention of a vision tower and remembers it for some layers, until `clear`.
+
+    Args:
+        tower: a stock vision transformer. layers: numbers of the layers wanted; negative ones count from the end.
+    """
+
+    def __init__(self, tower: nn.Module, wanted: Sequence[int]) -> None:
+        self._layers = tower_layers(tower)
+        self.depth = depth = len(self._layers)
+        missing = [layer for layer in wanted if not -depth <= layer < depth]
+        if missing:
+            raise UnsupportedModelError(f"The vision tower has {depth} layers, and none numbered {missing[0]}.")
+        self._tower, self.wanted = tower, {layer % depth for layer in wanted}
+        configs = {id(part.config): part.config for part in tower.modules() if hasattr(part, "config")}
+        self._configs: list[Any] = list(configs.values())
+        self._implementation: str = self._configs[0]._attn_implementation
+        registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in self._configs)
+        self._prefixes = (1 + registers, 0)
+        self._seen: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
+        self._outputs: dict[int, list[Tensor]] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def install(self) -> None:
+        """Puts our attention function under every layer of the tower; only the wanted ones are remembered."""
+        name = attention.register(self._implementation)
+        for number, layer in enumerate(self._layers):
+            for part in layer.modules():  # whichever of them calls the attention function
+                attention.own(part, self, number)
+            if number in self.wanted:
+                self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
+        for config in self._configs:
+            config._attn_implementation = name
+
+    def remove(self) -> None:
+        """The tower is as it was."""
+        self.clear()
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._layers:
+            for part in layer.modules():
+                attention.disown(part)
+        for config in self._configs:
+            config._attn_implementation = self._implementation
+
+    def clear(self) -> None:
+        """Forgets all images."""
+        self._seen.clear()
+        self._outputs.clear()
+
+    def attend(
+        self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Called by the attention of every layer of the tower."""
+        if layer in self.wanted:
+            if mask is not None:
+                raise UnsupportedModelError("This vision tower masks patches; its attention cannot be read yet.")
+            queries, keys, _ = (part.detach() for part in qkv)
+            scaling = scaling_of(kwargs, queries)
+            self._seen.setdefault(layer, []).extend((q, k, scaling) for q, k in zip(queries, keys, strict=True))
+        return host_kernel(module, self._implementation)(module, *qkv, mask, **kwargs)
+
+    def _keep_output(self, layer: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            self._outputs.setdefault(layer, []).extend(states.detach())
+
+        return keep
+
+    # ---- which image is whose --------------------------------------------------------------------------------------
+
+    def images_of(self, visual_tokens: Sequence[int]) -> tuple[list[list[int]], int]:
+        """Per example the numbers of its images, and the patches of an image, from the examples' visual tokens.
+
+        `generate` repeats examples for beams, but encodes their images once; a prompt that ends with an image has one
+        visual token less. Raises LayoutError where tokens and patches do not match otherwise: one token per patch is
+        all that can be traced back.
+        """
+        sizes = {queries.shape[1] for seen in self._seen.values() for queries, _, _ in seen}
+        count = max((len(seen) for seen in self._seen.values()), default=0)
+        if not count:
+            raise LayoutError(
+                "The images were encoded before the pruner was attached; pass pixel_values while it is attached."
+            )
+        for patches in [size - prefix for prefix in self._prefixes for size in sizes if len(sizes) == 1]:
+            numbers = [-(-tokens // patches) for tokens in visual_tokens]
+            missing = [number * patches - tokens for number, tokens in zip(numbers, visual_tokens, strict=True)]
+            total = sum(numbers)
+            if total > 0 and total % count == 0 and max(missing) <= 1:
+                return _numbered(numbers, total // count), patches
+        raise LayoutError(
+            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(visual_tokens)} visual tokens; a "
+            "method that reads its attention needs one token per patch: choose one that does not for this model."
+        )
+
+    def view(self, layer: int, image: int, patches: int) -> VisionView:
+        """One image of the batch that was encoded, in one of the wanted layers."""
+        number = layer % len(self._layers)
+        queries, keys, scaling = self._seen[number][image]
+        outputs = self._outputs[number][image]
+        return VisionView(queries, keys, outputs, scaling, queries.shape[1] - patches)
+
+
+def tower_layers(tower: nn.Module) -> nn.ModuleList:
+    """The layers of a vision transformer: its longest list of modules. Raises UnsupportedModelError without one."""
+    lists = [part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    if not lists:
+        raise UnsupportedModelError(f"{type(tower).__name__} has no list of layers whose attention could be read.")
+    return max(lists, key=len)
+
+
+@dataclass(frozen=True, eq=False)
+class Vision:
+    """One example's images in the tower: their numbers in what it encoded, and the patches of each."""
+
+    tap: VisionTap
+    images: list[int]
+    patches: int
+
+    def views(self, layer: int) -> list[VisionView]:
+        """The images in one of the wanted layers."""
+        return [self.tap.view(layer, image, self.patches) for image in self.images]
+
+
+def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
+    """Images of examples that have so many, in order; examples come `repeats` times each."""
+    images, start = [], 0
+    for number in numbers[::repeats]:
+        images += [list(range(start, start + number))] * repeats
+        start += number
+    return images
+
+
+def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
+    """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
+    images, patches = tap.images_of([len(layout.visual) for layout in layouts])
+    found: list[TokenLayout] = []
+    for layout, mine in zip(layouts, images, strict=True):
+        grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == patches]
+        sizes = [patches] * len(mine)
+        shapes = [grids[0] if grids else square(patches)] * len(mine)
+        if len(layout.visual) < sum(sizes):  # the prompt's last row is no visual token
+            sizes[-1], shapes[-1] = patches - 1, None
+        found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
+    return found, [Vision(tap, mine, patches) for mine in images]

@@ -1,0 +1,83 @@
+"""HiPrune: what a middle layer of the vision tower finds, its surroundings, and what a deep layer gathers.
+
+"HiPrune: Hierarchical Attention for Efficient Token Pruning in Vision-Language Models", ACL 2026, arXiv 2508.00553.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView, Image
+from visipruner.engine.vision import VisionView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.selection import shares, top, union
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiPrune(EntryPruner):
+    """Per image with budget T: round(alpha T / 5) anchors receive most attention in the object layer; buffers are
+    their neighbours left, right, above and below; registers, the rest of T, receive most in the deep layer. Attention
+    received is the mean over rows and heads.
+
+    Neighbours do not wrap around the edges of the grid; without a grid they are the ones before and after.
+
+    Attributes:
+        alpha: fraction of the budget for anchors and buffers.
+        object_layer: of the vision tower, or None for 9 of 24, the published one, at the same depth.
+        deep_layer: of the vision tower.
+    """
+
+    name: ClassVar[str] = "hiprune"
+    about: ClassVar[About] = About(
+        "HiPrune: anchors of a middle vision layer, their neighbours, a deep layer's best",
+        paper="Liu et al., ACL 2026, arXiv 2508.00553",
+        acts="before the language model",
+        needs="attention received in two layers of the vision tower",
+    )
+
+    keep_ratio: float = 1 / 3
+    alpha: float = 0.1
+    object_layer: int | None = None
+    deep_layer: int = -2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha is a fraction and must lie in [0, 1], got {self.alpha}.")
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        middle = max(1, round(depth * 9 / 24)) - 1 if self.object_layer is None else self.object_layer
+        return (middle, self.deep_layer)
+
+    def choose(self, view: EntryView, count: int) -> Tensor:
+        images = view.images()
+        numbers = shares(count, [len(image.tokens) for image in images])
+        middle, deep = (view.vision(layer) for layer in self.vision_layers(view.vision_depth))
+        kept = [view.tokens[:0]]
+        for image, in_middle, in_deep, number in zip(images, middle, deep, numbers, strict=True):
+            kept.append(image.positions[self._choose(image, in_middle, in_deep, number)])
+        return torch.cat(kept)
+
+    def _choose(self, image: Image, middle: VisionView, deep: VisionView, count: int) -> Tensor:
+        anchors = image.tokens[top(middle.received.mean(0)[image.tokens], round(self.alpha * count / 5))]
+        first = union(anchors, neighbours(anchors, image))
+        places = torch.isin(image.tokens, first).nonzero().flatten()[:count]
+        scores = deep.received.mean(0)[image.tokens].index_fill(0, places, float("-inf"))
+        return union(places, top(scores, count - len(places)))
+
+
+def neighbours(anchors: Tensor, image: Image) -> Tensor:
+    """Tokens left, right, above and below the anchors, within the grid."""
+    height, width = image.grid or (1, image.size)
+    row, column = anchors // width, anchors % width
+    found = []
+    for down, right in ((0, -1), (0, 1), (-1, 0), (1, 0)):
+        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+        found.append(((row + down) * width + column + right)[inside])
+    return torch.cat(found)

@@ -1,0 +1,88 @@
+"""Average pooling: downsampling, the baseline that is hard to beat.
+
+"Are We Using the Right Benchmark: An Evaluation Framework for Visual Token Compression Methods", arXiv 2510.07143,
+finds it ahead of most methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView, Image, Merge
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.budgeted import check_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Pruner):
+    """Every `stride` x `stride` window of an image's tokens becomes one token, their mean, at the place of the middle
+    one; windows at the edges may be smaller. Tokens without a grid are pooled `stride`^2 at a time.
+
+    Attributes:
+        stride: side of the window, in tokens. layer: the first layer with the pooled tokens.
+    """
+
+    name: ClassVar[str] = "pool"
+    about: ClassVar[About] = About(
+        "windows of tokens averaged into one, a control",
+        paper="as in arXiv 2510.07143",
+        acts="before a layer, by default the first",
+        needs="visual embeddings",
+    )
+    merges: ClassVar[bool] = True
+
+    stride: int = 2
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.layer < 0:
+            raise ConfigError("stride must be at least 1, and layer cannot be negative.")
+
+    def check(self, num_layers: int) -> None:
+        check_layers(num_layers, self.layer)
+
+    def start(self) -> PromptRun:
+        return _PoolRun(self)
+
+
+class _PoolRun(PromptRun):
+    def __init__(self, config: Pool) -> None:
+        super().__init__()
+        self._config = config
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer == self._config.layer and self._config.stride > 1
+
+    def select_entry(self, layer: int, view: EntryView) -> Merge:
+        kept, states = [], []
+        for image in view.images():
+            windows = window_of(image, self._config.stride)
+            for window in sorted(set(windows.tolist())):
+                members = (windows == window).nonzero().flatten()
+                kept.append(image.positions[members[middle_of(image, members)]])
+                states.append(view.embeddings[image.positions[members]].float().mean(0))
+        order = torch.stack(kept).argsort()
+        return Merge(torch.stack(kept)[order], torch.stack(states)[order].to(view.embeddings))
+
+
+def window_of(image: Image, stride: int) -> Tensor:
+    """`[k]` long: the window that each of an image's tokens falls into."""
+    if image.grid is None:
+        return image.tokens // stride**2
+    width = image.grid[1]
+    per_line = -(-width // stride)
+    return image.tokens // width // stride * per_line + image.tokens % width // stride
+
+
+def middle_of(image: Image, members: Tensor) -> int:
+    """Which of a window's members is nearest to its middle; of several the last."""
+    width = image.size if image.grid is None else image.grid[1]
+    places = torch.stack([image.tokens[members] // width, image.tokens[members] % width], -1).double()
+    distance = (places - (places.amin(0) + places.amax(0)) / 2).square().sum(-1)
+    return int((distance == distance.min()).nonzero()[-1])

@@ -1,0 +1,279 @@
+"""Methods that choose before the language model, against loops written from their papers: over the embeddings that
+enter it, and over whole attention maps of an eager vision tower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import visipruner as vp
+from tests.models import llava_inputs, llava_model, prompt, text_model
+from tests.pruners.plain import kept_by, largest
+from visipruner.engine.entry import Image
+from visipruner.engine.vision import VisionTap
+from visipruner.pruners.cdpruner import CDPruner, greedy_map
+from visipruner.pruners.divprune import DivPrune, most_diverse
+from visipruner.pruners.fastervlm import FasterVLM
+from visipruner.pruners.hiprune import HiPrune, neighbours
+from visipruner.pruners.pool import Pool
+from visipruner.pruners.visionzip import VisionZip
+from visipruner.pruners.vispruner import VisPruner, thinned
+
+TOWERS = ["clip", "siglip", "dinov2"]
+LAYOUT = [[3, 0, 9], [5, 0, 2, 0, 4]]  # one image, then two
+
+
+def _run(model: Any, pruner: vp.Pruner, inputs: dict[str, Tensor]) -> tuple[Any, Tensor]:
+    """The trace, and the hidden states that entered layer 0."""
+    entered: list[Tensor] = []
+    hook = model.model.language_model.layers[0].input_layernorm.register_forward_pre_hook(
+        lambda _module, args: entered.append(args[0])
+    )
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        model(**inputs)
+    hook.remove()
+    return handle.trace, entered[0]
+
+
+def _encoded(model: Any, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Per tower layer: attention maps `[images, heads, m, m]`, outputs `[images, m, d]`; and projected embeddings."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+        embeddings = model.model.get_image_features(pixel_values=pixels).pooler_output
+    model.set_attn_implementation("sdpa")
+    return list(output.attentions), list(output.hidden_states[1:]), torch.stack(list(embeddings))
+
+
+def _salience(maps: Tensor, image: int) -> list[float]:
+    """Attention of the class token, or received where there is none, per patch."""
+    heads, m = maps.shape[1], maps.shape[-1]
+    prefix = m - 16
+    scores = []
+    for patch in range(prefix, m):
+        rows = [0] if prefix else range(m)
+        terms = [float(maps[image, head, row, patch]) for head in range(heads) for row in rows]
+        scores.append(sum(terms) / len(terms))
+    return scores
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_fastervlm(tower: str, attn: str) -> None:
+    model = llava_model(tower, attn=attn)
+    inputs = llava_inputs(LAYOUT)
+    trace, _ = _run(model, FasterVLM(keep_tokens=6), inputs)
+    maps, _, _ = _encoded(model, inputs["pixel_values"])
+    for layer in (-2, -1):
+        trace, _ = _run(model, FasterVLM(keep_tokens=6, vision_layer=layer), inputs)
+        kept = [trace[0].kept[0], trace[1].kept[0]]
+        assert kept[0] == largest(_salience(maps[layer], 0), 6)
+        second, third = (largest(_salience(maps[layer], image), 3) for image in (1, 2))
+        assert kept[1] == second + [16 + place for place in third]
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.double(), b.double(), dim=0))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.0, 0.2])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_vispruner(tower: str, ratio: float) -> None:
+    model = llava_model(tower)
+    inputs = llava_inputs([[3, 0, 4]])
+    trace, _ = _run(model, VisPruner(keep_tokens=5, important_ratio=ratio), inputs)
+    maps, outputs, _ = _encoded(model, inputs["pixel_values"])
+    important = largest(_salience(maps[-2], 0), int(5 * ratio))
+    features = outputs[-2][0, -16:]
+    left = [j for j in range(16) if j not in important]
+    while len(left) > 5 - len(important):
+        first, second = left[::2], left[1::2]
+        closest = {i: max(_cosine(features[i], features[j]) for j in second) for i in first}
+        drop = min(8, len(left) - (5 - len(important)))
+        gone = sorted(first, key=lambda i: -closest[i])[:drop]
+        left = [j for j in left if j not in gone]
+    assert trace[0].kept[0] == sorted(important + left)
+
+
+def test_thinning_meets_any_count() -> None:
+    features = torch.randn(45, 8)
+    for count in range(46):
+        assert len(set(thinned(features, count).tolist())) == count
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_visionzip(tower: str) -> None:
+    model = llava_model(tower)
+    inputs = llava_inputs([[3, 0, 4]])
+    keys: list[Tensor] = []
+    layer = model.model.vision_tower.encoder
+    layer = (layer.layers if hasattr(layer, "layers") else layer.layer)[-2]
+    projection = (layer.self_attn if hasattr(layer, "self_attn") else layer.attention).k_proj
+    hook = projection.register_forward_hook(lambda _module, _args, output: keys.append(output[0]))
+    trace, entered = _run(model, VisionZip(keep_tokens=8, contextual_ratio=0.25), inputs)
+    hook.remove()
+    maps, _, embeddings = _encoded(model, inputs["pixel_values"])
+    dominant = largest(_salience(maps[-2], 0), 6)
+    rest = [j for j in range(16) if j not in dominant]
+    targets = [rest[0], rest[5]]  # ten others, two targets: every fifth
+    mean_keys = keys[0][-16:].unflatten(-1, (2, -1)).mean(1)
+    members: dict[int, list[int]] = {target: [target] for target in targets}
+    for j in rest:
+        if j not in targets:
+            members[max(targets, key=lambda t: _cosine(mean_keys[j], mean_keys[t]))].append(j)
+    assert trace[0].kept[0] == sorted(dominant + targets)
+    assert trace[0].merged == [0]
+    for place, token in enumerate(trace[0].kept[0]):
+        expected = embeddings[0, members.get(token, [token])].mean(0)
+        torch.testing.assert_close(entered[0, 3 + place], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_hiprune(tower: str) -> None:
+    model = llava_model(tower)
+    inputs = llava_inputs([[3, 0, 4]])
+    trace, _ = _run(model, HiPrune(keep_tokens=10, alpha=0.5, object_layer=0, deep_layer=1), inputs)
+    maps, _, _ = _encoded(model, inputs["pixel_values"])
+    received = [part[0].mean(0).mean(0)[-16:].tolist() for part in maps]
+    anchor = largest(received[0], 1)[0]
+    row, column = divmod(anchor, 4)
+    around = [(row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)]
+    first = sorted({anchor, *(4 * r + c for r, c in around if 0 <= r < 4 and 0 <= c < 4)})
+    others = [j for j in range(16) if j not in first]
+    registers = [others[i] for i in largest([received[1][j] for j in others], 10 - len(first))]
+    assert trace[0].kept[0] == sorted(first + registers)
+
+
+def test_neighbours_do_not_wrap_around() -> None:
+    image = Image(torch.arange(12), torch.arange(12), (3, 4), 12)
+    assert sorted(neighbours(torch.tensor([4]), image).tolist()) == [0, 5, 8]
+    assert sorted(neighbours(torch.tensor([11]), image).tolist()) == [7, 10]
+
+
+def test_hiprunes_published_layer_is_the_ninth_of_24() -> None:
+    assert HiPrune().vision_layers(24) == (8, -2)
+
+
+def test_divprune() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    visual = embeds[0][mask[0]]
+    distance = [[1 - _cosine(a, b) for b in visual] for a in visual]
+    nearest = [min(d for j, d in enumerate(row) if j != i) for i, row in enumerate(distance)]
+    chosen = [nearest.index(max(nearest))]
+    while len(chosen) < 7:
+        rest = [j for j in range(16) if j not in chosen]
+        chosen.append(max(rest, key=lambda j: min(distance[j][i] for i in chosen)))
+    assert kept_by(model, DivPrune(keep_tokens=7), embeds, mask)[0] == sorted(chosen)
+
+
+def test_equal_embeddings_are_not_chosen_twice() -> None:
+    same = torch.ones(6, 4)
+    assert len(set(most_diverse(same, 4).tolist())) == 4
+    assert len(set(greedy_map(same, 4).tolist())) == 4
+
+
+def _determinant(kernel: Tensor, chosen: list[int]) -> float:
+    return float(torch.det(kernel[chosen][:, chosen]))
+
+
+@pytest.mark.parametrize("relevance", ["words", "none"])
+def test_cdpruner(relevance: Any) -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    visual = torch.nn.functional.normalize(embeds[0][mask[0]].double(), dim=-1)
+    words = torch.nn.functional.normalize(embeds[0][21:].double().mean(0), dim=0)
+    likeness = [float(v @ words) for v in visual]
+    low, high = min(likeness), max(likeness)
+    r = [1.0 if relevance == "none" else (value - low) / (high - low) for value in likeness]
+    kernel = torch.tensor([[r[i] * r[j] * float(visual[i] @ visual[j]) for j in range(16)] for i in range(16)]).double()
+    chosen: list[int] = []
+    for _ in range(6):
+        rest = [j for j in range(16) if j not in chosen]
+        chosen.append(max(rest, key=lambda j: round(_determinant(kernel, [*chosen, j]), 12)))
+    kept = kept_by(model, CDPruner(keep_tokens=6, relevance=relevance), embeds, mask)
+    assert kept[0] == sorted(chosen)
+
+
+def test_cdpruner_says_what_it_misses() -> None:
+    with pytest.raises(vp.ConfigError, match="relevance=words"):
+        vp.attach(llava_model(), CDPruner())
+
+
+@pytest.mark.parametrize(("stride", "places"), [(2, [5, 7, 13, 15]), (3, [5, 7, 13, 15]), (4, [10])])
+def test_pool(stride: int, places: list[int]) -> None:
+    model = llava_model()
+    inputs = llava_inputs([[3, 0, 4]])
+    trace, entered = _run(model, Pool(stride=stride), inputs)
+    _, _, embeddings = _encoded(model, inputs["pixel_values"])
+    grid = embeddings[0].view(4, 4, -1)
+    corners = [(top, left) for top in range(0, 4, stride) for left in range(0, 4, stride)]
+    means = [grid[top : top + stride, left : left + stride].flatten(0, 1).mean(0) for top, left in corners]
+    assert trace[0].kept[0] == places
+    torch.testing.assert_close(entered[0, 3 : 3 + len(means)], torch.stack(means))
+
+
+# ---- the tower -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_tower_computes_what_it_always_does(tower: str, attn: str) -> None:
+    model = llava_model(tower, attn=attn)
+    pixels = llava_inputs([[3, 0, 4]])["pixel_values"]
+    with torch.no_grad():
+        plain = model.model.vision_tower(pixels).last_hidden_state
+        with vp.attach(model, FasterVLM()):
+            assert torch.equal(model.model.vision_tower(pixels).last_hidden_state, plain)
+        assert torch.equal(model.model.vision_tower(pixels).last_hidden_state, plain)
+    assert model.model.vision_tower.config._attn_implementation == attn
+
+
+def test_no_map_is_formed_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of class attention per image, whatever kernel the tower runs."""
+    model = llava_model("clip")
+    inputs = llava_inputs(LAYOUT)
+    shapes: list[tuple[int, ...]] = []
+    original = Tensor.softmax
+
+    def spy(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        shapes.append(tuple(self.shape))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "softmax", spy)
+    _run(model, FasterVLM(keep_tokens=4), inputs)
+    assert shapes == [(2, 1, 17)] * 3
+
+
+def test_images_encoded_before_attaching_are_refused() -> None:
+    model = llava_model()
+    inputs = llava_inputs([[3, 0, 4]])
+    with torch.no_grad():
+        encoded = model.model.get_image_features(pixel_values=inputs.pop("pixel_values"))
+        with vp.attach(model, FasterVLM()), pytest.raises(vp.LayoutError, match="before the pruner was attached"):
+            model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+def test_text_decoders_have_no_tower() -> None:
+    with pytest.raises(vp.UnsupportedModelError, match="vision tower"):
+        vp.attach(text_model("llama"), FasterVLM(), prompt()[1])
+
+
+def test_layers_that_the_tower_has_not() -> None:
+    with pytest.raises(vp.UnsupportedModelError, match="none numbered 9"):
+        vp.attach(llava_model(), FasterVLM(vision_layer=9))
+
+
+def test_which_images_are_whose() -> None:
+    tap = VisionTap(llava_model().model.vision_tower, [-1])
+    assert tap.wanted == {1}
+    tap._seen[1] = [(torch.zeros(2, 17, 4), torch.zeros(2, 17, 4), 1.0)] * 3
+    assert tap.images_of([16, 0, 32]) == ([[0], [], [1, 2]], 16)
+    assert tap.images_of([16, 16, 32, 32]) == ([[0], [0], [1, 2], [1, 2]], 16), "two beams each"
+    assert tap.images_of([17, 34]) == ([[0], [1, 2]], 17), "the class token is a visual token too"
+    assert tap.images_of([15, 32]) == ([[0], [1, 2]], 16), "the last row of a prompt is no visual token"
+    with pytest.raises(vp.LayoutError, match="one token per patch"):
+        tap.images_of([4, 8])
