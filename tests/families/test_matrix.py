@@ -14,6 +14,7 @@ from torch import Tensor
 import visipruner as vp
 from tests.engine.state import state_of
 from tests.families.prompts import IMAGE, Prompt, extended
+from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 
@@ -66,18 +67,21 @@ def _follows_the_oracle(name: str, attn: str, pruner: str, pieces: Prompt) -> No
 # ---- 1, 2, 5, 6: dropping rows is cutting edges, in the prompt and while decoding with a cache -----------------------
 
 
+@tries("image", "several images", "cache", "prefix", "ffn", "sdpa", "eager")
 @each_cell
 @each_pruner
 def test_decoding_equals_the_full_model_with_edges_cut(name: str, attn: str, pruner: str) -> None:
     _follows_the_oracle(name, attn, pruner, prompt(name, [3, 0, 2, 0, 5]))
 
 
+@tries("video")
 @each_pruner
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is not None])
 def test_videos(name: str, pruner: str) -> None:
     _follows_the_oracle(name, "sdpa", pruner, prompt(name, [3, -1, 5]))
 
 
+@tries("cache")
 @each_cell
 @each_pruner
 def test_without_a_cache_the_prompts_selections_hold(name: str, attn: str, pruner: str) -> None:
@@ -91,6 +95,7 @@ def test_without_a_cache_the_prompts_selections_hold(name: str, attn: str, prune
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), **CLOSE)
 
 
+@tries("next turn")
 @each_cell
 @each_pruner
 def test_a_second_turn_on_the_same_cache(name: str, attn: str, pruner: str) -> None:
@@ -115,6 +120,7 @@ def test_a_second_turn_on_the_same_cache(name: str, attn: str, pruner: str) -> N
 LAYOUTS = [[3, 0, 6], [7], [2, 0, 2, 0, 4]]
 
 
+@tries("batch")
 @each_cell
 @each_pruner
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -140,6 +146,7 @@ def test_a_batch_gives_what_its_examples_give_alone(name: str, attn: str, pruner
 # ---- 4: keeping everything, and prompts without images, are the plain model to the last bit --------------------------
 
 
+@tries("no image")
 @each_cell
 @pytest.mark.parametrize("layout", [[3, 0, 2, 0, 5], [8]], ids=["images", "text"])
 def test_nothing_pruned_is_bit_identical(name: str, attn: str, layout: list[int]) -> None:

@@ -62,6 +62,7 @@ from tests.families.prompts import (
     join_per_prompt,
     words,
 )
+from visipruner.adapters import Adapter, adapter_for
 
 LAYERS = 4
 _TEXT: dict[str, Any] = {
@@ -197,6 +198,18 @@ def _broken_rows(model: Any, number: int, only: bool, generator: torch.Generator
     return Piece(ids, [0] * len(ids), tensors)
 
 
+def _pixtral(model: Any, number: int, only: bool, generator: torch.Generator) -> Piece:
+    """As Mistral 3, patches unmerged."""
+    rows, columns = [(3, 4), (4, 2), (2, 2)][number % 3]
+    ids = ([IMAGE] * columns + [BREAK]) * rows
+    ids[-1] = END
+    tensors = {
+        "pixel_values": _pixels(generator, 1, 3, rows * 8, columns * 8),
+        "image_sizes": torch.tensor([[rows * 8, columns * 8]]),
+    }
+    return Piece(ids, [0] * len(ids), tensors)
+
+
 def _llava(text: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: LlavaConfig(
         vision_config=CLIPVisionConfig(**_SQUARE), text_config=text(), image_token_index=IMAGE, vision_feature_layer=-1
@@ -239,6 +252,16 @@ FAMILIES: dict[str, Family] = {
         _llava(lambda: MixtralConfig(**_TEXT, num_local_experts=4, num_experts_per_tok=2)), _square(16)
     ),
     "llava-qwen3-moe": Family(_llava(lambda: Qwen3MoeConfig(**_TEXT, **_MOE, head_dim=8)), _square(16)),
+    "pixtral": Family(
+        lambda: LlavaConfig(
+            vision_config=PixtralVisionConfig(**{**_VISION, "image_size": 128, "patch_size": 8}),
+            text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        ),
+        _pixtral,
+    ),
     "llava-next": Family(
         lambda: LlavaNextConfig(
             vision_config=CLIPVisionConfig(**_SQUARE),
@@ -417,6 +440,10 @@ def prompt(name: str, layout: list[int], seed: int = 1) -> Prompt:
 def inputs(name: str, prompts: list[Prompt], side: str = "left") -> dict[str, Any]:
     family = FAMILIES[name]
     return collate(prompts, side, family.types, family.join)
+
+
+def adapter_of(name: str) -> Adapter:
+    return adapter_for(FAMILIES[name].config())
 
 
 def visual_rows(ids: Tensor) -> Tensor:

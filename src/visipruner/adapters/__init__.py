@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from visipruner.adapters import (
@@ -13,13 +14,16 @@ from visipruner.adapters import (
     llava_next,
     llava_onevision,
     mistral3,
+    plugins,
     qwen_vl,
     text,
 )
 from visipruner.adapters.base import Adapter
+from visipruner.adapters.placeholders import IMAGE, VIDEO, Placeholder, rows_of
 from visipruner.errors import UnsupportedModelError
+from visipruner.layout import ImageTokens
 
-_ADAPTERS: tuple[Adapter, ...] = (
+BUILT_IN: tuple[Adapter, ...] = (
     llava.ADAPTER,
     llava_next.ADAPTER,
     llava_onevision.ADAPTER,
@@ -35,22 +39,40 @@ _ADAPTERS: tuple[Adapter, ...] = (
 )
 
 
+def _serving(model_type: str | None, adapters: Iterable[Adapter]) -> Adapter | None:
+    return next((adapter for adapter in adapters if model_type in adapter.model_types), None)
+
+
 def supported() -> dict[str, str]:
-    """`{model_type: family}` for every model type that can be attached to."""
-    return {model_type: adapter.family for adapter in _ADAPTERS for model_type in adapter.model_types}
+    """`{model_type: family}` for every model type that can be attached to, those of other packages included."""
+    known = (*plugins.installed(), *BUILT_IN)
+    return {model_type: adapter.family for adapter in known for model_type in adapter.model_types}
 
 
 def adapter_for(config: Any) -> Adapter:
-    """The adapter of a model's config. Raises UnsupportedModelError with the list of what is supported."""
+    """The adapter of a model's config, built in or of another package.
+
+    Raises UnsupportedModelError with the list of what is supported.
+    """
     model_type = getattr(config, "model_type", None)
-    for adapter in _ADAPTERS:
-        if model_type in adapter.model_types:
-            return adapter
+    found = _serving(model_type, BUILT_IN) or _serving(model_type, plugins.installed())
+    if found is not None:
+        return found
     known = ", ".join(sorted(supported()))
     raise UnsupportedModelError(
         f"Models of type {model_type!r} are not supported; supported types are {known}. "
-        "Pass attach(..., adapter=Adapter(...)) to describe another family."
+        "Pass attach(..., adapter=Adapter(...)) to describe another family (docs/families.md)."
     )
 
 
-__all__ = ["Adapter", "adapter_for", "supported"]
+__all__ = [
+    "BUILT_IN",
+    "IMAGE",
+    "VIDEO",
+    "Adapter",
+    "ImageTokens",
+    "Placeholder",
+    "adapter_for",
+    "rows_of",
+    "supported",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,13 @@ from visipruner.layout import ImageTokens, VisualRows
 
 Locate = Callable[[nn.Module, Mapping[str, Any]], Tensor | None]
 Images = Callable[[nn.Module, Mapping[str, Any], Tensor], Sequence[ImageTokens] | None]
+
+# Words that several families share in `lacks` and `remarks`.
+NO_VIDEO = "The family reads no videos."
+FRAMES = "Frames are images to the model; tried as several images, not with a video processor."
+LATER_TURNS = "Without `token_type_ids` later turns attend to what came before only, images included; so in the host."
+POSITIONS = "Pass `position_ids` of the whole conversation: the host computes them wrongly from the new turn alone."
+VIDEO_PROCESSOR = "Without torchvision, which its processor's videos need, the processor is made for images only."
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Adapter:
             own; they are spared the visual rows that no row attends to.
         added_features: keyword arguments of the decoder with `[batch, seq]` bool rows and a list of `[rows, d]`
             features, one entry added to those rows after each of the first layers (DeepStack), or None.
+        lacks: what does not work, `{feature: why}`; remarks: what works with a remark. The features are those of
+            `visipruner.adapters.features`; both are for the documentation.
     """
 
     family: str
@@ -54,6 +63,8 @@ class Adapter:
     output: str = "o_proj"
     key_value: tuple[str, str] = ("k_proj", "v_proj")
     added_features: tuple[str, str] | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     def arranged(self, embedder: nn.Module, call: Mapping[str, Any], mask: Tensor) -> VisualRows:
         """The rows that `locate` found with the images they belong to; `call` as for `images`."""

@@ -1,6 +1,6 @@
 """GLM-4V (4.1V and its kin): as Qwen2-VL, with M-RoPE; video frames use the image token, a time stamp after each."""
 
-from visipruner.adapters.base import Adapter
+from visipruner.adapters.base import POSITIONS, VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.mrope import frames
 from visipruner.adapters.placeholders import Placeholder, rows_of
 
@@ -12,4 +12,9 @@ ADAPTER = Adapter(
     locate=rows_of(Placeholder("image_token_id", (("pixel_values", "image"), ("pixel_values_videos", "video")))),
     images=frames,
     visual="merged patches of images and video frames; begin and end tokens and time stamps are text",
+    remarks={
+        "new image": POSITIONS,
+        "run": VIDEO_PROCESSOR,
+        "video": "The host takes images and videos in different prompts only.",
+    },
 )

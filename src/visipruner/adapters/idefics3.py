@@ -1,6 +1,6 @@
 """Idefics3 and SmolVLM: square crops, each announced by its row and column in text, and a view of the whole image."""
 
-from visipruner.adapters.base import Adapter
+from visipruner.adapters.base import FRAMES, Adapter
 from visipruner.adapters.placeholders import IMAGE, rows_of
 
 ADAPTER = Adapter(
@@ -10,4 +10,8 @@ ADAPTER = Adapter(
     embedder=("model", ""),
     locate=rows_of(IMAGE),
     visual="tokens of all crops and video frames; row, column and separator tokens are text",
+    remarks={
+        "video": "SmolVLM only. " + FRAMES,
+        "run": "Tried with Idefics3; SmolVLM's processor needs the package num2words.",
+    },
 )

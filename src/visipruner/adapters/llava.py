@@ -1,4 +1,7 @@
-"""LLaVA-1.5 and its kin: one image, one square grid of tokens, every row of it an image token."""
+"""LLaVA-1.5 and its kin: one image, one square grid of tokens, every row of it an image token.
+
+With Pixtral's vision encoder images have any size, and a break token, which is text, after each row.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visipruner.adapters.base import Adapter
-from visipruner.adapters.placeholders import IMAGE, equal_squares, one_grid, rows_of
+from visipruner.adapters.base import NO_VIDEO, Adapter
+from visipruner.adapters.placeholders import IMAGE, broken_rows, encoded_sizes, equal_squares, one_grid, rows_of
 from visipruner.layout import ImageTokens
 
 
 def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
     """Patches of the resized image; the tower's own `image_size` may differ where positions are interpolated."""
     config: Any = model.config
+    if config.vision_config.model_type == "pixtral":
+        return broken_rows(encoded_sizes(call), call.get("image_sizes"), config.vision_config.patch_size, mask)
     pixels, patch = call.get("pixel_values"), getattr(config.vision_config, "patch_size", None)
     if pixels is None or patch is None:
         return equal_squares(model, call, mask)
@@ -22,12 +27,14 @@ def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[Imag
 
 
 ADAPTER = Adapter(
-    family="LLaVA-1.5",
+    family="LLaVA-1.5, Pixtral",
     model_types=("llava",),
     decoder=("model.language_model", "language_model"),
     embedder=("model", ""),
     locate=rows_of(IMAGE),
     images=images,
-    visual="all tokens of an image",
+    visual="all tokens of an image; Pixtral's break and end tokens are text",
+    lacks={"video": NO_VIDEO},
+    remarks={"run": "Not tried with Pixtral: transformers has no processor for it without torchvision."},
     vision=("model.vision_tower", "vision_tower"),
 )

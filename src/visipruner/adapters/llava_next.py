@@ -4,7 +4,7 @@ The newline features come from the connector, not from the tokenizer: they lie o
 image in the paper's count (2880 tokens at most), so they are visual here and may be pruned.
 """
 
-from visipruner.adapters.base import Adapter
+from visipruner.adapters.base import NO_VIDEO, Adapter
 from visipruner.adapters.placeholders import IMAGE, image_sizes, rows_of
 
 ADAPTER = Adapter(
@@ -15,4 +15,5 @@ ADAPTER = Adapter(
     locate=rows_of(IMAGE),
     images=image_sizes,
     visual="tokens of all crops, and the newline feature after each row of crops",
+    lacks={"video": NO_VIDEO},
 )

@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visipruner.adapters.base import Adapter
+from visipruner.adapters.base import VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.placeholders import IMAGE, VIDEO, encoded_sizes, image_sizes, rows_of
 from visipruner.layout import ImageTokens
 
 
-def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
+def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
     """Sizes where images come encoded; a prompt with videos is split by its text."""
     has_video = call.get("pixel_values_videos") is not None or encoded_sizes(call, "video") is not None
-    return None if has_video else image_sizes(model, call, mask)
+    return image_sizes(model, {} if has_video else call, mask)
 
 
 ADAPTER = Adapter(
@@ -30,4 +30,5 @@ ADAPTER = Adapter(
     locate=rows_of(IMAGE, VIDEO),
     images=images,
     visual="tokens of all crops and video frames, and the newline features among them",
+    remarks={"run": VIDEO_PROCESSOR},
 )

@@ -79,10 +79,11 @@ def encoded_sizes(call: Mapping[str, Any], key: str = "image") -> list[int] | No
     return None if features is None else [int(part.shape[-2]) for part in features]
 
 
-def image_sizes(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
-    """An `images` for images of any number of tokens without a grid of their own; known where they come encoded."""
-    sizes = encoded_sizes(call)
-    return None if sizes is None else [ImageTokens(size) for size in sizes]
+def image_sizes(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
+    """An `images` for images of any number of tokens that are no grid; images side by side are told apart only where
+    they come encoded."""
+    sizes = encoded_sizes(call) or [end - start for _, start, end in runs(mask)]
+    return [ImageTokens(size) for size in sizes]
 
 
 def equal_squares(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
@@ -91,6 +92,27 @@ def equal_squares(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> li
     count = len(sizes) if sizes is not None else 0 if pixels is None else int(pixels.shape[0])
     side = round((int(mask.sum()) / count) ** 0.5) if count else 0
     return one_grid(side, side, int(mask.sum()))
+
+
+def broken_rows(sizes: list[int] | None, pixels: Tensor | None, step: int, mask: Tensor) -> list[ImageTokens] | None:
+    """Images whose rows of tokens are parted by a token of text, known by `sizes`, or by heights and widths in pixels.
+
+    An image's rows are unbroken runs of one length; how many belong together, its number of tokens says. `step` is
+    the number of pixels a token is wide and high.
+    """
+    if sizes is None and pixels is not None:
+        sizes = [int(height) // step * (int(width) // step) for height, width in pixels]
+    if sizes is None:
+        return None
+    widths = [end - start for _, start, end in runs(mask)]
+    found = []
+    for size in sizes:
+        width = widths[0] if widths else 0
+        height = size // width if width else 0
+        is_grid = height * width == size and widths[:height] == [width] * height
+        found.append(ImageTokens(size, (height, width) if is_grid else None))
+        widths = widths[height:]
+    return found
 
 
 def one_grid(rows: int, columns: int, total: int) -> list[ImageTokens] | None:

@@ -8,7 +8,7 @@ after the first decoder layers.
 
 from __future__ import annotations
 
-from visipruner.adapters.base import Adapter
+from visipruner.adapters.base import POSITIONS, VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.mrope import frames
 from visipruner.adapters.placeholders import IMAGE, VIDEO, rows_of
 
@@ -20,6 +20,7 @@ QWEN2 = Adapter(
     locate=rows_of(IMAGE, VIDEO),
     images=frames,
     visual="merged patches of images and video frames; the vision start and end tokens are text",
+    remarks={"new image": POSITIONS, "run": VIDEO_PROCESSOR},
 )
 QWEN3 = Adapter(
     family="Qwen3-VL",
@@ -30,4 +31,5 @@ QWEN3 = Adapter(
     images=frames,
     visual="merged patches of images and video frames; vision start and end tokens and time stamps are text",
     added_features=("visual_pos_masks", "deepstack_visual_embeds"),
+    remarks={"new image": POSITIONS, "run": VIDEO_PROCESSOR},
 )

@@ -3,7 +3,12 @@
 from visipruner.adapters.base import Adapter
 
 ADAPTER = Adapter(
-    family="text decoder with visual_mask",
+    family="text decoder",
     model_types=("llama", "mistral", "qwen2", "qwen3"),
     decoder=("model", ""),
+    visual="those that `visual_mask` marks",
+    lacks={
+        "run": "A text decoder reads no image files.",
+        "new image": "The mask is the prompt's; later rows are text.",
+    },
 )

@@ -1,0 +1,32 @@
+"""`python -m visipruner.adapters docs/families.md` writes the table of families and features into that page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from visipruner.adapters import BUILT_IN
+from visipruner.adapters.features import table
+
+BEGIN = "<!-- Written by `python -m visipruner.adapters docs/families.md`; do not edit by hand. -->\n"
+END = "<!-- End of what is written. -->\n"
+
+
+def with_table(page: str) -> str:
+    """`page` with a fresh table between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + table(BUILT_IN) + END + after
+
+
+def main() -> None:
+    """Prints the table, or writes it into the page named on the command line."""
+    if len(sys.argv) == 1:
+        print(table(BUILT_IN), end="")
+        return
+    path = Path(sys.argv[1])
+    path.write_text(with_table(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
