@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from visipruner.adapters import Adapter, adapter_for
 from visipruner.analysis.outcome import Outcome, outcomes
-from visipruner.analysis.reading import Continuation, LayerStates, Reading
-from visipruner.analysis.recorder import LayerRecord, allowed_edges
+from visipruner.analysis.reading import Continuation, Reading
+from visipruner.analysis.recorder import Recording
 from visipruner.analysis.rerun import Rerun
 from visipruner.analysis.variants import Variant, rows_to_run
-from visipruner.engine.arguments import bound, seq_dim
+from visipruner.engine.arguments import bound
 from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.host import Host
 from visipruner.engine.routed import QKV
@@ -45,8 +45,7 @@ class Probe:
         self.host = Host.of(model, self._adapter)
         self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
         check_free(self.host)
-        self._records: list[LayerRecord] | None = None
-        self._lengths: list[int] = []
+        self._recording: Recording | None = None
         self._rerun: Rerun | None = None
         self._found: VisualRows | None = None
         self._attachment = Attachment(self.host, self, self._install())
@@ -95,33 +94,16 @@ class Probe:
         mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask.bool().all()):
             raise LayoutError("A reading takes one prompt without padding; pass examples one by one.")
-        records = self._records = [LayerRecord() for _ in self.host.layers]
-        self._lengths, self._found = [], None
-        try:
-            out = self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=max_new_tokens,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-            if out.sequences.shape[0] != 1:
-                raise LayoutError(f"A reading takes one prompt, got {out.sequences.shape[0]}; pass them one by one.")
-            prompt = self._lengths[0]
-            tokens = out.sequences[0, -len(out.logits) :].cpu()
-            answered = sum(self._lengths)
-            starts = [prompt + sum(self._lengths[1:i]) if i else 0 for i in range(len(self._lengths))]
-            wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id, out.logits[0][0])
-            is_right = None if wanted is None else _same_answer(tokens.tolist(), wanted.tolist())
-            if judge is not None and isinstance(right, str):
-                is_right = judge(_decode(tokens, tokenizer), right)
-            other = wanted if not is_right else None
-            if other is not None and len(other) > 1:
-                self._continue_with(records, other[:-1], prompt)
-                starts.append(prompt)
-        finally:
-            self._records = None
+        recording, out = self._generate(inputs, max_new_tokens)
+        prompt, answered = recording.lengths[0], sum(recording.lengths)
+        tokens = out.sequences[0, -len(out.logits) :].cpu()
+        wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id, out.logits[0][0])
+        is_right = None if wanted is None else _same_answer(tokens.tolist(), wanted.tolist())
+        if judge is not None and isinstance(right, str):
+            is_right = judge(_decode(tokens, tokenizer), right)
+        other = wanted if not is_right else None
+        if other is not None and len(other) > 1:
+            recording.add_chain(self._generate(inputs, len(other), [_Dictate(other)])[0])
         layout = self._layout(prompt)
         answer_rows = torch.arange(prompt - 1, prompt - 1 + len(tokens))
         answer = Continuation(tokens, answer_rows, _decode(tokens, tokenizer))
@@ -129,24 +111,30 @@ class Probe:
         if other is not None:
             rows = torch.cat([answer_rows[:1], torch.arange(answered, answered + len(other) - 1)])
             known = Continuation(other, rows, _decode(other, tokenizer))
-        layers, final = self._states(records, starts)
+        layers, final = recording.states()
         logprobs = self.unembed(final[answer_rows]).log_softmax(-1)
         self._check_head(logprobs, out.logits)
         return Reading(layers, final, layout, prompt, answer, known, is_right, logprobs)
 
-    def _continue_with(self, records: list[LayerRecord], tokens: Tensor, prompt: int) -> None:
-        """Feeds other tokens after the same prompt, from its recorded keys and values."""
-        cache = DynamicCache(config=self.host.decoder.config)
-        for layer, record in enumerate(records):
-            cache.update(record.keys[0][None], record.values[0][None], layer)
-        device = record.keys[0].device
-        length = prompt + len(tokens)
-        self.model(
-            input_ids=tokens[None].to(device),
-            attention_mask=torch.ones(1, length, dtype=torch.long, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+    def _generate(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, processors: Sequence[LogitsProcessor] = ()
+    ) -> tuple[Recording, Any]:
+        """Greedy generation, recorded."""
+        recording = self._recording = Recording(self.num_layers)
+        self._found = None
+        try:
+            out = self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                logits_processor=LogitsProcessorList(processors),
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        finally:
+            self._recording = None
+        return recording, out
 
     def _layout(self, prompt: int) -> Any:
         found = self._found
@@ -157,41 +145,6 @@ class Probe:
         if found.mask.shape != (1, prompt):
             raise LayoutError(f"The visual mask has shape {list(found.mask.shape)} but the prompt has {prompt} rows.")
         return layouts(VisualRows(found.mask.cpu(), found.images), torch.ones(1, prompt, dtype=torch.bool))[0]
-
-    def _states(self, records: list[LayerRecord], starts: list[int]) -> tuple[list[LayerStates], Tensor]:
-        """Each layer's recorded segments as one sequence."""
-        layers: list[LayerStates] = []
-        shared: dict[tuple[int, ...], Any] = {}
-        for record in records:
-            key = tuple(map(id, record.masks))
-            if key not in shared:
-                shared[key] = allowed_edges(record.masks, self._lengths, starts)
-            per_row = {}
-            for name, given in record.per_row.items():
-                rows_key = tuple(map(id, given))
-                if rows_key not in shared:
-                    shared[rows_key] = _join_rows(given, seq_dim(name) or -2)
-                per_row[name] = shared[rows_key]
-            queries = torch.cat(record.queries, dim=-2)
-            scaling = record.attention_arguments.get("scaling")
-            layers.append(
-                LayerStates(
-                    hidden=torch.cat(record.hidden),
-                    queries=queries,
-                    keys=torch.cat(record.keys, dim=-2),
-                    values=torch.cat(record.values, dim=-2),
-                    allowed=shared[key],
-                    scaling=queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
-                    softcap=record.attention_arguments.get("softcap"),
-                    arguments=record.arguments,
-                    per_row=per_row,
-                )
-            )
-        outputs = [torch.cat(record.output) for record in records]
-        for layer, (states, output) in enumerate(zip(layers[1:], outputs[:-1], strict=True)):
-            if not torch.equal(states.hidden, output):  # the host itself adds features between layers
-                object.__setattr__(layers[layer], "added", states.hidden - output)
-        return layers, outputs[-1]
 
     def _check_head(self, logprobs: Tensor, logits: Sequence[Tensor]) -> None:
         given = torch.cat([part.float().cpu() for part in logits]).log_softmax(-1)
@@ -256,7 +209,7 @@ class Probe:
         return hooks
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._records is not None and not self._lengths:
+        if self._recording is not None and not self._recording.lengths:
             assert self._adapter.locate is not None
             call = bound(module, args, kwargs)
             mask = self._adapter.locate(module, call)
@@ -264,21 +217,21 @@ class Probe:
 
     def _entering(self, layer: int) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._records is None:
+            if self._recording is None:
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
             if hidden.shape[0] != 1:
                 raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
             if layer == 0:
-                self._lengths.append(hidden.shape[1])
-            self._records[layer].enter(hidden, kwargs)
+                self._recording.begin_segment(hidden.shape[1])
+            self._recording.layers[layer].enter(hidden, kwargs)
 
         return enter
 
     def _leaving(self, layer: int) -> Any:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._records is not None:
-                self._records[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
+            if self._recording is not None:
+                self._recording.layers[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
 
         return leave
 
@@ -288,15 +241,22 @@ class Probe:
         """Called by the attention of every layer."""
         if self._rerun is not None:
             return self._rerun.attend(layer, module, qkv, kwargs)
-        if self._records is not None:
-            self._records[layer].attend(*qkv, mask, kwargs)
+        if self._recording is not None:
+            self._recording.layers[layer].attend(*qkv, mask, kwargs)
         return self.host.kernel(module, *qkv, mask, **kwargs)
 
 
-def _join_rows(given: list[Any], dim: int) -> Any:
-    if isinstance(given[0], Tensor):
-        return torch.cat(given, dim=dim)
-    return tuple(torch.cat(parts, dim=dim) for parts in zip(*given, strict=True))
+class _Dictate(LogitsProcessor):  # type: ignore[misc]
+    """Makes generation say given tokens."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens, self._said = tokens, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self._tokens[self._said]] = 0
+        self._said += 1
+        return forced
 
 
 def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any, first_logits: Tensor) -> Tensor | None:
