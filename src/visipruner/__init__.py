@@ -43,7 +43,7 @@ _PUBLIC = {
     "attach": "engine.attach",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "testbed")
+_ROOMS = ("accounting", "adapters", "analysis", "testbed")
 
 __all__ = [
     "Adapter",

@@ -1,1 +1,51 @@
-"""See how a multimodal model uses its visual tokens."""
+"""See how a multimodal model uses its visual tokens: knockouts, lenses, influence, stages.
+
+    from visipruner import analysis
+
+    with analysis.Probe(model) as probe:
+        reading = probe.read(inputs, processor.tokenizer, right="a cat")
+        analysis.attention_knockout(probe, reading, layers=range(6))       # kl, agrees, right, logprob
+        analysis.sweep(probe, reading, "window", window=3)["kl"].values    # [layers]
+    stages = analysis.find_stages(model, processor, samples)
+    stages.pruner.save_pretrained("calibrated")
+
+Every experiment of the paper's first half is one function here; `visipruner analyze` runs them all on data and
+writes a report.
+"""
+
+from visipruner.analysis.attention import attention_weights, visual_attention
+from visipruner.analysis.influence import compare_scores, token_influence
+from visipruner.analysis.knockout import attention_knockout, shallow_ablations, sweep
+from visipruner.analysis.lens import leading_layer, logit_lens, value_lens
+from visipruner.analysis.outcome import Outcome
+from visipruner.analysis.probe import Probe
+from visipruner.analysis.reading import Reading
+from visipruner.analysis.removal import discard, keep_only, remove_from_cache, skip
+from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.stages import Stages
+from visipruner.analysis.summary import Study, find_stages
+
+__all__ = [
+    "Labelled",
+    "Outcome",
+    "Probe",
+    "Reading",
+    "Result",
+    "Stages",
+    "Study",
+    "attention_knockout",
+    "attention_weights",
+    "compare_scores",
+    "discard",
+    "find_stages",
+    "keep_only",
+    "leading_layer",
+    "logit_lens",
+    "remove_from_cache",
+    "shallow_ablations",
+    "skip",
+    "sweep",
+    "token_influence",
+    "value_lens",
+    "visual_attention",
+]

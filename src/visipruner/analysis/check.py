@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.engine.attach import attach
+from visipruner.prompts import chat_inputs, greedy_answer
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
 from visipruner.samples import Sample
 from visipruner.scoring import is_right, normalize
 
-if TYPE_CHECKING:
-    from visipruner.cli.models import LoadedModel
-
 
 def check(
-    loaded: LoadedModel, pruners: Mapping[str, Pruner], samples: Sequence[Sample], max_new_tokens: int
+    model: Any,
+    processor: Any,
+    pruners: Mapping[str, Pruner],
+    samples: Sequence[Sample],
+    max_new_tokens: int = 32,
 ) -> Iterator[dict[str, Any]]:
     """Yields one row a method, the dense model first: accuracy, agreement with dense, FLOPs cut.
 
     Accuracy (None where an answer is not known) and agreement come with 95 % intervals over images; `flops_cut` is
     the mean share of the prompt's multiply-adds that was not done.
     """
-    from visipruner.cli.ask import ask, prepare
-
     bootstrap = Bootstrap([str(sample.image) for sample in samples])
     dense: list[str] = []
     for name, pruner in {"dense": NoPruning(), **pruners}.items():
         texts, cuts = [], []
         for sample in samples:
-            inputs = prepare(loaded, Image.open(sample.image).convert("RGB"), sample.question)
-            exchange = ask(loaded, pruner, inputs, max_new_tokens)
-            texts.append(exchange.reply.text)
-            cuts.append(exchange.trace.flops_cut(0))
+            inputs = chat_inputs(model, processor, Image.open(sample.image).convert("RGB"), sample.question)
+            with attach(model, pruner) as handle:
+                texts.append(greedy_answer(model, processor.tokenizer, inputs, max_new_tokens))
+                cuts.append(handle.trace.flops_cut(0))
         dense = dense or texts
         same = np.array([[float(normalize(a) == normalize(b))] for a, b in zip(texts, dense, strict=True)])
         accuracy = None

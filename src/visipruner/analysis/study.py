@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from visipruner.analysis.parts import PARTS, Context, Plan
 from visipruner.analysis.probe import Probe
 from visipruner.errors import ConfigError
 from visipruner.files import write_json
+from visipruner.prompts import chat_inputs
 from visipruner.samples import Sample
 from visipruner.scoring import is_right
 
@@ -23,7 +24,6 @@ SAMPLE_FOLDER = "samples"
 SETTINGS_FILE = "settings.json"
 _FORMAT = 1
 
-Prepare = Callable[[Image.Image, str], dict[str, Any]]
 Record = dict[str, Any]
 
 
@@ -49,38 +49,39 @@ class Task:
 
 
 def measure(
-    model: Any, prepare: Prepare, tokenizer: Any, samples: Sequence[Sample], task: Task, folder: Path
+    model: Any, processor: Any, samples: Sequence[Sample], task: Task, folder: Path | None = None
 ) -> Iterator[Record]:
     """Yields one record a sample, measured now or read from `folder` where an earlier run left it.
 
-    Args:
-        prepare: makes the model's inputs from a picture and a question.
-        tokenizer: reads and writes answers.
+    Without a folder nothing is written or looked for.
 
     Raises:
         ConfigError: `folder` holds an analysis of something else.
     """
-    _check_folder(folder, task)
+    if folder is not None:
+        check_folder(folder, task)
     with Probe(model) as probe:
         for sample in samples:
-            path = folder / SAMPLE_FOLDER / f"{_key(sample)}.json"
-            record = _load(path)
+            path = None if folder is None else folder / SAMPLE_FOLDER / f"{_key(sample)}.json"
+            record = {} if path is None else _load(path)
             missing = [part for part in task.parts if part not in record.get("parts", {})]
             if missing:
-                record = _measure_one(probe, prepare, tokenizer, sample, task, missing, record)
-                write_json(path, record, indent=None)
+                record = _measure_one(probe, processor, sample, task, missing, record)
+                if path is not None:
+                    write_json(path, record, indent=None)
             yield record
 
 
 def _measure_one(
-    probe: Probe, prepare: Prepare, tokenizer: Any, sample: Sample, task: Task, missing: list[str], record: Record
+    probe: Probe, processor: Any, sample: Sample, task: Task, missing: list[str], record: Record
 ) -> Record:
     started = time.perf_counter()
     try:
         picture = Image.open(sample.image).convert("RGB")
     except OSError as error:
         raise ConfigError(f"{sample.image} cannot be read as an image ({error}).") from error
-    inputs = prepare(picture, sample.question)
+    inputs = chat_inputs(probe.model, processor, picture, sample.question)
+    tokenizer = processor.tokenizer
     known = sample.answers[0] if sample.answers else None
 
     def judge(given: str, right: str) -> bool:
@@ -125,8 +126,11 @@ def _load(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def _check_folder(folder: Path, task: Task) -> None:
-    """An interrupted analysis may go on only with the settings it began with; parts may be added."""
+def check_folder(folder: Path, task: Task) -> None:
+    """Marks `folder` as this analysis's. Raises ConfigError where it holds another one.
+
+    An interrupted analysis may go on only with the settings it began with; parts may be added.
+    """
     settings = {key: value for key, value in asdict(task).items() if key != "parts"} | {"format_version": _FORMAT}
     path = folder / SETTINGS_FILE
     before = _load(path)

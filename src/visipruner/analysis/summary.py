@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visipruner.analysis.attention import overlap
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.results import Array, Result
 from visipruner.analysis.stages import Evidence, Metric, Stages, stages_from
-from visipruner.analysis.study import Record
+from visipruner.analysis.study import Record, Task, measure
 from visipruner.errors import ConfigError
+from visipruner.samples import Sample
 
 _SWEEPS = ("sweep_shallow_to_deep", "discard", "sweep_window")
 _MEASURES = ("kl", "agreement", "accuracy")
@@ -67,7 +70,7 @@ class Study:
 
     def stages(self, tolerance: float | None = None) -> Stages:
         """Raises ConfigError where the parts that stages are read off were not measured."""
-        missing = [part for part in ("sweeps", "influence", "scores") if part not in self.parts]
+        missing = [part for part in NEEDED_FOR_STAGES if part not in self.parts]
         if missing:
             raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
         scores, budgets = self.result("scores", "scores"), self.result("scores", "budgets")
@@ -204,10 +207,10 @@ class Study:
         result = self.result("scores", name)
         array = result["kl"]
         found: dict[str, Any] = {dim: array.labels(dim) for dim in ("score", "budget", "layer")}
-        for measure, key in (("kl", "kl"), ("agreement", "agrees"), ("accuracy", "right"), ("overlap", "overlap")):
+        for label, key in (("kl", "kl"), ("agreement", "agrees"), ("accuracy", "right"), ("overlap", "overlap")):
             values = result[key].values
             curve = self._bootstrap.curve(values.reshape(len(values), -1))
-            found[measure] = _plain({part: numbers.reshape(values.shape[1:]) for part, numbers in curve.items()})
+            found[label] = _plain({part: numbers.reshape(values.shape[1:]) for part, numbers in curve.items()})
         return found
 
     def _lens(self) -> dict[str, Any]:
@@ -217,6 +220,29 @@ class Study:
             "leading_layer": dict(sorted(Counter(leads).items())),
             "median_leading_layer": float(np.median(leads)),
         }
+
+
+def find_stages(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    tolerance: float | None = None,
+    max_new_tokens: int = 32,
+    folder: Path | None = None,
+) -> Stages:
+    """Where shallow ends, where fusion happens and where vision can leave, with intervals; and settings that follow.
+
+    Args:
+        model, processor: a stock multimodal model and its processor, with a chat template.
+        samples: image-question pairs; answers make the loss accuracy, without them it is agreement.
+        tolerance: loss that counts as none, see `stages_from`.
+        folder: keeps every finished sample, so that an interrupted search goes on where it was.
+    """
+    name = str(getattr(model.config, "name_or_path", ""))
+    attention = str(model.config.get_text_config()._attn_implementation)
+    task = Task(name, str(model.dtype).removeprefix("torch."), attention, NEEDED_FOR_STAGES, max_new_tokens)
+    return Study(list(measure(model, processor, samples, task, folder))).stages(tolerance)
 
 
 def _overlap_of_layers(tops: Array) -> Array:

@@ -43,7 +43,7 @@ class Job:
 def execute(job: Job) -> None:
     """Measures, reads off the stages, writes analysis.json, pruner.json, report.html. Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
-    from visipruner.analysis.study import Task, measure
+    from visipruner.analysis.study import Task, check_folder, measure
     from visipruner.samples import spread
 
     parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
@@ -57,8 +57,9 @@ def execute(job: Job) -> None:
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
     task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens)
+    check_folder(job.out, task)
     started = time.perf_counter()
-    records = list(_with_progress(measure(*_reader(loaded), chosen, task, job.out), len(chosen), status))
+    records = list(_with_progress(measure(loaded.model, loaded.processor, chosen, task, job.out), len(chosen), status))
     document = _document(job, loaded, records)
     stages = None
     if set(NEEDED_FOR_STAGES) <= set(parts):
@@ -85,12 +86,6 @@ def _samples(job: Job) -> list[Sample]:
     from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
 
     return load_samples(TEST_FOLDER / QUESTIONS_FILE)
-
-
-def _reader(loaded: LoadedModel) -> tuple[Any, Any, Any]:
-    from visipruner.cli.ask import prepare
-
-    return loaded.model, lambda picture, question: prepare(loaded, picture, question), loaded.processor.tokenizer
 
 
 def _with_progress(records: Any, total: int, console: Console) -> Any:
@@ -166,7 +161,7 @@ def _add_check(
         return
     assert stages.pruner is not None
     pruners = {"proposed": stages.pruner, "paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
-    answered = check(loaded, pruners, samples, max_new_tokens)
+    answered = check(loaded.model, loaded.processor, pruners, samples, max_new_tokens)
     document["check"] = list(_with_progress(answered, len(pruners) + 1, console))
 
 

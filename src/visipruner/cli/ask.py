@@ -11,6 +11,7 @@ from PIL import Image
 
 from visipruner.cli.models import LoadedModel
 from visipruner.engine.trace import PruneTrace
+from visipruner.prompts import chat_inputs
 from visipruner.pruners.base import Pruner
 
 
@@ -54,16 +55,8 @@ class _FirstToken:
 
 
 def prepare(loaded: LoadedModel, picture: Image.Image, question: str) -> dict[str, Any]:
-    """The chat prompt as tensors in the model's dtype: the picture first, then the question."""
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    inputs = loaded.processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    return dict(inputs.to(loaded.model.device, loaded.model.dtype))
+    """The chat prompt as tensors."""
+    return chat_inputs(loaded.model, loaded.processor, picture, question)
 
 
 def answer(loaded: LoadedModel, inputs: dict[str, Any], max_new_tokens: int) -> Reply:

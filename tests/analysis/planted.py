@@ -1,0 +1,44 @@
+"""A tiny LLaVA whose stages are known: attention does nothing outside chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.cli.tiny_llava import save_llava
+from visipruner.samples import Sample
+
+QUESTIONS = ("what is this ?", "where is the cat ?")
+
+
+def planted(folder: Path, layers: int, active: Collection[int]) -> tuple[Any, Any]:
+    """A model and its processor; only in layers `active` does attention reach the residual stream."""
+    save_llava(folder, layers)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    with torch.no_grad():
+        for name, parameter in model.model.language_model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(20 if "q_proj" in name or "k_proj" in name else 8)
+        for number, layer in enumerate(model.model.language_model.layers):
+            layer.self_attn.o_proj.weight.mul_(5 if number in active else 0)
+        model.model.multi_modal_projector.linear_2.weight.mul_(20)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def pictures(folder: Path, count: int = 3) -> list[Sample]:
+    """Questions about `count` unlike pictures."""
+    samples = []
+    for number in range(count):
+        picture = Image.effect_noise((60, 60), 80 + 10 * number).convert("RGB")
+        ImageDraw.Draw(picture).rectangle(
+            (5 * number, 10, 30 + 5 * number, 40), fill=("red", "blue", "lime")[number % 3]
+        )
+        path = folder / f"{number}.png"
+        picture.save(path)
+        samples += [Sample(path, question, (), question.split()[0]) for question in QUESTIONS]
+    return samples

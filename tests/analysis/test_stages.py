@@ -1,0 +1,137 @@
+"""Stages that were planted are found, and only those."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.analysis.planted import pictures, planted
+from visipruner import attach
+from visipruner.analysis import find_stages
+from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.stages import Evidence, stages_from
+from visipruner.errors import ConfigError
+
+LAYERS = 10
+
+
+@pytest.mark.parametrize("active", [(3, 4), (5,), (2, 7)], ids=str)
+def test_planted_stages_are_recovered(active: tuple[int, ...], tmp_path: Path) -> None:
+    model, processor = planted(tmp_path / "model", LAYERS, active)
+    found = find_stages(model, processor, pictures(tmp_path), max_new_tokens=3)
+    overall = found.overall
+    assert overall.needs_image
+    assert overall.shallow_end is not None
+    assert overall.exit_layer is not None
+    assert overall.shallow_end.low <= active[0] <= overall.shallow_end.high
+    assert overall.exit_layer.low <= active[-1] + 1 <= overall.exit_layer.high
+    # Windows are one layer wide here, so every needed layer is a place of its own or part of one.
+    places = [set(range(part.first_layer, part.last_layer + 1)) for part in overall.fusion]
+    assert set().union(*places) <= set(active)
+    if len(active) > 1 and active[1] > active[0] + 1 and len(places) > 1:
+        assert any("2 places" in note for note in found.notes)
+    if found.pruner is not None:
+        with attach(model, found.pruner):
+            pass  # the proposal fits the model
+
+
+def test_a_model_without_stages_is_reported_as_such(tmp_path: Path) -> None:
+    model, processor = planted(tmp_path / "model", LAYERS, range(LAYERS))
+    found = find_stages(model, processor, pictures(tmp_path), max_new_tokens=3)
+    assert found.overall.shallow_end is None or found.overall.shallow_end.low == 0
+    assert found.overall.exit_layer is None or found.overall.exit_layer.high >= LAYERS - 1
+
+
+def test_a_model_that_ignores_the_image_shows_no_stages(tmp_path: Path) -> None:
+    model, processor = planted(tmp_path / "model", LAYERS, ())
+    found = find_stages(model, processor, pictures(tmp_path), max_new_tokens=3)
+    assert not found.overall.needs_image
+    assert found.overall.shallow_end is None
+    assert found.overall.exit_layer is None
+    assert found.pruner is None
+    assert found.notes == ["Without the image nothing more than the tolerance is lost: these samples show no stages."]
+
+
+def _evidence(**changes: object) -> Evidence:
+    """Twelve samples, eight layers: shallow to layer 2, fusion in layers 3 and 5, vision leaves at 6."""
+    samples, layers = 12, 8
+    below, discard = np.zeros((samples, layers + 1)), np.zeros((samples, layers + 1))
+    below[:, 4:], discard[:, :6] = 1.0, 1.0
+    window = np.zeros((samples, layers - 1))
+    window[:, [2, 3]], window[:, 5] = 0.5, 0.5
+    kept = np.ones((samples, 2, 4))
+    kept[:, 1, 2:] = 0
+    distance = np.full((samples, layers), 1e-4)
+    distance[:, 4] = 0.02
+    relative = np.tile(np.linspace(0.1, 1.0, 10), (samples, layers, 1))
+    evidence = Evidence(
+        below=below,
+        discard=discard,
+        window=window,
+        window_size=2,
+        kept=kept,
+        budgets=[2, 5],
+        layers=[0, 2, 4, 6],
+        distance=distance,
+        relative_norm=relative,
+        images=[number // 2 for number in range(samples)],
+        types=["a", "b"] * 6,
+    )
+    return replace(evidence, **changes)  # type: ignore[arg-type]
+
+
+def test_everything_is_read_off_the_evidence() -> None:
+    found = stages_from(_evidence())
+    assert vars(found.overall.shallow_end) == {"value": 3.0, "low": 3.0, "high": 3.0}  # type: ignore[arg-type]
+    assert found.overall.exit_layer is not None
+    assert found.overall.exit_layer.value == 6
+    assert [(part.first_layer, part.last_layer) for part in found.overall.fusion] == [(3, 3), (5, 6)]
+    assert set(found.by_type) == {"a", "b"}
+    assert found.by_type["a"].samples == 6
+    assert found.filter is not None
+    assert (found.filter.layer, found.filter.budget) == (4, 5)
+    assert found.filter.hits == 1
+    assert 0.98 <= found.filter.threshold < 0.9999
+    assert found.filter.token_threshold == pytest.approx(0.6)  # the fifth largest of ten
+    assert found.paper_filter_layers == [4] * 12
+    assert found.paper_exit_layers == [7] * 12
+    assert found.pruner is not None
+    assert found.pruner.settings()["keep_tokens"] == 5
+    assert (found.pruner.shallow_end, found.pruner.filter_layer, found.pruner.exit_layer) == (3, 4, 6)
+    assert any("2 places" in note for note in found.notes)
+
+
+def test_tolerance_decides_what_counts_as_a_loss() -> None:
+    assert stages_from(_evidence(), tolerance=1.0).overall.needs_image is False
+    with pytest.raises(ConfigError, match="tolerance of 0 or more"):
+        stages_from(_evidence(), tolerance=-0.1)
+
+
+def test_no_budget_within_the_tolerance_means_no_proposal() -> None:
+    found = stages_from(_evidence(kept=np.ones((12, 2, 4))))
+    assert found.filter is None
+    assert found.pruner is None
+    assert any("No budget" in note for note in found.notes)
+
+
+def test_disagreement_between_samples_widens_the_interval() -> None:
+    below = _evidence().below.copy()
+    below[:6, 2:] = 1.0  # half the images lose one layer earlier
+    found = stages_from(_evidence(below=below), tolerance=0.6)
+    assert found.overall.shallow_end is not None
+    assert found.overall.shallow_end.low < found.overall.shallow_end.high
+
+
+def test_the_bootstrap_resamples_images_not_questions() -> None:
+    values = np.array([[0.0], [0.0], [1.0], [1.0]])
+    together = Bootstrap(["x", "x", "y", "y"]).curve(values)
+    apart = Bootstrap(["a", "b", "c", "d"]).curve(values)
+    assert together["mean"] == apart["mean"] == 0.5
+    assert (together["low"], together["high"]) == (0.0, 1.0)
+    assert apart["high"] - apart["low"] <= 1.0
+    known = Bootstrap(["a", "b"]).curve(np.array([[np.nan, 1.0], [np.nan, 0.0]]))
+    assert np.isnan(known["mean"][0])
+    assert known["mean"][1] == 0.5

@@ -1,0 +1,114 @@
+"""Many samples: nothing finished is done twice, nothing is mixed up, and the summary says what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.analysis.planted import pictures, planted
+from visipruner.analysis import study
+from visipruner.analysis.check import check
+from visipruner.analysis.parts import PARTS
+from visipruner.analysis.study import Task, measure
+from visipruner.analysis.summary import Study
+from visipruner.errors import ConfigError
+from visipruner.pruners.visipruner import VisiPruner
+
+LAYERS = 6
+TASK = Task("tiny", "float32", "sdpa", max_new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return planted(tmp_path_factory.mktemp("model"), LAYERS, (2, 3))
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, task = pictures(tmp_path), replace(TASK, parts=("lens",))
+    interrupted = measure(*tiny, samples, task, tmp_path / "out")
+    first = [next(interrupted), next(interrupted)]
+    interrupted.close()
+    assert tiny[0].config.get_text_config()._attn_implementation == "sdpa"  # the probe let go
+    measured = []
+    original = study._measure_one
+    monkeypatch.setattr(study, "_measure_one", lambda *args: measured.append(args[2]) or original(*args))
+    records = list(measure(*tiny, samples, task, tmp_path / "out"))
+    assert measured == samples[2:]
+    assert records[:2] == json.loads(json.dumps(first))
+    # Another part is added to what is there.
+    measured.clear()
+    more = list(measure(*tiny, samples, replace(task, parts=("lens", "cache")), tmp_path / "out"))
+    assert measured == samples
+    assert set(more[0]["parts"]) == {"lens", "cache"}
+    assert more[0]["parts"]["lens"] == records[0]["parts"]["lens"]
+
+
+def test_a_folder_of_another_analysis_is_refused(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    samples, task = pictures(tmp_path, 1), replace(TASK, parts=("lens",))
+    list(measure(*tiny, samples, task, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="another dtype, model"):
+        list(measure(*tiny, samples, replace(task, model="other", dtype="bfloat16"), tmp_path / "out"))
+
+
+def test_bad_parts_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no part 'nothing'"):
+        replace(TASK, parts=("nothing",))
+    sample = pictures(tmp_path, 1)[0]
+    sample.image.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="cannot be read as an image"):
+        list(measure(*tiny, [sample], TASK))
+    with pytest.raises(ConfigError, match="nothing to summarise"):
+        Study([])
+
+
+def test_every_part_is_summarised_and_is_json(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    records = json.loads(json.dumps(list(measure(*tiny, pictures(tmp_path), TASK))))
+    found = json.loads(json.dumps(Study(records).summary(), allow_nan=False))
+    assert set(found) == {"dense", "budgets", *PARTS}
+    assert found["dense"]["accuracy"] is None
+    below = found["sweeps"]["sweep_shallow_to_deep"]
+    assert below["layer"] == list(range(LAYERS + 1))
+    assert below["kl"]["mean"][0] < 1e-6 < below["kl"]["mean"][-1]
+    assert below["accuracy"]["mean"] == [None] * (LAYERS + 1)
+    assert set(below["by_type"]) == {"what", "where"}
+    single = np.mean([record["parts"]["sweeps"]["discard"]["arrays"]["kl"]["values"] for record in records], axis=0)
+    np.testing.assert_allclose(found["sweeps"]["discard"]["kl"]["mean"], single, atol=1e-5)
+    assert found["attention"]["overlap_of_questions"]["pairs"] == 3
+    assert found["lens"]["leading_layer"]
+    assert all(record["seconds"]["sweeps"] > 0 for record in records)
+
+
+def test_known_answers_make_the_loss_accuracy(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    task = replace(TASK, parts=("sweeps",))
+    plain = pictures(tmp_path)
+    answers = [record["answer"] for record in measure(*tiny, plain, task)]
+    samples = [
+        replace(sample, answers=(answer if number % 2 else "left cat",))
+        for number, (sample, answer) in enumerate(zip(plain, answers, strict=True))
+    ]
+    records = list(measure(*tiny, samples, task))
+    found = Study(records)
+    assert found.metric == "accuracy"
+    assert [record["is_right"] for record in records] == [False, True] * 3
+    loss = found.loss(found.result("sweeps", "sweep_shallow_to_deep"))
+    assert (loss[:, 0] == 0).all()
+    assert (loss[1::2, -1] >= 0).all()  # right answers can only be lost
+    with pytest.raises(ConfigError, match="Stages need the parts influence, scores"):
+        found.stages()
+
+
+def test_the_check_prunes_for_real(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    early = VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4)
+    rows = list(check(*tiny, {"early": early}, pictures(tmp_path), 3))
+    assert [row["name"] for row in rows] == ["dense", "early"]
+    assert rows[0]["agreement"]["value"] == 1
+    assert rows[0]["flops_cut"] == 0
+    assert 0 < rows[1]["flops_cut"] < 1
+    assert rows[1]["accuracy"] is None

@@ -1,0 +1,77 @@
+"""`visipruner analyze` on a tiny checkpoint: results, resuming, and clear words for bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.analysis.planted import pictures, planted
+from visipruner import load_pruner
+from visipruner.cli import models
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    planted(folder, 10, (3, 4))[0].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    lines = [
+        {"image": sample.image.name, "question": sample.question, "type": sample.type}
+        for sample in pictures(tmp_path, 4)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_whole_analysis(cli, planted_folder, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["analyze", "--model", planted_folder, "--data", data, "--out", out, "--max-new-tokens", 2]
+    result = cli(*arguments, "--samples", 6, "--checked", 2)
+    assert result.exit_code == 0, result.output
+    document = json.loads((out / "analysis.json").read_text())
+    assert document["model"]["layers"] == 10
+    assert document["settings"]["samples"] == 6
+    assert document["stages"]["overall"]["shallow_end"]["value"] == 3
+    assert document["stages"]["overall"]["exit_layer"]["value"] == 5
+    assert "shallow ends before layer  3" in result.stdout
+    assert (out / "report.html").exists()
+    proposed = document["stages"]["pruner"]
+    assert (proposed is not None) == (out / "pruner.json").exists()
+    if proposed is not None:
+        assert load_pruner(out).settings() == proposed
+        assert [row["name"] for row in document["check"]][:2] == ["dense", "proposed"]
+    # Again: everything is there already.
+    again = cli(*arguments, "--samples", 6, "--checked", 0)
+    assert again.exit_code == 0
+    assert json.loads((out / "analysis.json").read_text())["sweeps"] == document["sweeps"]
+
+
+def test_only_some_parts(cli, planted_folder, data, tmp_path):
+    out = tmp_path / "out"
+    result = cli("analyze", "--model", planted_folder, "--data", data, "--out", out, "--only", "lens", "--samples", 2)
+    assert result.exit_code == 0, result.output
+    document = json.loads((out / "analysis.json").read_text())
+    assert "lens" in document
+    assert "sweeps" not in document
+    assert "stages" not in document
+
+
+def test_bad_input(fails, planted_folder, llava_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
+    out = tmp_path / "out"
+    assert "--data" in fails("analyze", "--model", planted_folder, "--out", out)
+    assert "no part 'nothing'" in fails("analyze", "--out", out, "--only", "nothing")
+    assert "cannot be read as text" in fails("analyze", "--data", tmp_path / "none.jsonl", "--out", out)
+    assert "Cannot write to --out" in fails("analyze", "--model", planted_folder, "--data", data, "--out", data)
+
+
+def test_results_of_another_model_are_not_continued(cli, fails, planted_folder, llava_folder, data, tmp_path):
+    common = ["analyze", "--data", data, "--out", tmp_path / "out", "--only", "lens", "--samples", 1]
+    assert cli(*common, "--model", planted_folder).exit_code == 0
+    assert "analysis with another model" in fails(*common, "--model", llava_folder)

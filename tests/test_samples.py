@@ -1,0 +1,61 @@
+"""Data files: what is read, what is refused, how samples are spread."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from visipruner.errors import ConfigError
+from visipruner.samples import Sample, load_samples, spread
+from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
+
+
+def _write(folder: Path, *lines: object) -> Path:
+    (folder / "a.png").write_bytes(b"")
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_answers_and_types_are_optional(tmp_path: Path) -> None:
+    base = {"image": "a.png", "question": "What?"}
+    path = _write(tmp_path, base, "", {**base, "answer": "cat", "type": "name"}, {**base, "answers": ["cat", "tom"]})
+    first, second, third = load_samples(path)
+    assert first == Sample(tmp_path / "a.png", "What?")
+    assert (second.answers, second.type) == (("cat",), "name")
+    assert third.answers == ("cat", "tom")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1 is not JSON"),
+        ({"image": "a.png"}, 'needs texts "image" and "question"'),
+        ({"image": "a.png", "question": "?", "answers": [1]}, "must be a text or a list of texts"),
+        ({"image": "b.png", "question": "?"}, "there is no image"),
+        ("", "holds no samples"),
+    ],
+)
+def test_bad_lines_are_named(line: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_samples(_write(tmp_path, line))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_samples(tmp_path)
+
+
+def test_samples_are_spread_over_images_and_types() -> None:
+    available = load_samples(TEST_FOLDER / QUESTIONS_FILE)
+    chosen = spread(available, 40)
+    assert chosen == spread(available, 40)
+    assert chosen != spread(available, 40, seed=1)
+    assert len(set(chosen)) == 40
+    assert set(Counter(sample.image for sample in chosen).values()) == {2}
+    kinds = Counter(sample.type for sample in chosen)
+    assert len(kinds) == len({sample.type for sample in available})
+    assert len(spread(available, 10_000)) == len(available)
