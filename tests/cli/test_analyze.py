@@ -40,7 +40,6 @@ def test_a_whole_analysis(cli, planted_folder, data, tmp_path):
     assert document["stages"]["overall"]["shallow_end"]["value"] == 3
     assert document["stages"]["overall"]["exit_layer"]["value"] == 5
     assert "shallow ends before layer  3" in result.stdout
-    assert (out / "report.html").exists()
     proposed = document["stages"]["pruner"]
     assert (proposed is not None) == (out / "pruner.json").exists()
     if proposed is not None:

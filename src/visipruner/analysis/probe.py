@@ -266,7 +266,7 @@ def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any, first_l
     if not isinstance(right, str):
         return torch.tensor(list(right), dtype=torch.long)
     spellings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (right, f" {right}")]
-    ids = max(filter(None, spellings), key=lambda tokens: float(first_logits[tokens[0]]), default=[])
+    ids: list[int] = max(filter(None, spellings), key=lambda tokens: float(first_logits[tokens[0]]), default=[])
     ends = end if isinstance(end, list) else [end]
     return torch.tensor([*ids, *([ends[0]] if ends[0] is not None else [])], dtype=torch.long)
 
