@@ -27,6 +27,7 @@ def planted(folder: Path, layers: int, active: Collection[int]) -> tuple[Any, An
         for number, layer in enumerate(model.model.language_model.layers):
             layer.self_attn.o_proj.weight.mul_(5 if number in active else 0)
         model.model.multi_modal_projector.linear_2.weight.mul_(20)
+        model.lm_head.weight.mul_(30)  # answers that are sure of themselves
     return model, AutoProcessor.from_pretrained(folder)
 
 

@@ -95,9 +95,9 @@ def test_known_answers_make_the_loss_accuracy(tiny: tuple[Any, Any], tmp_path: P
     ]
     records = list(measure(*tiny, samples, task))
     found = Study(records)
-    assert found.metric == "accuracy"
+    assert found.has_answers
     assert [record["is_right"] for record in records] == [False, True] * 3
-    loss = found.loss(found.result("sweeps", "sweep_shallow_to_deep"))
+    loss = found.loss(found.result("sweeps", "sweep_shallow_to_deep"), "accuracy")
     assert (loss[:, 0] == 0).all()
     assert (loss[1::2, -1] >= 0).all()  # right answers can only be lost
     with pytest.raises(ConfigError, match="Stages need the parts influence, scores"):

@@ -77,6 +77,12 @@ class Result:
             "arrays": {name: array.to_dict() for name, array in self.arrays.items()},
         }
 
+    def figure(self) -> Any:
+        """A matplotlib figure, one panel an array."""
+        from visipruner.analysis.figure import draw
+
+        return draw(self)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         arrays = {name: Labelled.from_dict(array) for name, array in data["arrays"].items()}

@@ -45,7 +45,7 @@ class Evidence:
     relative_norm: Array
     images: Sequence[Any]
     types: Sequence[str]
-    metric: Metric = "accuracy"
+    metric: Metric = "kl"
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _filter_choice(
 def _filter_threshold(distance: Array, layer: int, shallow_end: int) -> tuple[float, float]:
     """The cosine threshold that fires at `layer`, give or take one, in the most samples."""
     best = (0.995, -1.0)
-    for candidate in np.unique(distance[:, layer]):
+    for candidate in np.unique(distance[:, layer].clip(min=1e-6)):
         threshold = candidate * (1 - 1e-6)
         fired = np.array([_first(row > threshold, shallow_end + 1) for row in distance])
         hits = float((np.abs(fired - layer) <= 1).mean())

@@ -13,7 +13,7 @@ from visipruner.analysis.attention import overlap
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.results import Array, Result
-from visipruner.analysis.stages import Evidence, Metric, Stages, stages_from
+from visipruner.analysis.stages import TOLERANCES, Evidence, Metric, Stages, stages_from
 from visipruner.analysis.study import Record, Task, measure
 from visipruner.errors import ConfigError
 from visipruner.samples import Sample
@@ -50,17 +50,23 @@ class Study:
         )
 
     @property
-    def metric(self) -> Metric:
-        """Accuracy where every right answer is known, else agreement with the dense answers."""
-        return "agreement" if np.isnan(self.dense_right).any() else "accuracy"
+    def has_answers(self) -> bool:
+        """Whether every right answer is known."""
+        return not np.isnan(self.dense_right).any()
 
     def result(self, part: str, name: str) -> Result:
         """One result of all samples, stacked along "sample"."""
         return Result.stack([Result.from_dict(record["parts"][part][name]) for record in self.records])
 
-    def loss(self, result: Result, metric: Metric | None = None) -> Array:
-        """`[S, ...]`: what a variant loses against the dense model, in the metric's unit."""
-        metric = metric or self.metric
+    def loss(self, result: Result, metric: Metric = "kl") -> Array:
+        """`[S, ...]`: what a variant loses against the dense model, in the metric's unit.
+
+        Raises ConfigError for accuracy without known answers.
+        """
+        if metric not in TOLERANCES:
+            raise ConfigError(f"metric must be one of {', '.join(TOLERANCES)}, got {metric!r}.")
+        if metric == "accuracy" and not self.has_answers:
+            raise ConfigError("Not every right answer is known; take the metric kl or agreement.")
         if metric == "kl":
             return result["kl"].values
         if metric == "agreement":
@@ -68,21 +74,24 @@ class Study:
         dense = self.dense_right.reshape(-1, *[1] * (result["right"].values.ndim - 1))
         return np.asarray(dense - result["right"].values)
 
-    def stages(self, tolerance: float | None = None) -> Stages:
-        """Raises ConfigError where the parts that stages are read off were not measured."""
+    def stages(self, metric: Metric = "kl", tolerance: float | None = None) -> Stages:
+        """Stages by a loss: KL by default, which sees a change long before an answer flips.
+
+        Raises ConfigError where the parts that stages are read off were not measured.
+        """
         missing = [part for part in NEEDED_FOR_STAGES if part not in self.parts]
         if missing:
             raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
         scores, budgets = self.result("scores", "scores"), self.result("scores", "budgets")
-        kept = np.concatenate([self.loss(scores)[:, 0], self.loss(budgets)[:, 0]], axis=1)
+        kept = np.concatenate([self.loss(part, metric)[:, 0] for part in (scores, budgets)], axis=1)
         labels = [*scores["kl"].labels("budget"), *budgets["kl"].labels("budget")]
         order = np.argsort(labels)
         influence = self.result("influence", "influence")
         return stages_from(
             Evidence(
-                below=self.loss(self.result("sweeps", "sweep_shallow_to_deep")),
-                discard=self.loss(self.result("sweeps", "discard")),
-                window=self.loss(self.result("sweeps", "sweep_window")),
+                below=self.loss(self.result("sweeps", "sweep_shallow_to_deep"), metric),
+                discard=self.loss(self.result("sweeps", "discard"), metric),
+                window=self.loss(self.result("sweeps", "sweep_window"), metric),
                 window_size=self.records[0]["plan"]["window"],
                 kept=kept[:, order],
                 budgets=[labels[place] for place in order],
@@ -91,7 +100,7 @@ class Study:
                 relative_norm=influence["relative"].values,
                 images=self.images,
                 types=self.types,
-                metric=self.metric,
+                metric=metric,
             ),
             tolerance,
             self._seed,
@@ -227,6 +236,7 @@ def find_stages(
     processor: Any,
     samples: Sequence[Sample],
     *,
+    metric: Metric = "kl",
     tolerance: float | None = None,
     max_new_tokens: int = 32,
     folder: Path | None = None,
@@ -235,14 +245,15 @@ def find_stages(
 
     Args:
         model, processor: a stock multimodal model and its processor, with a chat template.
-        samples: image-question pairs; answers make the loss accuracy, without them it is agreement.
-        tolerance: loss that counts as none, see `stages_from`.
+        samples: image-question pairs, with or without answers.
+        metric: "kl", "agreement" with the dense answers, or "accuracy" where answers are known.
+        tolerance: loss that counts as none, see `stages_from`; by default 0.05 nats, 0.05 or 0.02.
         folder: keeps every finished sample, so that an interrupted search goes on where it was.
     """
     name = str(getattr(model.config, "name_or_path", ""))
     attention = str(model.config.get_text_config()._attn_implementation)
     task = Task(name, str(model.dtype).removeprefix("torch."), attention, NEEDED_FOR_STAGES, max_new_tokens)
-    return Study(list(measure(model, processor, samples, task, folder))).stages(tolerance)
+    return Study(list(measure(model, processor, samples, task, folder))).stages(metric, tolerance)
 
 
 def _overlap_of_layers(tops: Array) -> Array:

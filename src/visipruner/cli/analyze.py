@@ -33,6 +33,7 @@ class Job:
     samples: int
     checked: int
     seed: int
+    metric: str
     tolerance: float | None
     max_new_tokens: int
     dtype: str
@@ -137,7 +138,7 @@ def _add_stages(
 ) -> Stages:
     from visipruner.analysis.summary import Study
 
-    stages = Study(records).stages(job.tolerance)
+    stages = Study(records).stages(job.metric, job.tolerance)  # type: ignore[arg-type]
     document["stages"] = stages.to_dict()
     if stages.pruner is not None:
         stages.pruner.check(stages.num_layers)
@@ -178,7 +179,7 @@ def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stag
         for part in overall.fusion:
             console.print(
                 f"  fusion in layers           {part.first_layer}-{part.last_layer}, "
-                f"{stages.metric} loss {part.loss.value:.2f} ({part.loss.low:.2f}-{part.loss.high:.2f}) without"
+                f"{stages.metric} {part.loss.value:.2f} ({part.loss.low:.2f}-{part.loss.high:.2f}) without"
             )
         console.print(f"  vision can leave at layer  {told(overall.exit_layer)}")
         for note in stages.notes:

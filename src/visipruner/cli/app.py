@@ -36,6 +36,14 @@ class Attention(StrEnum):
     EAGER = "eager"
 
 
+class Metric(StrEnum):
+    """How an analysis measures what is lost."""
+
+    KL = "kl"
+    AGREEMENT = "agreement"
+    ACCURACY = "accuracy"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -200,12 +208,17 @@ def analyze(
         int,
         typer.Option(min=0, metavar="N", help="Samples of other images on which the proposed settings are tried."),
     ] = 64,
+    metric: Annotated[
+        Metric,
+        typer.Option(help="What a loss is: KL to the dense answer (nats), answers changed, right answers lost."),
+    ] = Metric.KL,
     tolerance: Annotated[
         float | None,
         typer.Option(
+            min=0,
             metavar="X",
-            help="Loss that counts as none: share of right answers lost, or of answers changed where none are known.",
-            show_default="0.02 of accuracy, 0.05 of agreement",
+            help="Loss that counts as none.",
+            show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")] = 0,
@@ -236,6 +249,7 @@ def analyze(
             samples=samples,
             checked=checked,
             seed=seed,
+            metric=metric.value,
             tolerance=tolerance,
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
