@@ -61,6 +61,7 @@ def pruned_edit(visual: Tensor, kept: list[list[int]], pruner: Any = None) -> Ed
     `visual`: `[n]` bool over the prompt; rows beyond it are text.
     """
     tokens = visual.nonzero().flatten()
+    pruner = next((part for part in getattr(pruner, "parts", ()) if isinstance(part, VisiPruner)), pruner)
 
     def edit(layer: int, logits: Tensor) -> Tensor:
         n = logits.shape[-1]
@@ -71,7 +72,7 @@ def pruned_edit(visual: Tensor, kept: list[list[int]], pruner: Any = None) -> Ed
         logits = logits.masked_fill(gone, float("-inf"))
         if not isinstance(pruner, VisiPruner) or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
             return softmax(logits)
-        return _shallow(layer, logits, is_visual, pruner)
+        return _shallow(layer, logits, is_visual & ~gone, pruner)
 
     return edit
 

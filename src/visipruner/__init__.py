@@ -21,44 +21,98 @@ if TYPE_CHECKING:
     from visipruner.engine.trace import ExampleTrace, PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
     from visipruner.pruners.base import PromptRun, Pruner
+    from visipruner.pruners.capa import Capa
+    from visipruner.pruners.cdpruner import CDPruner
+    from visipruner.pruners.composed import Composed
+    from visipruner.pruners.dart import Dart
+    from visipruner.pruners.divprune import DivPrune
+    from visipruner.pruners.fastervlm import FasterVLM
+    from visipruner.pruners.fastv import FastV
+    from visipruner.pruners.feather import Feather
+    from visipruner.pruners.fitprune import FitPrune
+    from visipruner.pruners.hiprune import HiPrune
     from visipruner.pruners.none import NoPruning
+    from visipruner.pruners.pool import Pool
+    from visipruner.pruners.pyramiddrop import PyramidDrop
+    from visipruner.pruners.random import RandomPruner
     from visipruner.pruners.registry import load_pruner
     from visipruner.pruners.schedule import FixedSchedule
+    from visipruner.pruners.sparsevlm import SparseVLM
+    from visipruner.pruners.uniform import UniformPruner
+    from visipruner.pruners.visionzip import VisionZip
     from visipruner.pruners.visipruner import VisiPruner
+    from visipruner.pruners.vispruner import VisPruner
+    from visipruner.pruners.vtw import VTW
 
 _PUBLIC = {
     "Adapter": "adapters",
+    "CDPruner": "pruners.cdpruner",
+    "Capa": "pruners.capa",
+    "Composed": "pruners.composed",
     "ConfigError": "errors",
+    "Dart": "pruners.dart",
+    "DivPrune": "pruners.divprune",
     "ExampleTrace": "engine.trace",
+    "FastV": "pruners.fastv",
+    "FasterVLM": "pruners.fastervlm",
+    "Feather": "pruners.feather",
+    "FitPrune": "pruners.fitprune",
     "FixedSchedule": "pruners.schedule",
+    "HiPrune": "pruners.hiprune",
     "LayoutError": "errors",
     "NoPruning": "pruners.none",
+    "Pool": "pruners.pool",
     "PromptRun": "pruners.base",
     "PruneHandle": "engine.attach",
     "PruneTrace": "engine.trace",
     "Pruner": "pruners.base",
+    "PyramidDrop": "pruners.pyramiddrop",
+    "RandomPruner": "pruners.random",
+    "SparseVLM": "pruners.sparsevlm",
+    "UniformPruner": "pruners.uniform",
     "UnsupportedModelError": "errors",
+    "VTW": "pruners.vtw",
+    "VisPruner": "pruners.vispruner",
     "VisiPruner": "pruners.visipruner",
     "VisiPrunerError": "errors",
+    "VisionZip": "pruners.visionzip",
     "attach": "engine.attach",
     "load_pruner": "pruners.registry",
 }
 _ROOMS = ("accounting", "adapters", "analysis", "testbed")
 
 __all__ = [
+    "VTW",
     "Adapter",
+    "CDPruner",
+    "Capa",
+    "Composed",
     "ConfigError",
+    "Dart",
+    "DivPrune",
     "ExampleTrace",
+    "FastV",
+    "FasterVLM",
+    "Feather",
+    "FitPrune",
     "FixedSchedule",
+    "HiPrune",
     "LayoutError",
     "NoPruning",
+    "Pool",
     "PromptRun",
     "PruneHandle",
     "PruneTrace",
     "Pruner",
+    "PyramidDrop",
+    "RandomPruner",
+    "SparseVLM",
+    "UniformPruner",
     "UnsupportedModelError",
+    "VisPruner",
     "VisiPruner",
     "VisiPrunerError",
+    "VisionZip",
     "attach",
     "load_pruner",
 ]

@@ -17,6 +17,9 @@ from tests.families.prompts import IMAGE, Prompt, extended
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
+from visipruner.pruners.composed import Composed
+from visipruner.pruners.divprune import DivPrune
+from visipruner.pruners.feather import Feather
 
 STEPS = 4
 CLOSE: dict[str, float] = {"atol": 2e-5, "rtol": 1e-4}
@@ -26,6 +29,8 @@ PRUNERS: dict[str, vp.Pruner] = {
         stages=("middle", "deep"), shallow_end=0, exit_votes=1, filter_threshold=0.99999, exit_threshold=0.9
     ),
     "prefix": vp.VisiPruner(shallow_end=2, filter_layer=2, keep_tokens=3),
+    # Before layer 0, and by a layer's own projections without RoPE.
+    "entry": Composed(parts=(DivPrune(keep_ratio=0.6), Feather(layers=(1, 2), keep_ratio=0.4, stride=4))),
     "ffn": vp.VisiPruner(shallow_end=2, filter_layer=2, keep_tokens=3, shallow_visual="ffn"),
 }
 KEEPS_ALL = vp.VisiPruner(stages=("middle",), filter_layer=1, keep_tokens=10_000)

@@ -95,7 +95,8 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Pruning method with its own defaults; 'none' prunes nothing. See: visipruner list",
+            help="Pruning method with its own defaults, or first:key=value+second; 'none' prunes nothing. "
+            "See: visipruner list",
             show_default="visipruner; calibrated, for the testbed",
         ),
     ] = None,

@@ -55,6 +55,12 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None, model
     if config is None:
         from visipruner.pruners import registry
 
+        if method is not None and (":" in method or "+" in method):
+            if settings:
+                raise CliError(
+                    "--set goes with a single --method; write settings as --method 'first:key=value+second'."
+                )
+            return registry.make_from_spec(method)
         if method is None and model == TESTBED:
             from visipruner.testbed.calibration import calibrated
 

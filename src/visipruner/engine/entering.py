@@ -75,18 +75,18 @@ class Entering:
 
     def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
         visual = self._present.visual_among(example).nonzero().flatten()
-        project = partial(self._project, layer, example, states, kwargs)
+        project = partial(self._project, layer, example, kwargs)
         return EntryView(
             states, visual, self._present.tokens[example], self._layouts[example], project, self._vision[example]
         )
 
     def _project(
-        self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any], wanted: Tensor, rotary: bool
+        self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float]:
         """Queries `[heads, n, head_dim]`, keys and logits' factor of some of an example's rows in the layer to come."""
         rows = self._present.rows
         index = [part[:0] for part in rows.index]
-        index[example] = rows.index[example][wanted]
+        index[example] = rows.index[example][places]
         chosen = Rows(tuple(index), rows.seq)
         given = {name: map_tensors(partial(chosen.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
         if not rotary:
@@ -97,5 +97,5 @@ class Entering:
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
         off = {"attention_mask": None, "past_key_values": None, "use_cache": False}
-        (queries, keys, _), used = self._run_ahead(layer, states[wanted][None], {**kwargs, **given, **off})
+        (queries, keys, _), used = self._run_ahead(layer, states[None], {**kwargs, **given, **off})
         return queries[0], keys[0], scaling_of(used, queries)

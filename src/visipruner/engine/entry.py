@@ -62,8 +62,9 @@ class Projected:
     scaling: float
 
 
-# Rows wanted, with rotary embedding or without -> their queries [heads, n, head_dim], keys, and the logits' factor.
-Project = Callable[[Tensor, bool], tuple[Tensor, Tensor, float]]
+# States of some rows [n, d], their places among the example's rows [n], with rotary embedding or without
+# -> their queries [heads, n, head_dim], keys, and the logits' factor.
+Project = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, float]]
 
 
 class EntryView:
@@ -87,6 +88,7 @@ class EntryView:
     ) -> None:
         self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
         self._project, self._vision = project, vision
+        self._places = torch.arange(len(states), device=states.device)
         self.projected_rows = self.pairs = 0
 
     @cached_property
@@ -131,7 +133,7 @@ class EntryView:
         `rotary=False` leaves positions out: what the queries and keys are before RoPE.
         """
         wanted = torch.cat([self.visual, self.visual.new_tensor([len(self.states) - 1])])
-        queries, keys, scaling = self._project(wanted, rotary)
+        queries, keys, scaling = self._project(self.states[wanted], self._places[wanted], rotary)
         self.projected_rows += wanted.numel()
         return Projected(queries[:, -1], keys[:, :-1], scaling)
 
@@ -140,3 +142,17 @@ class EntryView:
         found = self.project(rotary)
         self.pairs += self.visual.numel()
         return last_row_attention(found.query, found.keys, found.scaling)
+
+    def narrowed(self, answer: Tensor | Merge) -> EntryView:
+        """The view once an answer was followed: for a second method at the same layer."""
+        kept = answer.kept if isinstance(answer, Merge) else answer
+        stays = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
+        stays[self.visual] = False
+        stays[self.visual[kept]] = True
+        states = self.states
+        if isinstance(answer, Merge):
+            states = states.index_copy(0, self.visual[kept], answer.states.to(states))
+        visual = (stays.cumsum(0) - 1)[self.visual[kept]]
+        view = EntryView(states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision)
+        view._places = self._places[stays]
+        return view

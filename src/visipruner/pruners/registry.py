@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,19 @@ def make(name: str, **settings: Any) -> Pruner:
 
 
 def make_from_spec(spec: str) -> Pruner:
-    """A method written as `name` or `name:key=value,key=value`, for instance `visipruner:keep_tokens=16`.
+    """A method written as `name` or `name:key=value,key=value`, for instance `visipruner:keep_tokens=16`; several on
+    one prompt with a plus between them, `divprune:keep_tokens=192+visipruner`.
 
     Values are JSON or plain words. Raises ConfigError.
     """
+    parts = [_make_one(part) for part in re.split(r"\+(?=\s*[a-z])", spec)]
+    return parts[0] if len(parts) == 1 else method_class("composed")(parts=tuple(parts))  # type: ignore[call-arg]
+
+
+def _make_one(spec: str) -> Pruner:
     name, _, rest = spec.partition(":")
     settings = {}
-    for pair in filter(None, rest.split(",")):
+    for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # commas inside a list do not end a setting
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{spec!r}: settings are written key=value, separated by commas, and not {pair!r}.")

@@ -1,0 +1,127 @@
+"""Several methods on one prompt: one before the language model and one inside, for instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView, Merge
+from visipruner.engine.routing import PLAIN, Routing
+from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Pruner):
+    """Every part does what it does alone, with the tokens that the others have left.
+
+    On entry to a layer parts choose one after the other. After a layer's attention they look at the same tokens, and
+    those stay that all of them keep. Written `divprune:keep_tokens=192+visipruner` on the command line.
+
+    Attributes:
+        parts: the methods, in order. At most one of them may change a layer's attention edges.
+    """
+
+    name: ClassVar[str] = "composed"
+    about: ClassVar[About] = About(
+        "several methods on one prompt, written first+second", acts="where its parts do", needs="what its parts need"
+    )
+
+    parts: tuple[Pruner, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts or not all(isinstance(part, Pruner) for part in self.parts):
+            raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
+        object.__setattr__(self, "merges", any(part.merges for part in self.parts))
+
+    def settings(self) -> dict[str, Any]:
+        return {"parts": [{"method": part.name, "settings": part.settings()} for part in self.parts]}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], *, drop_unknown: bool = False) -> Self:
+        from visipruner.pruners.registry import method_class
+
+        try:
+            given = [(part["method"], part["settings"]) for part in settings["parts"]]
+        except (KeyError, TypeError) as error:
+            raise ConfigError('composed: parts is a list of {"method": name, "settings": {...}}.') from error
+        parts = [method_class(name).from_settings(part, drop_unknown=drop_unknown) for name, part in given]
+        return cls(parts=tuple(parts))
+
+    @classmethod
+    def for_depth(cls, num_layers: int) -> Self:
+        """An example: DivPrune before the language model, VisiPruner inside."""
+        from visipruner.pruners.divprune import DivPrune
+        from visipruner.pruners.visipruner import VisiPruner
+
+        return cls(parts=(DivPrune(keep_ratio=1 / 3), VisiPruner.for_depth(num_layers)))
+
+    def check(self, num_layers: int) -> None:
+        for part in self.parts:
+            part.check(num_layers)
+        for layer in range(num_layers):
+            routed = [part.name for part in self.parts if not part.routing(layer).is_plain]
+            if len(routed) > 1:
+                raise ConfigError(f"{' and '.join(routed)} both change the attention edges of layer {layer}.")
+
+    def routing(self, layer: int) -> Routing:
+        return next((part.routing(layer) for part in self.parts if not part.routing(layer).is_plain), PLAIN)
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return tuple(layer for part in self.parts for layer in part.vision_layers(depth))
+
+    def start(self) -> PromptRun:
+        return _ComposedRun([part.start() for part in self.parts])
+
+
+class _ComposedRun(PromptRun):
+    def __init__(self, runs: Sequence[PromptRun]) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def observes_entry(self, layer: int) -> bool:
+        return any(run.observes_entry(layer) for run in self._runs)
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        kept = torch.arange(view.tokens.numel(), device=view.tokens.device)
+        left, has_merged = view, False
+        for run in self._runs:
+            if not left.tokens.numel() or not run.observes_entry(layer):
+                continue
+            answer = run.select_entry(layer, left)
+            if left is not view:
+                view.pairs += left.pairs
+                view.projected_rows += left.projected_rows
+            if answer is not None:
+                has_merged |= isinstance(answer, Merge)
+                kept = kept[answer.kept if isinstance(answer, Merge) else answer]
+                left = left.narrowed(answer)
+        self._note()
+        return Merge(kept, left.embeddings) if has_merged else kept
+
+    def observes(self, layer: int) -> bool:
+        return any(run.observes(layer) for run in self._runs)
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        stays = torch.ones_like(view.visual, dtype=torch.bool)
+        for run in self._runs:
+            if run.observes(layer):
+                kept = run.select(layer, view)
+                if kept is not None:
+                    stays &= torch.zeros_like(stays).index_fill(0, kept, True)
+        self._note()
+        return None if bool(stays.all()) else stays.nonzero().flatten()
+
+    def _note(self) -> None:
+        """What the parts report about themselves goes into the trace."""
+        triggers = [run.trigger_layer for run in self._runs if run.trigger_layer is not None]
+        if triggers:
+            self.trigger_layer = triggers[0]
+        self.exit_votes = sorted({vote for run in self._runs for vote in run.exit_votes})
