@@ -142,3 +142,13 @@ def test_probe_leaves_the_model_as_it_was() -> None:
 def test_prompts_that_cannot_be_read(inputs: object, message: str) -> None:
     with Probe(llava_model()) as probe, pytest.raises(VisiPrunerError, match=message):
         probe.read(inputs)  # type: ignore[arg-type]
+
+
+def test_a_model_in_bfloat16() -> None:
+    model = llava_model().to(torch.bfloat16)
+    inputs = llava_inputs([[5, 0, 6]])
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    with Probe(model) as probe:
+        reading = probe.read(inputs, max_new_tokens=3)
+        same, cut = probe.rerun(reading, [Variant(start=0), knockout(reading, "text", "visual", range(LAYERS))])
+    assert same.kl < 0.01 < cut.kl  # three significant digits
