@@ -79,6 +79,7 @@ _TEXT: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TWO_LAYERS = {**_VISION, "num_hidden_layers": 2}  # for methods that look at the last but one
 _SQUARE: dict[str, Any] = {**_VISION, "image_size": 32, "patch_size": 8}
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
@@ -212,7 +213,10 @@ def _pixtral(model: Any, number: int, only: bool, generator: torch.Generator) ->
 
 def _llava(text: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: LlavaConfig(
-        vision_config=CLIPVisionConfig(**_SQUARE), text_config=text(), image_token_index=IMAGE, vision_feature_layer=-1
+        vision_config=CLIPVisionConfig(**_SQUARE | {"num_hidden_layers": 2}),
+        text_config=text(),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
     )
 
 
@@ -254,7 +258,9 @@ FAMILIES: dict[str, Family] = {
     "llava-qwen3-moe": Family(_llava(lambda: Qwen3MoeConfig(**_TEXT, **_MOE, head_dim=8)), _square(16)),
     "pixtral": Family(
         lambda: LlavaConfig(
-            vision_config=PixtralVisionConfig(**{**_VISION, "image_size": 128, "patch_size": 8}),
+            vision_config=PixtralVisionConfig(
+                **{**_VISION, "image_size": 128, "patch_size": 8, "num_hidden_layers": 2}
+            ),
             text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
             image_token_index=IMAGE,
             vision_feature_layer=-1,

@@ -21,6 +21,9 @@ FEATURES: dict[str, str] = {
     "eager": "attn_implementation='eager'",
     "prefix": "VisiPruner with shallow_visual='prefix'",
     "ffn": "VisiPruner with shallow_visual='ffn'",
+    "methods": "the registry's methods that look at the text decoder",
+    "vision methods": "the registry's methods that look at the vision tower (`Adapter.vision`)",
+    "probe": "analysis: knockouts, lenses and the like through `visipruner.analysis.probe.Probe`",
     "run": "`visipruner run` with the stock processor",
 }
 
@@ -41,7 +44,7 @@ def table(adapters: Sequence[Adapter]) -> str:
 
 def _cell(adapter: Adapter, feature: str, notes: list[str]) -> str:
     note = adapter.lacks.get(feature) or adapter.remarks.get(feature)
-    word = "no" if feature in adapter.lacks else "yes"
+    word = "no" if feature in adapter.lacks or (feature == "vision methods" and not adapter.vision) else "yes"
     if note is None:
         return word
     if note not in notes:

@@ -35,6 +35,9 @@ ADAPTER = Adapter(
     images=images,
     visual="all tokens of an image; Pixtral's break and end tokens are text",
     lacks={"video": NO_VIDEO},
-    remarks={"run": "Not tried with Pixtral: transformers has no processor for it without torchvision."},
+    remarks={
+        "vision methods": "Not with Pixtral's encoder, whose images are masked from each other.",
+        "run": "Not tried with Pixtral: transformers has no processor for it without torchvision.",
+    },
     vision=("model.vision_tower", "vision_tower"),
 )

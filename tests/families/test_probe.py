@@ -1,0 +1,36 @@
+"""The probe of `visipruner.analysis` with every family: an altered run equals the host's with its maps edited."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.analysis.cases import edited, kl
+from tests.families.prompts import extended
+from tests.families.test_matrix import each_cell
+from tests.families.tried import tries
+from tests.families.zoo import FAMILIES, built, inputs, prompt
+from tests.oracle import oracle
+from visipruner.analysis.probe import Probe
+from visipruner.analysis.variants import knockout
+
+LAYERS_CUT = [1, 2]
+
+
+@tries("probe")
+@each_cell
+def test_a_knockout_equals_edited_maps(name: str, attn: str) -> None:
+    model, family = built(name, attn), FAMILIES[name]
+    prepared = inputs(name, [prompt(name, [3, 0, 2, 0, 5])])
+    with Probe(model) as probe:
+        reading = probe.read(prepared, max_new_tokens=3)
+        outcome = probe.rerun(reading, [knockout(reading, "text", "visual", LAYERS_CUT, "cut")])[0]
+    longer = extended(prepared, reading.answer.tokens[None, :-1], family.types, family.later_type)
+    weights = edited(LAYERS_CUT, reading.rows("text"), reading.rows("visual"), "cut")
+    with oracle(model, weights), torch.no_grad():
+        logits = model(**longer, use_cache=False).logits[0]
+    expected = logits[reading.answer.rows].float().log_softmax(-1)
+    picked = expected[range(len(reading.answer.tokens)), reading.answer.tokens].sum()
+    assert outcome.logprob == pytest.approx(float(picked), abs=2e-3)
+    assert outcome.kl == pytest.approx(kl(reading.logprobs, expected), abs=1e-3)
+    assert outcome.kl > 1e-6
