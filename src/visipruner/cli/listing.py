@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 
 def show(as_json: bool) -> None:
@@ -13,8 +14,8 @@ def show(as_json: bool) -> None:
     from visipruner.pruners.checked import declared
 
     methods = {
-        name: {"description": description, "settings": declared(registry.method_class(name))}
-        for name, description in registry.available().items()
+        name: {"description": cls.about.summary, **asdict(cls.about), "settings": declared(cls)}
+        for name, cls in ((name, registry.method_class(name)) for name in registry.available())
     }
     families = adapters.supported()
     if as_json:

@@ -44,7 +44,8 @@ def _all_classes() -> dict[str, type[Pruner]]:
 
 @cache
 def _modules() -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules(visipruner.pruners.__path__))
+    found = pkgutil.iter_modules(visipruner.pruners.__path__)
+    return frozenset(module.name for module in found if not module.name.startswith("_"))
 
 
 def _classes_in(module: str) -> dict[str, type[Pruner]]:

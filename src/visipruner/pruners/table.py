@@ -1,0 +1,26 @@
+"""The table of methods, as documents show it."""
+
+from __future__ import annotations
+
+from visipruner.pruners.registry import available, method_class
+
+BEGIN = "<!-- Written by `python -m visipruner.pruners README.md`; do not edit by hand. -->\n"
+END = "<!-- End of the table. -->"
+
+
+def as_markdown() -> str:
+    """One row per method of the registry."""
+    rows = ["| `--method` | what it does | paper | tokens leave | looks at |", "|---|---|---|---|---|"]
+    for name in available():
+        about = method_class(name).about
+        rows.append(f"| `{name}` | {about.summary} | {about.paper} | {about.acts} | {about.needs} |")
+    return "\n".join(rows) + "\n"
+
+
+def inserted(page: str) -> str:
+    """A page with the table between its two marks brought up to date. Raises ValueError where a mark is missing."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no lines {BEGIN.strip()} and {END} to write between")
+    return before + begin + as_markdown() + end + after

@@ -1,0 +1,62 @@
+"""The table of methods is the registry's, and the page on adding one can be followed to the letter."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visipruner.pruners.registry import available, method_class
+from visipruner.pruners.table import as_markdown, inserted
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_has_the_registrys_table() -> None:
+    """Else: `python -m visipruner.pruners README.md`."""
+    page = (ROOT / "README.md").read_text()
+    assert inserted(page) == page
+    for name in available():
+        assert f"| `{name}` |" in as_markdown()
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="write between"):
+        inserted("# Nothing here\n")
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_every_method_says_where_it_comes_from(name: str) -> None:
+    about = method_class(name).about
+    controls = {"none", "schedule", "random", "uniform", "composed"}
+    assert about.summary
+    assert ("arXiv" in about.paper) == (name not in controls)
+    assert method_class(name).__doc__
+
+
+def test_the_example_of_the_page_appears_everywhere(tmp_path: Path) -> None:
+    """The file of docs/methods.md in a copy of the library: listed, runnable, in the matrix; no other edit."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
+    for part in ("src", "tests"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    (tmp_path / "src/visipruner/pruners/keynorm.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'src'}{os.pathsep}{tmp_path}", "COLUMNS": "200"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "keynorm" in run("-c", "import visipruner.cli; visipruner.cli.main()", "list")
+    batches = ("-m", "pytest", "tests/engine/test_batches.py", "-k", "keynorm and sdpa and llama and left")
+    assert " passed" in run(*batches)
+    assert "KeyNorm(keep_tokens=None, keep_ratio=0.5, layer=4)" in run(
+        "-c", "from visipruner.pruners.registry import make_from_spec as make; print(make('divprune+keynorm:layer=4'))"
+    )
