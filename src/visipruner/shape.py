@@ -16,8 +16,10 @@ class ModelShape:
         num_heads: query heads.
         num_kv_heads: key/value heads (fewer than `num_heads` under grouped-query attention).
         head_dim: width of one head.
-        intermediate_size: FFN width, `m`.
+        intermediate_size: FFN width that one row passes, `m`; in a mixture of experts that of its chosen and shared
+            experts together (where some layers are dense, all count as sparse).
         vocab_size: rows of the output embedding.
+        num_experts: experts that a router chooses from, 0 without a router.
     """
 
     num_layers: int
@@ -27,6 +29,7 @@ class ModelShape:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    num_experts: int = 0
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
@@ -39,10 +42,19 @@ class ModelShape:
             num_heads=heads,
             num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate_size=text.intermediate_size,
+            intermediate_size=_active_width(text),
             vocab_size=text.vocab_size,
+            num_experts=getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0,
         )
 
     def to_dict(self) -> dict[str, int]:
         """Plain numbers, for JSON."""
         return asdict(self)
+
+
+def _active_width(text: Any) -> int:
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if not chosen:
+        return int(text.intermediate_size)
+    width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+    return int(chosen * width + (getattr(text, "shared_expert_intermediate_size", None) or 0))

@@ -23,7 +23,7 @@ class Macs:
         query_output: query and output projections, `2 d H h` per attention row.
         key_value: key and value projections, `d H_kv h` per key row and per value row.
         attention: `QK^T` and `AV`, `2 H h` per (query, key) pair.
-        ffn: gate, up and down, `3 d m` per row.
+        ffn: gate, up and down, `3 d m` per row, and a router's choice, `d E` per row.
         score: a pruner's evidence, counted like attention: one product with the keys, one with the values. A method
             may need one more (VisiPruner takes visual values twice); for its single row that is about 1e-4 of a prompt.
             Rows that it projects ahead of the layer count in full: query, key and value.
@@ -62,7 +62,7 @@ def layer_macs(shape: ModelShape, work: LayerWork) -> Macs:
         query_output=2 * d * head_width * work.attention_rows,
         key_value=d * kv_width * (work.key_rows + work.value_rows),
         attention=2 * head_width * work.attention_pairs,
-        ffn=3 * d * shape.intermediate_size * work.rows,
+        ffn=d * (3 * shape.intermediate_size + shape.num_experts) * work.rows,
         score=2 * head_width * work.score_pairs + work.score_rows * d * (head_width + 2 * kv_width),
     )
 

@@ -2,8 +2,9 @@
 
 torch counts matrix products, convolutions and fused attention, two FLOPs per multiply-add; fused attention as the full
 query x key rectangle, causal or masked or not, grouped-query heads as if repeated. Its table lacks the CPU's
-flash-attention kernel, which SDPA picks on CPU (with and without mask, causal, grouped-query), and matrix-vector and
-dot products; all are added here. Where SDPA falls back to plain products, those are counted. Elementwise work is not.
+flash-attention kernel, which SDPA picks on CPU (with and without mask, causal, grouped-query), matrix-vector and dot
+products, and the grouped product of experts; all are added here. Where SDPA falls back to plain products, those are
+counted. Elementwise work is not.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any
     return 2 * batch * heads * rows * key[-2] * (width + value[-1])
 
 
+def _grouped_product(rows: Shape, matrices: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * rows[-2] * rows[-1] * matrices[-1]  # every row meets one of the matrices
+
+
 def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * matrix[0] * matrix[1]
 
@@ -52,7 +57,9 @@ def _dot(first: Shape, second: Shape, *args: Any, **kwargs: Any) -> int:
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:
     aten = torch.ops.aten
+    experts = {aten._grouped_mm: _grouped_product} if hasattr(aten, "_grouped_mm") else {}  # not in older torch
     return {
+        **experts,
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten.mv: _matrix_vector,
         aten.dot: _dot,
