@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said.
+
+    Attributes:
+        text: the answer; `tokens`: how many tokens it took.
+        seconds: from the prepared prompt to the last token, image encoding included.
+        first_token_seconds: the part of `seconds` up to the first token, which is where pruning can save most.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+    first_token_seconds: float
+
+
+@dataclass
+class _FirstToken:
+    """A stopping criterion that never stops: it notes when the first token is there."""
+
+    at: float | None = None
+    never: Any = field(default=None)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        if self.at is None:
+            self.at = time.perf_counter()
+            self.never = input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+        return self.never
 
 
 def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
@@ -20,7 +52,18 @@ def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str)
     return dict(inputs.to(model.device, model.dtype))
 
 
-def greedy_answer(model: Any, tokenizer: Any, inputs: dict[str, Any], max_new_tokens: int) -> str:
-    """What the model says to one prompt, special tokens left out."""
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+def greedy_reply(model: Any, tokenizer: Any, inputs: dict[str, Any], max_new_tokens: int) -> Reply:
+    """What the model says to one prompt, special tokens left out, with its times."""
+    clock = _FirstToken()
+    start = time.perf_counter()
+    output = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        stopping_criteria=[clock],
+    )
+    end = time.perf_counter()
+    new = output[0, inputs["input_ids"].shape[1] :]
+    text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+    return Reply(text, len(new), end - start, (clock.at or end) - start)

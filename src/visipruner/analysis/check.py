@@ -10,7 +10,7 @@ from PIL import Image
 
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.engine.attach import attach
-from visipruner.prompts import chat_inputs, greedy_answer
+from visipruner.prompts import chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
 from visipruner.samples import Sample
@@ -36,7 +36,7 @@ def check(
         for sample in samples:
             inputs = chat_inputs(model, processor, Image.open(sample.image).convert("RGB"), sample.question)
             with attach(model, pruner) as handle:
-                texts.append(greedy_answer(model, processor.tokenizer, inputs, max_new_tokens))
+                texts.append(greedy_reply(model, processor.tokenizer, inputs, max_new_tokens).text)
                 cuts.append(handle.trace.flops_cut(0))
         dense = dense or texts
         same = np.array([[float(normalize(a) == normalize(b))] for a, b in zip(texts, dense, strict=True)])

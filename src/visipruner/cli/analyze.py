@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from visipruner.cli import models, saving
-from visipruner.cli.errors import CliError
+from visipruner.cli.data import samples_of, with_progress
 from visipruner.files import write_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def execute(job: Job) -> None:
     parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
     Task(job.model, "", "", parts)  # unknown parts are told before the model loads
     models.check_name(job.model)
-    available = _samples(job)
+    available = samples_of(job.model, job.data)
     chosen = spread(available, job.samples, job.seed)
     saving.prepare_folder(job.out)
     models.prepare(job.model)
@@ -60,7 +60,8 @@ def execute(job: Job) -> None:
     task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens)
     check_folder(job.out, task)
     started = time.perf_counter()
-    records = list(_with_progress(measure(loaded.model, loaded.processor, chosen, task, job.out), len(chosen), status))
+    measuring = measure(loaded.model, loaded.processor, chosen, task, job.out)
+    records = list(with_progress(measuring, len(chosen), status, "Analysing samples"))
     document = _document(job, loaded, records)
     stages = None
     if set(NEEDED_FOR_STAGES) <= set(parts):
@@ -75,29 +76,6 @@ def execute(job: Job) -> None:
 
     write_report(job.out / "report.html", document, records)
     _conclude(Console(highlight=False), job, document, stages)
-
-
-def _samples(job: Job) -> list[Sample]:
-    from visipruner.samples import load_samples
-
-    if job.data is not None:
-        return load_samples(job.data)
-    if job.model != models.TESTBED:
-        raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
-    from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
-
-    return load_samples(TEST_FOLDER / QUESTIONS_FILE)
-
-
-def _with_progress(records: Any, total: int, console: Console) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Analysing samples", total=total)
-        for record in records:
-            progress.advance(task)
-            yield record
 
 
 def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -163,7 +141,7 @@ def _add_check(
     assert stages.pruner is not None
     pruners = {"proposed": stages.pruner, "paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
     answered = check(loaded.model, loaded.processor, pruners, samples, max_new_tokens)
-    document["check"] = list(_with_progress(answered, len(pruners) + 1, console))
+    document["check"] = list(with_progress(answered, len(pruners) + 1, console, "Checking on other images"))
 
 
 def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stages | None) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from visipruner.cli.errors import reports_errors
+from visipruner.cli.options import (
+    AllowDownload,
+    AsJson,
+    Attention,
+    Axis,
+    Data,
+    DType,
+    Implementation,
+    MaxNewTokens,
+    Metric,
+    ModelName,
+    Precision,
+    Seed,
+)
 
 app = typer.Typer(
     name="visipruner",
@@ -18,30 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-class DType(StrEnum):
-    """Weights' dtypes; `auto` is the checkpoint's own."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Attention(StrEnum):
-    """Attention implementations of transformers that run anywhere."""
-
-    SDPA = "sdpa"
-    EAGER = "eager"
-
-
-class Metric(StrEnum):
-    """How an analysis measures what is lost."""
-
-    KL = "kl"
-    AGREEMENT = "agreement"
-    ACCURACY = "accuracy"
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,13 +74,7 @@ def run(
     questions: Annotated[
         list[str], typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times.")
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="'testbed' (the small model that ships), a folder, or a Hugging Face id that is already cached.",
-        ),
-    ] = "testbed",
+    model: ModelName = "testbed",
     method: Annotated[
         str | None,
         typer.Option(
@@ -123,20 +106,11 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Save results.json and one picture of the kept tokens per answer."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print the results as one JSON document.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 32,
-    dtype: Annotated[
-        DType, typer.Option(metavar="NAME", help="Precision of the weights; auto is the checkpoint's own.")
-    ] = DType.AUTO,
-    attn: Annotated[Attention, typer.Option(help="Attention implementation.")] = Attention.SDPA,
-    allow_download: Annotated[
-        bool,
-        typer.Option(
-            "--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."
-        ),
-    ] = False,
+    as_json: AsJson = False,
+    max_new_tokens: MaxNewTokens = 32,
+    dtype: Precision = DType.AUTO,
+    attn: Implementation = Attention.SDPA,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Ask a multimodal model about images while its visual tokens are pruned.
 
@@ -180,21 +154,8 @@ visipruner run photo.jpg -q "What is this?" --config analysis/pruner.json
 @reports_errors
 def analyze(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="'testbed' (the small model that ships), a folder, or a Hugging Face id that is already cached.",
-        ),
-    ] = "testbed",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
-            show_default="the shipped test set, for the testbed",
-        ),
-    ] = None,
+    model: ModelName = "testbed",
+    data: Data = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -222,18 +183,11 @@ def analyze(
             show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 32,
-    dtype: Annotated[
-        DType, typer.Option(metavar="NAME", help="Precision of the weights; auto is the checkpoint's own.")
-    ] = DType.AUTO,
-    attn: Annotated[Attention, typer.Option(help="Attention implementation.")] = Attention.SDPA,
-    allow_download: Annotated[
-        bool,
-        typer.Option(
-            "--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."
-        ),
-    ] = False,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 32,
+    dtype: Precision = DType.AUTO,
+    attn: Implementation = Attention.SDPA,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
 
@@ -256,6 +210,81 @@ def analyze(
             dtype=dtype.value,
             attn=attn.value,
             allow_download=allow_download,
+        )
+    )
+
+
+EVAL_EXAMPLES = """
+[bold]Examples[/bold]
+
+visipruner eval --method visipruner --method fastv --samples 100 --out results/
+
+visipruner eval --method fastv --method random --match flops --cut 0.3 --cut 0.5 --out results/
+
+visipruner eval --method 'divprune:keep_tokens=64+visipruner' --data pairs.jsonl --model ~/models/llava-1.5-7b-hf
+"""
+
+
+@app.command("eval", epilog=EVAL_EXAMPLES)
+@reports_errors
+def eval_(
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="name, or name:key=value,... ; + joins two. Repeatable. A bare name has its published defaults, its "
+            "layers moved to the same depth.",
+            show_default="visipruner",
+        ),
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A saved pruner.json (or its folder). Repeatable.")
+    ] = None,
+    model: ModelName = "testbed",
+    data: Data = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many, spread over images.", show_default="all")
+    ] = None,
+    match: Annotated[
+        Axis | None, typer.Option(help="Give all methods the same budget; see --cut.", show_default="no")
+    ] = None,
+    cut: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, metavar="X", help="Share to cut of what --match names. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save results.json, table.md, chart.png and samples.jsonl; an interrupted run goes on from it.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    max_new_tokens: MaxNewTokens = 32,
+    dtype: Precision = DType.AUTO,
+    attn: Implementation = Attention.SDPA,
+    allow_download: AllowDownload = False,
+) -> None:
+    """Compare methods on the same samples: accuracy with paired intervals, what was cut, seconds against dense."""
+    from visipruner.cli.evaluate import Job, execute
+
+    execute(
+        Job(
+            methods=method or [],
+            configs=config or [],
+            model=model,
+            data=data,
+            out=out,
+            samples=samples,
+            seed=seed,
+            match=None if match is None else match.value,
+            cuts=cut or [],
+            max_new_tokens=max_new_tokens,
+            dtype=dtype.value,
+            attn=attn.value,
+            allow_download=allow_download,
+            as_json=as_json,
         )
     )
 

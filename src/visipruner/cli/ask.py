@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from visipruner.cli.models import LoadedModel
 from visipruner.engine.trace import PruneTrace
-from visipruner.prompts import chat_inputs
+from visipruner.prompts import Reply, chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model said.
-
-    Attributes:
-        text: the answer; `tokens`: how many tokens it took.
-        seconds: from the prepared prompt to the last token, image encoding included.
-        first_token_seconds: the part of `seconds` up to the first token, which is where pruning can save most.
-    """
-
-    text: str
-    tokens: int
-    seconds: float
-    first_token_seconds: float
 
 
 @dataclass(frozen=True)
@@ -40,20 +23,6 @@ class Exchange:
     dense: Reply | None = None
 
 
-@dataclass
-class _FirstToken:
-    """A stopping criterion that never stops: it notes when the first token is there."""
-
-    at: float | None = None
-    never: Any = field(default=None)
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        if self.at is None:
-            self.at = time.perf_counter()
-            self.never = input_ids.new_zeros(input_ids.shape[0], dtype=bool)
-        return self.never
-
-
 def prepare(loaded: LoadedModel, picture: Image.Image, question: str) -> dict[str, Any]:
     """The chat prompt as tensors."""
     return chat_inputs(loaded.model, loaded.processor, picture, question)
@@ -61,19 +30,7 @@ def prepare(loaded: LoadedModel, picture: Image.Image, question: str) -> dict[st
 
 def answer(loaded: LoadedModel, inputs: dict[str, Any], max_new_tokens: int) -> Reply:
     """Greedy answer of the model as it is now, pruned or not."""
-    clock = _FirstToken()
-    start = time.perf_counter()
-    output = loaded.model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        stopping_criteria=[clock],
-    )
-    end = time.perf_counter()
-    new = output[0, inputs["input_ids"].shape[1] :]
-    text = loaded.processor.decode(new, skip_special_tokens=True).strip()
-    return Reply(text, len(new), end - start, (clock.at or end) - start)
+    return greedy_reply(loaded.model, loaded.processor.tokenizer, inputs, max_new_tokens)
 
 
 def ask(loaded: LoadedModel, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int) -> Exchange:

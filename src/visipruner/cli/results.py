@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visipruner.cli.ask import Exchange, Reply
+from visipruner.cli.ask import Exchange
 from visipruner.cli.models import LoadedModel
+from visipruner.prompts import Reply
 from visipruner.pruners.base import Pruner
 
 SCHEMA = "visipruner.run/1"

@@ -1,0 +1,40 @@
+"""The samples a command runs over, and a progress bar for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visipruner.cli.errors import CliError
+from visipruner.cli.models import TESTBED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from visipruner.samples import Sample
+
+
+def samples_of(model: str, data: Path | None) -> list[Sample]:
+    """`--data`, or the test set that ships with the small model. Raises CliError where there is neither."""
+    from visipruner.samples import load_samples
+
+    if data is not None:
+        return load_samples(data)
+    if model != TESTBED:
+        raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
+    from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
+
+    return load_samples(TEST_FOLDER / QUESTIONS_FILE)
+
+
+def with_progress(records: Iterable[Any], total: int, console: Console, what: str) -> Iterator[Any]:
+    """Passes records on and shows on `console` how many there were."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total)
+        for record in records:
+            progress.advance(task)
+            yield record

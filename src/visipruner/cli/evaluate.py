@@ -1,0 +1,183 @@
+"""`visipruner eval` from checked arguments to a table; cheap checks first, the model last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from visipruner.cli import models, saving, settings
+from visipruner.cli.data import samples_of, with_progress
+from visipruner.cli.errors import CliError
+from visipruner.errors import ConfigError
+from visipruner.files import write_json
+
+if TYPE_CHECKING:
+    from visipruner.cli.models import LoadedModel
+    from visipruner.pruners.base import Pruner
+    from visipruner.samples import Sample
+
+SCHEMA = "visipruner.eval/1"
+_MATCHED_ON = 4  # prompts on which budgets are matched
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of one `visipruner eval`."""
+
+    methods: list[str]
+    configs: list[Path]
+    model: str
+    data: Path | None
+    out: Path | None
+    samples: int | None
+    seed: int
+    match: str | None
+    cuts: list[float]
+    max_new_tokens: int
+    dtype: str
+    attn: str
+    allow_download: bool
+    as_json: bool
+
+
+def execute(job: Job) -> None:
+    """Answers every sample with every method, shows the table and saves it. Raises CliError and its kin."""
+    from visipruner.samples import spread
+
+    if job.match is not None and not job.cuts:
+        raise CliError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
+    if job.cuts and job.match is None:
+        raise CliError("--cut needs to know of what: --match flops, tokens or attention.")
+    models.check_name(job.model)
+    available = samples_of(job.model, job.data)
+    chosen = available if job.samples is None else spread(available, job.samples, job.seed)
+    if job.out is not None:
+        saving.prepare_folder(job.out)
+    for spec in job.methods:  # a wrong name is told before the model loads
+        settings.make_pruner(spec, [], None)
+    models.prepare(job.model)
+    status = Console(stderr=True)
+    with status.status(f"Loading {job.model}"):
+        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
+    methods, left_out = _methods(job, loaded, chosen, status)
+    records = _records(job, loaded, chosen, methods, status)
+    document = _document(job, loaded, methods, left_out, records)
+    _conclude(job, document, status)
+
+
+def _methods(
+    job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console
+) -> tuple[dict[str, Pruner], dict[str, str]]:
+    """Pruners by their names in the table, and why some were left out."""
+    from visipruner.pruners.registry import load_pruner, method_class
+
+    layers = loaded.model.config.get_text_config().num_hidden_layers
+    plain: dict[str, Pruner] = {}
+    for spec in job.methods or (["visipruner"] if not job.configs else []):
+        if spec == "visipruner" and job.model == models.TESTBED:
+            plain[spec] = settings.make_pruner(None, [], None, job.model)
+        elif ":" in spec or "+" in spec:
+            plain[spec] = settings.make_pruner(spec, [], None)
+        else:  # defaults were chosen for 32 layers; here they are at the same depth
+            plain[spec] = method_class(spec).for_depth(layers)
+    for path in job.configs:
+        plain[str(path)] = load_pruner(path)
+    if job.match is None:
+        return plain, {}
+    return _matched(job, loaded, samples, plain, status)
+
+
+def _matched(
+    job: Job, loaded: LoadedModel, samples: Sequence[Sample], plain: dict[str, Pruner], status: Console
+) -> tuple[dict[str, Pruner], dict[str, str]]:
+    from PIL import Image
+
+    from visipruner.cli.ask import prepare
+    from visipruner.evaluation import matched
+
+    assert job.match is not None
+    prompts = [
+        prepare(loaded, Image.open(sample.image).convert("RGB"), sample.question) for sample in samples[:_MATCHED_ON]
+    ]
+    found: dict[str, Pruner] = {}
+    left_out: dict[str, str] = {}
+    with status.status("Matching budgets"):
+        for name, pruner in plain.items():
+            for cut in job.cuts:
+                label = f"{name} @ {cut:.0%}"
+                try:
+                    found[label] = matched(loaded.model, prompts, pruner, job.match, cut)
+                except ConfigError as error:
+                    left_out[label] = str(error)
+    for label, reason in left_out.items():
+        status.print(f"[yellow]left out: {label}: {reason}[/yellow]")
+    return found, left_out
+
+
+def _records(
+    job: Job, loaded: LoadedModel, samples: Sequence[Sample], methods: dict[str, Pruner], status: Console
+) -> list[dict[str, Any]]:
+    from visipruner.evaluation import evaluate
+
+    running = evaluate(
+        loaded.model,
+        loaded.processor,
+        samples,
+        methods,
+        max_new_tokens=job.max_new_tokens,
+        folder=job.out,
+        identity={"model": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
+    )
+    return list(with_progress(running, len(samples), status, "Answering"))
+
+
+def _document(
+    job: Job,
+    loaded: LoadedModel,
+    methods: dict[str, Pruner],
+    left_out: dict[str, str],
+    records: list[dict[str, Any]],
+) -> dict[str, Any]:
+    import torch
+
+    from visipruner.evaluation import summarize
+
+    return {
+        "schema": SCHEMA,
+        "model": {"name": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
+        "data": "the shipped test set" if job.data is None else job.data.name,
+        "samples": len(records),
+        "seed": job.seed,
+        "match": job.match,
+        "max_new_tokens": job.max_new_tokens,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
+        "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
+        "left_out": left_out,
+        "rows": summarize(records),
+    }
+
+
+def _conclude(job: Job, document: dict[str, Any], status: Console) -> None:
+    from visipruner.evaluation import as_markdown
+    from visipruner.files import write_atomic
+
+    table = as_markdown(document["rows"])
+    print(json.dumps(document, indent=2) if job.as_json else table)
+    if job.out is None:
+        return
+    write_json(job.out / "results.json", document)
+    write_atomic(job.out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
+    try:
+        from visipruner.evaluation.chart import draw
+
+        draw(document["rows"], job.out / "chart.png")
+    except ImportError:
+        status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[eval]').[/yellow]")
+    status.print(f"Results: {job.out / 'results.json'}")

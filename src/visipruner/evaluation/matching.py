@@ -1,0 +1,87 @@
+"""Settings that give different methods the same budget, so that a comparison compares methods and not budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from visipruner.engine.attach import attach
+from visipruner.engine.trace import PruneTrace
+from visipruner.errors import ConfigError
+from visipruner.pruners.base import Pruner
+
+AXES: dict[str, Callable[[PruneTrace], float]] = {
+    "tokens": lambda trace: 1 - sum(map(len, trace[0].kept[:-1])) / (len(trace[0].work) * trace[0].num_visual),
+    "flops": lambda trace: trace.flops_cut(0),
+    "attention": lambda trace: trace.visual_attention_cut(0),
+}
+_STEPS = 12
+
+
+def matched(
+    model: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    pruner: Pruner,
+    axis: str,
+    target: float,
+    tolerance: float = 0.01,
+) -> Pruner:
+    """`pruner` with its budget set so that it cuts the share `target` on average over `prompts`.
+
+    Args:
+        prompts: what `model` takes, one example each; only prompts are read.
+        axis: "tokens" (visual tokens summed over layers), "flops" (counted), or "attention" (the paper's formula).
+
+    Raises ConfigError for methods without a budget, and where no budget comes within `tolerance` of the target.
+    """
+    if axis not in AXES:
+        raise ConfigError(f"A budget can be matched by {', '.join(AXES)}, not by {axis!r}.")
+    if not 0 < target < 1:
+        raise ConfigError(f"The share to cut must lie between 0 and 1, got {target}.")
+    low, high = 0.0, 1.0  # share of tokens kept; cutting falls as it grows
+    best: tuple[float, Pruner] | None = None
+    for _ in range(_STEPS):
+        share = (low + high) / 2
+        candidate = with_share(pruner, share, model, prompts[0])
+        cut = sum(_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
+        if best is None or abs(cut - target) < best[0]:
+            best = (abs(cut - target), candidate)
+        low, high = (share, high) if cut > target else (low, share)
+    assert best is not None
+    if best[0] > tolerance:
+        raise ConfigError(
+            f"{pruner.name} cannot cut {target:.0%} of {axis} by its budget alone (nearest: off by {best[0]:.1%}); "
+            "give it other layers, or leave it out."
+        )
+    return best[1]
+
+
+def with_share(pruner: Pruner, share: float, model: Any, prompt: Mapping[str, Any]) -> Pruner:
+    """`pruner` keeping about `share` of the tokens where it filters. Raises ConfigError where it has no budget."""
+    names = {field.name for field in fields(pruner)}
+    if "keep_ratio" in names:
+        without = {"keep_tokens": None} if "keep_tokens" in names else {}
+        return replace(pruner, keep_ratio=share, **without)  # type: ignore[call-arg]
+    if "keep_ratios" in names:  # several cuts: each keeps the same share of what the one before left
+        count = len(pruner.keep_ratios)  # type: ignore[attr-defined]
+        return replace(pruner, keep_ratios=tuple(share ** (cut + 1) for cut in range(count)))  # type: ignore[call-arg]
+    if "keep_tokens" in names and getattr(pruner, "keep_tokens", None) is not None:
+        return replace(pruner, keep_tokens=round(share * _visual_tokens(model, prompt)))  # type: ignore[call-arg]
+    raise ConfigError(f"{pruner.name} with these settings has no budget that could be matched.")
+
+
+def _cut(model: Any, prompt: Mapping[str, Any], pruner: Pruner, axis: str) -> float:
+    with attach(model, pruner) as handle, torch.inference_mode():
+        model(**prompt, use_cache=False)
+        return AXES[axis](handle.trace)
+
+
+def _visual_tokens(model: Any, prompt: Mapping[str, Any]) -> int:
+    from visipruner.pruners.none import NoPruning
+
+    with attach(model, NoPruning()) as handle, torch.inference_mode():
+        model(**prompt, use_cache=False)
+        return handle.trace[0].num_visual

@@ -1,0 +1,138 @@
+"""From records to one row a method: accuracy and its difference to dense with paired intervals, costs, ratios."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visipruner.evaluation.runner import DENSE, Record
+from visipruner.scoring import is_right, normalize
+
+_RESAMPLES = 4000
+
+Numbers = npt.NDArray[np.float64]
+
+
+def summarize(records: Sequence[Record], seed: int = 0) -> list[dict[str, Any]]:
+    """One row a method, the dense model first; fractions, not per cent.
+
+    accuracy (null where an answer is not known), difference (to dense, paired) and agreement are
+    `{"value", "low", "high"}` with 95 % BCa bootstrap intervals over images (Efron 1987), because questions about
+    one image are not independent. `is_significant` says whether the difference's interval leaves out 0. Ratios above
+    1 mean faster than dense, from the summed seconds of the same samples in one run.
+    """
+    images = [record["image"] for record in records]
+    known = all(record["answers"] for record in records)
+    names = list(records[0]["given"])
+    dense = [record["given"][DENSE] for record in records]
+    dense_right = _right(records, DENSE)
+    rows = []
+    for name in names:
+        given = [record["given"][name] for record in records]
+        right = _right(records, name)
+        same = np.array([normalize(a["answer"]) == normalize(b["answer"]) for a, b in zip(given, dense, strict=True)])
+        difference = interval(right - dense_right, images, seed) if known and name != DENSE else None
+        rows.append(
+            {
+                "method": name,
+                "samples": len(records),
+                "accuracy": interval(right, images, seed) if known else None,
+                "difference": difference,
+                "is_significant": None if difference is None else not difference["low"] <= 0 <= difference["high"],
+                "agreement": interval(same.astype(float), images, seed),
+                "broken": int(((dense_right == 1) & (right == 0)).sum()) if known else None,
+                "repaired": int(((dense_right == 0) & (right == 1)).sum()) if known else None,
+                "visual_tokens": float(np.mean([np.mean(one["tokens_per_layer"]) for one in given])),
+                "flops_cut": float(np.mean([one["flops_cut"] for one in given])),
+                "visual_attention_cut": float(np.mean([one["visual_attention_cut"] for one in given])),
+                "prefill_ratio": _ratio(dense, given, "prefill_seconds"),
+                "answer_ratio": _ratio(dense, given, "seconds"),
+                "by_type": _by_type(records, right) if known else {},
+            }
+        )
+    return rows
+
+
+def interval(values: Numbers, clusters: Sequence[str], seed: int = 0) -> dict[str, float]:
+    """Mean of `values` with its 95 % BCa interval; whole clusters are resampled."""
+    from scipy.stats import bootstrap
+
+    names = list(dict.fromkeys(clusters))
+    member = np.array([names.index(cluster) for cluster in clusters])
+    sums = np.bincount(member, values)
+    counts = np.bincount(member).astype(float)
+    value = float(values.mean())
+    if len(names) < 2 or np.ptp(sums / counts) == 0:  # nothing varies, or nothing can be resampled
+        return {"value": value, "low": value, "high": value}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a degenerate BCa is answered below
+        found = None
+        for method in ("BCa", "percentile"):
+            found = bootstrap(
+                (sums, counts),
+                lambda total, number, axis=-1: total.sum(axis) / number.sum(axis),
+                paired=True,
+                vectorized=True,
+                n_resamples=_RESAMPLES,
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+            if np.isfinite([found.low, found.high]).all():
+                break
+    assert found is not None
+    return {"value": value, "low": float(found.low), "high": float(found.high)}
+
+
+def _right(records: Sequence[Record], name: str) -> Numbers:
+    return np.array(
+        [
+            float(any(is_right(record["given"][name]["answer"], answer) for answer in record["answers"]))
+            for record in records
+        ]
+    )
+
+
+def _ratio(dense: Sequence[Record], given: Sequence[Record], key: str) -> float:
+    return float(sum(one[key] for one in dense) / sum(one[key] for one in given))
+
+
+def _by_type(records: Sequence[Record], right: Numbers) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = {}
+    for record, good in zip(records, right, strict=True):
+        cell = table.setdefault(record["type"], {"right": 0, "total": 0})
+        cell["right"] += int(good)
+        cell["total"] += 1
+    return table
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as people paste it. A difference whose interval holds 0 is marked "n.s." (not significant)."""
+    lines = [
+        "| method | accuracy (95 % CI) | against dense (95 % CI) | same answer | broken / repaired | "
+        "visual tokens per layer | FLOPs cut (counted) | prefill | whole answer |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        difference = row["difference"]
+        told = "" if difference is None else f"{_points(difference)}{'' if row['is_significant'] else ' n.s.'}"
+        changed = "" if row["broken"] is None else f"{row['broken']} / {row['repaired']}"
+        lines.append(
+            f"| {row['method']} | {_share(row['accuracy'])} | {told} | {100 * row['agreement']['value']:.1f} % "
+            f"| {changed} | {row['visual_tokens']:.0f} | {100 * row['flops_cut']:.1f} % "
+            f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def _share(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "not known"
+    return f"{100 * found['value']:.1f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
+
+
+def _points(found: dict[str, float]) -> str:
+    return f"{100 * found['value']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"

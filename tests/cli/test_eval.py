@@ -1,0 +1,67 @@
+"""`visipruner eval` on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.analysis.planted import pictures, planted
+from visipruner import VisiPruner
+from visipruner.cli import models
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    planted(folder, 6, (2, 3))[0].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    lines = [
+        {"image": sample.image.name, "question": sample.question, "answer": "cat", "type": sample.type}
+        for sample in pictures(tmp_path, 3)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
+    out = tmp_path / "out"
+    saved = VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2).save_pretrained(tmp_path / "mine")
+    arguments = ["eval", "--model", planted_folder, "--data", data, "--max-new-tokens", 2]
+    methods = ["--method", "fastv", "--method", "random:keep_tokens=5+fastv", "--config", saved]
+    result = cli(*arguments, *methods, "--out", out)
+    assert result.exit_code == 0, result.output
+    document = json.loads((out / "results.json").read_text())
+    names = ["dense", "fastv", "random:keep_tokens=5+fastv", str(saved)]
+    assert [row["method"] for row in document["rows"]] == names
+    assert document["methods"]["fastv"]["settings"]["layer"] == 1  # the published layer 2 of 32, at 6 layers
+    assert document["samples"] == 6
+    assert (out / "table.md").read_text().strip() == result.stdout.strip()
+    assert (out / "chart.png").exists()
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 6
+
+
+def test_matched_budgets(cli, planted_folder, data, tmp_path):
+    budgets = ["--match", "flops", "--cut", 0.3, "--cut", 0.5]
+    methods = ["--method", "random", "--method", "schedule:layers=[1],keep=[3]"]
+    result = cli("eval", "--model", planted_folder, "--data", data, *methods, *budgets, "--json", "--max-new-tokens", 1)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [row["method"] for row in document["rows"]] == ["dense", "random @ 30%", "random @ 50%"]
+    for row, cut in zip(document["rows"][1:], (0.3, 0.5), strict=True):
+        assert row["flops_cut"] == pytest.approx(cut, abs=0.02)
+    assert "has no budget" in document["left_out"]["schedule:layers=[1],keep=[3] @ 30%"]
+
+
+def test_bad_input(fails, planted_folder, data, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
+    common = ["eval", "--model", planted_folder, "--data", data]
+    assert "--match needs" in fails(*common, "--match", "flops")
+    assert "--cut needs" in fails(*common, "--cut", 0.5)
+    assert "no method 'fastvv'" in fails(*common, "--method", "fastvv")
+    assert "--data" in fails("eval", "--model", planted_folder)

@@ -1,0 +1,108 @@
+"""Methods in turns over samples: complete, resumable, and what the records say is what was done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.analysis.planted import pictures, planted
+from visipruner import FixedSchedule, VisiPruner, attach
+from visipruner.errors import ConfigError
+from visipruner.evaluation import DENSE, evaluate, matched
+from visipruner.evaluation import runner as runner_module
+from visipruner.prompts import chat_inputs
+from visipruner.pruners.registry import make
+
+LAYERS = 6
+METHODS = {
+    "schedule": FixedSchedule(layers=(1,), keep=(3,)),
+    "early": VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return planted(tmp_path_factory.mktemp("model"), LAYERS, (2, 3))
+
+
+def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    samples = pictures(tmp_path, 2)
+    records = list(evaluate(*tiny, samples, METHODS, max_new_tokens=3))
+    assert [record["question"] for record in records] == [sample.question for sample in samples]
+    for record in records:
+        assert list(record["given"]) == [DENSE, *METHODS]
+        dense, schedule = record["given"][DENSE], record["given"]["schedule"]
+        assert dense["flops_cut"] == 0
+        assert dense["tokens_per_layer"] == [25] * LAYERS
+        assert schedule["tokens_per_layer"] == [25, 25, 3, 3, 3, 3]
+        assert 0 < schedule["flops_cut"] < 1
+        assert 0 < schedule["prefill_seconds"] <= schedule["seconds"]
+    plain = chat_inputs(*tiny, runner_module._picture(samples[0]), samples[0].question)
+    said = tiny[0].generate(**plain, max_new_tokens=3, do_sample=False)[0, plain["input_ids"].shape[1] :]
+    assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
+
+
+def test_an_interrupted_evaluation_goes_on(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, out = pictures(tmp_path, 2), tmp_path / "out"
+    running = evaluate(*tiny, samples, METHODS, max_new_tokens=2, folder=out)
+    first = next(running)
+    running.close()
+    with (out / "samples.jsonl").open("a") as file:
+        file.write('{"key": "half a li')  # the power went off here
+    asked: list[int] = []
+    original = runner_module._give
+    monkeypatch.setattr(runner_module, "_give", lambda *args: asked.append(args[-1]) or original(*args))
+    records = list(evaluate(*tiny, samples, METHODS, max_new_tokens=2, folder=out))
+    assert records[0] == json.loads(json.dumps(first))
+    assert len(asked) == 3 + 3 * (len(samples) - 1)  # one warm-up each, then what was missing
+    assert len((out / "samples.jsonl").read_text().splitlines()) == len(samples)
+    with pytest.raises(ConfigError, match="other max_new_tokens"):
+        list(evaluate(*tiny, samples, METHODS, max_new_tokens=3, folder=out))
+    with pytest.raises(ConfigError, match="other methods"):
+        list(evaluate(*tiny, samples, {"early": METHODS["early"]}, max_new_tokens=2, folder=out))
+
+
+def test_bad_methods_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    sample = pictures(tmp_path, 1)[0]
+    with pytest.raises(ConfigError, match="always measured"):
+        list(evaluate(*tiny, [sample], {DENSE: METHODS["early"]}))
+    with pytest.raises(ConfigError, match="the model's last layer is 5"):
+        list(evaluate(*tiny, [sample], {"late": FixedSchedule(layers=(99,), keep=(1,))}))
+    sample.image.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="cannot be read as an image"):
+        list(evaluate(*tiny, [sample], METHODS))
+
+
+@pytest.mark.parametrize("name", ["fastv", "random", "divprune", "pyramiddrop", "capa"])
+@pytest.mark.parametrize("axis", ["flops", "tokens"])
+def test_budgets_match_what_is_asked(tiny: tuple[Any, Any], tmp_path: Path, name: str, axis: str) -> None:
+    sample = pictures(tmp_path, 1)[0]
+    prompt = chat_inputs(*tiny, runner_module._picture(sample), sample.question)
+    settings = {"layers": [1, 2, 4]} if name == "pyramiddrop" else {"layer": 1} if name == "capa" else {}
+    found = matched(tiny[0], [prompt], make(name, **settings), axis, 0.4, tolerance=0.03)
+    with attach(tiny[0], found) as handle:
+        tiny[0](**prompt)
+    if axis == "flops":
+        assert handle.trace.flops_cut(0) == pytest.approx(0.4, abs=0.03)
+    else:
+        kept = sum(map(len, handle.trace[0].kept[:-1]))
+        assert 1 - kept / (25 * LAYERS) == pytest.approx(0.4, abs=0.03)
+
+
+def test_budgets_that_cannot_match(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    sample = pictures(tmp_path, 1)[0]
+    prompt = chat_inputs(*tiny, runner_module._picture(sample), sample.question)
+    late = make("fastv", layer=5)
+    with pytest.raises(ConfigError, match="by its budget alone"):
+        matched(tiny[0], [prompt], late, "flops", 0.6)
+    with pytest.raises(ConfigError, match="has no budget"):
+        matched(tiny[0], [prompt], METHODS["schedule"], "flops", 0.3)
+    with pytest.raises(ConfigError, match="not by 'seconds'"):
+        matched(tiny[0], [prompt], late, "seconds", 0.3)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        matched(tiny[0], [prompt], late, "flops", 1.5)

@@ -1,0 +1,95 @@
+"""The numbers of a comparison, on records written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visipruner.evaluation import as_markdown, summarize
+from visipruner.evaluation.chart import draw
+from visipruner.evaluation.summary import interval
+
+
+def _record(number: int, dense: str, other: str, answers: tuple[str, ...] = ("cat",)) -> dict[str, Any]:
+    def given(answer: str, cut: float, seconds: float) -> dict[str, Any]:
+        return {
+            "answer": answer,
+            "tokens": 2,
+            "seconds": seconds,
+            "prefill_seconds": seconds / 2,
+            "flops_cut": cut,
+            "visual_attention_cut": cut,
+            "tokens_per_layer": [10, round(10 * (1 - cut))],
+        }
+
+    return {
+        "key": str(number),
+        "image": f"{number // 2}.png",
+        "question": "?",
+        "answers": list(answers),
+        "type": "name" if number % 2 else "count",
+        "given": {"dense": given(dense, 0.0, 2.0), "half": given(other, 0.5, 1.0)},
+    }
+
+
+def test_rows_say_what_happened() -> None:
+    records = [_record(n, "A cat.", "cat" if n < 6 else "dog") for n in range(12)] + [
+        _record(12, "dog", "cat"),
+        _record(13, "dog", "dog"),
+    ]
+    dense, half = summarize(records)
+    assert dense["accuracy"]["value"] == pytest.approx(12 / 14)
+    assert dense["difference"] is None
+    assert half["accuracy"]["value"] == pytest.approx(7 / 14)
+    assert half["difference"]["value"] == pytest.approx(-5 / 14)
+    assert (half["broken"], half["repaired"]) == (6, 1)
+    assert half["agreement"]["value"] == pytest.approx(7 / 14)
+    assert half["is_significant"] is (half["difference"]["high"] < 0)
+    assert half["difference"]["low"] <= half["difference"]["value"] <= half["difference"]["high"]
+    assert half["visual_tokens"] == 7.5
+    assert half["prefill_ratio"] == half["answer_ratio"] == 2.0
+    assert half["by_type"]["name"]["total"] == 7
+    table = as_markdown([dense, half])
+    assert "| half | 50.0 %" in table
+    assert "6 / 1" in table
+
+
+def test_no_difference_is_said() -> None:
+    records = [_record(n, "cat" if n % 3 else "dog", "cat" if n % 4 else "dog") for n in range(24)]
+    rows = summarize(records)
+    assert rows[1]["is_significant"] is False
+    assert "n.s." in as_markdown(rows)
+    same = summarize([_record(n, "cat", "cat") for n in range(6)])[1]
+    assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert same["is_significant"] is False
+
+
+def test_unknown_answers_leave_agreement(tmp_path: Path) -> None:
+    rows = summarize([_record(n, "cat", "cat" if n % 2 else "dog", ()) for n in range(6)])
+    assert rows[1]["accuracy"] is None
+    assert rows[1]["agreement"]["value"] == 0.5
+    assert "not known" in as_markdown(rows)
+    draw(rows, tmp_path / "chart.png")
+    assert Image.open(tmp_path / "chart.png").size[0] > 600
+
+
+def test_intervals_cover_the_truth() -> None:
+    """95 % intervals of a known proportion, images of two questions that share their fate."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(60):
+        fate = (generator.random(40) < 0.7).astype(float)
+        found = interval(np.repeat(fate, 2), [str(n // 2) for n in range(80)], seed=trial)
+        hits += found["low"] <= 0.7 <= found["high"]
+    assert hits >= 52
+    naive = interval(np.repeat(fate, 2), [str(n) for n in range(80)])
+    assert naive["high"] - naive["low"] < found["high"] - found["low"]
+
+
+def test_more_accepted_answers(tmp_path: Path) -> None:
+    row = summarize([_record(n, "kitten", "cat", ("cat", "kitten")) for n in range(4)])[0]
+    assert row["accuracy"]["value"] == 1
