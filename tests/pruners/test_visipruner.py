@@ -20,7 +20,7 @@ MIDDLE_DEEP = ("middle", "deep")
 def _view(cosine: list[float], norm: list[float], output_norm: float = 2.0) -> Any:
     """What a run looks at, with a made-up influence."""
     found = Influence(torch.tensor(cosine), torch.tensor(norm), output_norm)
-    return SimpleNamespace(influence=found, visual=torch.arange(len(cosine)))
+    return SimpleNamespace(influence=found, visual=torch.arange(len(cosine)), sees_visual=True)
 
 
 def _select(run: Any, layer: int, view: Any) -> list[int] | None:
@@ -153,3 +153,15 @@ def test_a_filter_in_a_shallow_layer_is_shown_every_key_and_value() -> None:
     assert rows["k_proj"] == [27, 27, 11]
     assert rows["v_proj"] == [12, 27, 11]
     assert [len(tokens) for tokens in trace.kept[:3]] == [16, 16, 4]
+
+
+@pytest.mark.parametrize(("after", "votes"), [(6, [2, 3]), (20, [2])])
+def test_a_window_that_left_the_image_gives_no_vote(after: int, votes: list[int]) -> None:
+    """Layers 3 to 5 see 12 rows back: some of the image where 6 rows of text follow it, none of it where 20 do."""
+    pruner = vp.VisiPruner(stages=("middle", "deep"), filter_layer=1, keep_tokens=99, exit_threshold=-1.0)
+    embeds, mask = prompt(after=after)
+    model = text_model("qwen2-sliding")
+    with vp.attach(model, pruner, mask) as handle, torch.no_grad():
+        model(inputs_embeds=embeds)
+    assert handle.trace[0].exit_votes == votes
+    assert handle.trace[0].exit_layer == (4 if len(votes) == 2 else None)

@@ -60,6 +60,12 @@ class LayerView:
         return last_row_attention(self.query, self.keys, self._scaling, seen, self._softcap)
 
     @cached_property
+    def sees_visual(self) -> bool:
+        """Whether the last row may attend to any visual token at all: a sliding window may have moved past them."""
+        allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
+        return allowed is None or bool(allowed[0, self.visual].any())
+
+    @cached_property
     def influence(self) -> Influence:
         """VisiPruner's score of every visual token still present."""
         return influence(self.attention, self.values, self.visual)

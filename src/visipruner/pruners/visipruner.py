@@ -33,7 +33,7 @@ class VisiPruner(Pruner):
     j brings, the first layer in which any cos(o, o - c_j) < `filter_threshold` is the filter layer; tokens with
     ||c_j|| > `token_threshold` go on.
     Deep (after the filter layer): a layer in which no token has cos(o, o - c_j) < `exit_threshold` votes for the
-    exit; after `exit_votes` votes all visual tokens leave.
+    exit; after `exit_votes` votes all visual tokens leave. A layer whose sliding window has passed them does not vote.
 
     Attributes:
         stages: which of the three are on. "deep" needs "middle".
@@ -182,6 +182,8 @@ class VisiPrunerRun(PromptRun):
         config = self._config
         if config.exit_layer is not None:
             self._has_left = layer + 1 >= config.exit_layer
+        elif not view.sees_visual:
+            return None  # no evidence: other layers, without a window, may still use the tokens
         elif bool((view.influence.cosine < config.exit_threshold).any()):
             if config.exit_count == "consecutive":
                 self.exit_votes.clear()
