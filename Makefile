@@ -18,10 +18,10 @@ DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner
 DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-001.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test browser-test lint format clean
 
 help: ## This list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
 
 demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without pruning; pictures go to out/demo
 	$(BIN)/visipruner testbed build
@@ -30,6 +30,9 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
+
+browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser tests/report
 
 lint: $(VENV)/.test-ready ## Only the checks that run nothing
 	$(BIN)/ruff check .

@@ -24,7 +24,8 @@ _EXTRA_OF = {
     "accelerate": "testbed",
     "gguf": "testbed",
     "onnx": "testbed",
-    "matplotlib": "train",
+    "jinja2": "report",
+    "matplotlib": "report",
 }
 
 

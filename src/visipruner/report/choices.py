@@ -1,0 +1,117 @@
+"""Sections on choosing: scores at equal budget, the proposed settings, the paper beside them."""
+
+from __future__ import annotations
+
+import json
+
+from visipruner.report.content import Document, Picture, Section, Table
+from visipruner.report.figures import budgets
+from visipruner.report.published import comparison
+from visipruner.report.words import (
+    MEASURE_NAMES,
+    basis,
+    interval,
+    measure_of,
+    percent,
+    point,
+    share,
+)
+
+
+def scores(document: Document) -> Section | None:
+    """Scores at equal budget."""
+    data = document.get("scores")
+    if not data:
+        return None
+    measure, whole = measure_of(document), document["model"]["visual_tokens"]
+    pictures = [
+        Picture(
+            f"{budget} of {whole} tokens go on",
+            budgets.scores(document, budget, measure),
+            f"{MEASURE_NAMES[measure].capitalize()} when only the {budget} visual tokens with the highest score in a "
+            f"layer go on after it. {basis(document)} Nothing else is pruned: no shallow stage, no exit.",
+        )
+        for budget in data["budget"]
+    ]
+    largest = data["budget"][-1]
+    pictures += [
+        Picture(
+            f"Which tokens: overlap with influence's {largest}",
+            budgets.scores(document, largest, "overlap"),
+            f"Share of the {largest} tokens that a score chooses in common with influence. {basis(document)}",
+        ),
+        Picture(
+            "Influence at every budget",
+            budgets.budgets(document, measure),
+            f"{MEASURE_NAMES[measure].capitalize()} with only the most influential tokens left. {basis(document)} "
+            "Budgets in between were not tried.",
+        ),
+    ]
+    rows = [
+        (
+            budgets.SCORES.get(name, name),
+            *(
+                interval(point({key: data[measure][key][number][b] for key in ("mean", "low", "high")}, place))
+                for b in range(len(data["budget"]))
+                for place in _three(len(data["layer"]))
+            ),
+        )
+        for number, name in enumerate(data["score"])
+    ]
+    head = [f"{budget} after layer {data['layer'][i]}" for budget in data["budget"] for i in _three(len(data["layer"]))]
+    table = Table(
+        f"Scores at equal budget: {MEASURE_NAMES[measure]}",
+        ("score", *head),
+        rows,
+        "95 % intervals over images. Methods are paired (same samples), so overlapping intervals do not say that two "
+        "are equal.",
+    )
+    return Section("scores", "Which score chooses best?", (), pictures, [table])
+
+
+def _three(count: int) -> list[int]:
+    """An early, a middle and a late place."""
+    return sorted({count // 5, count // 2, max(0, count - 1 - count // 5)})
+
+
+def check(document: Document) -> Section | None:
+    """The proposed settings, and how they did on other images."""
+    rows = document.get("check")
+    stages = document.get("stages")
+    if not rows and not stages:
+        return None
+    tables = []
+    if rows:
+        told = [
+            (row["name"], *(interval(row[key]) for key in ("accuracy", "agreement")), share(row["flops_cut"]))
+            for row in rows
+        ]
+        tables.append(
+            Table(
+                "Pruned runs on images that were not analysed",
+                ("settings", "accuracy", "same answer as dense", "FLOPs cut (counted)"),
+                told,
+                f"{rows[0]['samples']} samples, 95 % intervals over images. Real pruning and greedy decoding; FLOPs "
+                "are those of the whole prompt in the decoder, counted, not seconds.",
+            )
+        )
+    text, code = [], ""
+    choice = stages["filter"] if stages else None
+    if choice:
+        text.append(
+            f"Proposed: after layer {choice['layer']} the {choice['budget']} most influential visual tokens go on "
+            f"(loss of this step alone: {interval(choice['loss'])}); a cosine threshold of "
+            f"{choice['threshold']:.4f} would fire there, give or take a layer, in {percent(choice['hits'])} of "
+            "samples."
+        )
+    if stages and stages["pruner"]:
+        code = json.dumps(stages["pruner"], indent=2)
+    else:
+        text.append("The data support no settings: see the notes under the first figure.")
+    return Section("check", "Proposed settings", text, tables=tables, code=code)
+
+
+def paper(document: Document) -> Section | None:
+    """The paper's numbers beside ours."""
+    table = comparison(document)
+    return Section("paper", "Beside the paper", tables=[table]) if table else None

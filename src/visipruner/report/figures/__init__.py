@@ -1,0 +1,1 @@
+"""The smaller figures of the report."""

@@ -1,0 +1,104 @@
+"""Sections on what was changed in the model: edges cut, visual tokens skipped, discarded or gone from the cache."""
+
+from __future__ import annotations
+
+from visipruner.report.content import Document, Picture, Section, Table
+from visipruner.report.figures import effects
+from visipruner.report.words import (
+    MEASURE_NAMES,
+    TEACHER_FORCED,
+    basis,
+    interval,
+    measure_of,
+    point,
+)
+
+_PAIRED = "Whiskers hold the spread of the samples too; the change from dense is surer than they look."
+
+
+def sweeps(document: Document) -> Section | None:
+    """The sweeps in the measures that the first figure leaves out."""
+    if "sweeps" not in document:
+        return None
+    measures = ["kl"] if measure_of(document) == "agreement" else ["agreement", "kl"]
+    window = document["settings"]["plan"]["window"]
+    words = {
+        "agreement": "Share of samples whose answer stays that of the dense model, right or wrong.",
+        "kl": "Mean KL divergence of the answer tokens' distributions from the dense model's, in nats; linear below "
+        "0.01. It sees changes that do not (yet) change an answer.",
+    }
+    pictures = [
+        Picture(
+            f"Knockouts: {MEASURE_NAMES[measure]}",
+            effects.sweeps(document, measure),
+            f"{words[measure]} Windows of {window} layers are drawn at their middle. {basis(document)} "
+            f"{TEACHER_FORCED}",
+        )
+        for measure in measures
+    ]
+    return Section("knockouts", "Knockouts in other measures", pictures=pictures)
+
+
+def shallow(document: Document) -> Section | None:
+    """Mass or content: the ablations of the first layers."""
+    data = document.get("shallow")
+    if not data:
+        return None
+    count, measure = document["settings"]["plan"]["shallow"], measure_of(document)
+    pictures = [
+        Picture(
+            f"Layers 0–{count - 1} changed: {MEASURE_NAMES[shown]}",
+            effects.conditions(document, "shallow", shown),
+            f"Each row changes text → visual attention in layers 0–{count - 1} as named. {unit} {basis(document)} "
+            "Not shown: the same in other layers.",
+        )
+        for shown, unit in ((measure, _PAIRED), ("kl", "Mean, in nats; linear below 0.01."))
+    ]
+    rows = [
+        (
+            effects.CONDITIONS.get(name, name),
+            interval(point(data["accuracy"], place)),
+            interval(point(data["agreement"], place)),
+            interval(point(data["kl"], place), 1, 4, ""),
+        )
+        for place, name in enumerate(data["condition"])
+    ]
+    table = Table("All conditions", ("condition", "accuracy", "same answer", "KL, nats"), rows, "95 % over images.")
+    return Section(
+        "shallow",
+        "First layers: mass or content?",
+        [
+            "If the answers survive when all the attention that text pays to the image is moved onto a single visual "
+            "token, but not when it is taken away, then the first layers need a place to put attention and not what "
+            "the image says."
+        ],
+        pictures,
+        [table],
+    )
+
+
+def removal(document: Document) -> Section | None:
+    """Skip, discard, cache."""
+    pictures = []
+    if "skip" in document:
+        pictures.append(
+            Picture(
+                "Skipping one layer against discarding",
+                effects.skip_and_discard(document),
+                "Visual tokens pass layer k by, unseen and unchanged, and are back in the next, against leaving for "
+                f"good at k. Only the layers with a whisker were tried. {basis(document)}",
+            )
+        )
+    if "cache" in document:
+        shown = {measure_of(document): "", "kl": "Mean KL divergence in nats, linear below 0.01."}
+        pictures += [
+            Picture(
+                f"Visual keys gone while decoding: {MEASURE_NAMES[measure]}",
+                effects.conditions(document, "cache", measure),
+                f"Visual keys and values of these layers leave the cache once the prompt is read. {unit} "
+                f"{basis(document)} The first answer token is predicted before that, so answers of one token cannot "
+                "change.",
+            )
+            for measure, unit in shown.items()
+        ]
+    return Section("removal", "Skipping, discarding, emptying the cache", pictures=pictures) if pictures else None

@@ -1,0 +1,143 @@
+"""How every figure of the report looks: colors that color-blind readers tell apart, and SVG with live text."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, FAINT, RULE = "#1f2430", "#6b7280", "#d9dce1"
+BLUE, ORANGE, GREEN, PINK, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6a4c93", "#7a7f87"
+STAGE_COLORS = {"shallow": "#8cc0e0", "fusion": ORANGE, "between": "#eceef1", "deep": PURPLE}
+MARKERS = ("o", "s", "^", "D", "v", "P")
+COLORS = (ORANGE, BLUE, GREEN, PINK, GREY, PURPLE)
+
+_NATS = (0, 0.01, 0.1, 1, 10)
+# Any: matplotlib types the keys as a list of literals that differs between its versions.
+_SETTINGS: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures made and saved inside look like the report's; matplotlib's own settings are as before afterwards."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        # Text stays text in the page, so a glyph that is missing here is not missing there.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def new_figure(width: float = 5.0, height: float = 3.1) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; sizes in inches. Call inside `styled`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """An `<svg>` element for HTML, the same bytes for the same figure. `name` keeps ids of several figures apart."""
+    buffer = io.StringIO()
+    with styled(), matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Inside HTML an svg needs no namespaces, its groups no ids, and its size is the page's affair.
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def numbers(values: Sequence[float | None], scale: float = 1.0) -> Any:
+    """An array in which what is not known is NaN."""
+    return np.array([np.nan if value is None else value * scale for value in values], dtype=float)
+
+
+def draw_curve(
+    axes: Axes,
+    x: Sequence[float],
+    curve: dict[str, Any],
+    color: str,
+    label: str,
+    *,
+    scale: float = 1.0,
+    marker: str = "o",
+    dashes: str = "-",
+    band: float = 0.18,
+) -> None:
+    """A mean as a line with its 95 % band; gaps where nothing is known."""
+    low, high = numbers(curve["low"], scale), numbers(curve["high"], scale)
+    axes.fill_between(list(x), low, high, color=color, alpha=band, linewidth=0)
+    axes.plot(list(x), numbers(curve["mean"], scale), dashes, color=color, marker=marker, label=label)
+
+
+def draw_points(axes: Axes, curve: dict[str, Any], labels: Sequence[str], color: str, scale: float = 1.0) -> None:
+    """One dot with its 95 % interval a row, the first label on top."""
+    mean, low, high = (numbers(curve[name], scale) for name in ("mean", "low", "high"))
+    rows = np.arange(len(labels))
+    # A quantile of few samples may lie a rounding error beyond the mean.
+    reach = [np.clip(mean - low, 0, None), np.clip(high - mean, 0, None)]
+    axes.errorbar(mean, rows, xerr=reach, fmt="o", color=color, markersize=4.5, capsize=2.5, elinewidth=1.2)
+    axes.set_yticks(rows, list(labels))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+
+
+def nats_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A scale for divergences: linear up to 0.01, logarithmic above. Call it after drawing."""
+    if which == "y":
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_yticks(_NATS, [f"{tick:g}" for tick in _NATS], minor=False)
+        axes.set_ylim(0, max(axes.dataLim.y1 * 1.3, 0.02))
+    else:
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xticks(_NATS, [f"{tick:g}" for tick in _NATS], minor=False)
+        axes.set_xlim(0, max(axes.dataLim.x1 * 1.3, 0.02))
+
+
+def legend_above(axes: Axes, columns: int = 2) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
+
+
+def layer_axis(axes: Axes, last: float, label: str = "layer") -> None:
+    """Whole layers only, a handful of ticks."""
+    step = next((s for s in (1, 2, 5, 10, 20) if last / s <= 8), 40)
+    axes.set_xticks(range(0, int(last) + 1, step))
+    axes.set_xlabel(label)
+    axes.margins(x=0.02)

@@ -1,0 +1,58 @@
+"""Numbers as readers see them, and which of accuracy and agreement an analysis can speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TEACHER_FORCED = "An answer counts as the same only token for token, read along the dense answer."
+MEASURE_NAMES = {"accuracy": "accuracy", "agreement": "same answer as dense", "kl": "KL divergence"}
+
+
+def measure_of(document: Mapping[str, Any]) -> str:
+    """Accuracy where right answers are known, else agreement with the dense model's answers."""
+    return "agreement" if document["dense"]["accuracy"] is None else "accuracy"
+
+
+def dense_level(document: Mapping[str, Any]) -> float:
+    """What the dense model reaches in `measure_of`, a share."""
+    accuracy = document["dense"]["accuracy"]
+    return 1.0 if accuracy is None else float(accuracy["mean"][0])
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def interval(found: Mapping[str, float] | None, scale: float = 100, digits: int = 1, unit: str = " %") -> str:
+    """`57.4 % (52.1–62.9)`."""
+    if found is None or found["value"] is None:
+        return "–"
+    value, low, high = (found[name] * scale for name in ("value", "low", "high"))
+    return f"{value:.{digits}f}{unit} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def point(curve: Mapping[str, Any], place: int) -> dict[str, float] | None:
+    """One point of a curve as a value with its interval."""
+    found = {"value": curve["mean"][place], "low": curve["low"][place], "high": curve["high"][place]}
+    return None if any(value is None for value in found.values()) else found
+
+
+def layers(found: Mapping[str, float] | None) -> str:
+    """`12 (10–14)`."""
+    return interval(found, scale=1, digits=0, unit="")
+
+
+def basis(document: Mapping[str, Any], samples: int | None = None) -> str:
+    """How many samples a figure rests on, and what its bands are."""
+    dense = document["dense"]
+    count = dense["samples"] if samples is None else samples
+    return f"{count} samples, {dense['images']} images; bands and whiskers: 95 % bootstrap over images."
+
+
+def seconds(value: float) -> str:
+    return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min" if value < 36000 else f"{value / 3600:.1f} h"

@@ -1,0 +1,186 @@
+"""The page of an analysis: whole, self-contained, escaped, repeatable, small, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.report import cases
+from visipruner.report.analysis import render, write_report
+from visipruner.report.explorer import MOST_BYTES, choose, explorer_data
+
+ALL = {
+    "stages", "kinds", "explorer", "knockouts", "shallow", "sinks", "stability", "removal", "scores", "lens", "tests",
+    "check", "paper", "cost", "settings", "limits",
+}  # fmt: skip
+ALWAYS = {"cost", "settings", "limits"}
+NEEDS = {
+    "attention": {"explorer", "sinks", "stability"},
+    "sweeps": {"stages", "kinds", "knockouts", "paper"},
+    "shallow": {"shallow", "paper"},
+    "skip": {"removal", "paper"},
+    "cache": {"removal", "paper"},
+    "influence": {"explorer", "stability", "tests"},
+    "scores": {"scores", "paper"},
+    "lens": {"explorer", "lens", "paper"},
+}
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def _sections(page: str) -> set[str]:
+    return set(re.findall(r'<section id="(\w+)"', page))
+
+
+def _explorer(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_has_every_section_and_links_to_it(page: str) -> None:
+    assert _sections(page) == ALL
+    assert set(re.findall(r'<a href="#(\w+)"', page)) == ALL
+
+
+@pytest.mark.parametrize("part", NEEDS)
+def test_leaves_out_what_was_not_measured(part: str, tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 4, parts=(part,))
+    page = render(cases.document(found), found)
+    assert _sections(page) == NEEDS[part] | ALWAYS
+    assert set(re.findall(r'<a href="#(\w+)"', page)) == NEEDS[part] | ALWAYS
+
+
+def test_saves_the_headline_beside_the_page(folder: Path, tmp_path: Path) -> None:
+    with Image.open(folder / "headline.png") as picture:
+        assert picture.width >= 1200
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    found = cases.records(tmp_path, 2, parts=("lens",))
+    write_report(tmp_path / "report.html", cases.document(found), found)
+    assert not (tmp_path / "headline.png").exists()
+
+
+def test_every_figure_says_what_it_shows(page: str) -> None:
+    figures = re.findall(r"<figure(?: class=\"(\w*)\")?>(.*?)</figure>", page, re.DOTALL)
+    assert len(figures) > 15
+    for kind, figure in figures:
+        if kind != "view":
+            assert "<svg" in figure
+            assert "<h3>" in figure
+            assert kind == "small" or re.search(r"<figcaption>.*\d+ (samples|pairs)", figure, re.DOTALL)
+
+
+def test_escapes_what_data_bring(page: str) -> None:
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "<b>1</b>" not in page
+    # Our own two scripts and nothing else.
+    assert page.count("<script") == page.count("</script>") == 2
+    first = _explorer(page)["samples"][0]
+    assert cases.HOSTILE in first["question"]
+    assert first["lens"]["words"][0][0] == "</script>"
+
+
+def test_names_no_address_and_no_folder(page: str, folder: Path) -> None:
+    assert re.findall(r"\w+://", page) == []
+    assert set(re.findall(r'(?:src|href)="([^#"]*)', page)) <= {"data:,", ""}
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
+    assert str(folder) not in page
+
+
+def test_ids_are_unique(page: str) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_same_input_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    found = cases.records(folder)
+    write_report(tmp_path / "report.html", cases.document(found), found)
+    for name in ("report.html", "headline.png"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_shows_agreement_where_no_answer_is_known(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 4, answers_known=False)
+    document = cases.document(found)
+    assert document["dense"]["accuracy"] is None
+    page = render(document, found)
+    assert _sections(page) == ALL
+    assert "same answer as dense, %" in page
+    assert "accuracy, %" not in page
+    assert "nan" not in re.findall(r">([^<]*)<", page)
+    assert "(wrong)" not in page
+
+
+def test_shows_a_model_without_stages(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 4)
+    document = cases.document(found, checked=False)
+    nothing: dict[str, Any] = {"shallow_end": None, "exit_layer": None, "fusion": []}
+    document["stages"]["overall"] |= nothing
+    document["stages"] |= {"filter": None, "pruner": None, "notes": ["Nothing was found."]}
+    page = render(document, found)
+    assert "no deep stage" in page
+    assert "Nothing was found." in page
+    assert "The data support no settings" in page
+    document["stages"]["overall"]["needs_image"] = False
+    assert "no stages: little is lost without the image" in render(document, found)
+
+
+def test_explorer_holds_the_numbers(folder: Path, page: str) -> None:
+    sample = _explorer(page)["samples"][0]
+    record = next(r for r in cases.records(folder) if r["question"] == sample["question"])
+    weights = np.array(record["parts"]["attention"]["attention"]["arrays"]["map"]["values"])
+    stored = np.frombuffer(base64.b64decode(sample["attention"]["data"]), np.uint8).reshape(weights.shape)
+    most = np.array(sample["attention"]["most"])[:, None]
+    np.testing.assert_allclose(stored / 255 * most, weights, atol=float(weights.max()) / 400)
+    norms = np.array(record["parts"]["influence"]["influence"]["arrays"]["norm"]["values"])[3]
+    assert set(sample["kept"]) == set(np.argsort(-norms)[:5].tolist())
+    assert sample["grid"] == [cases.ROWS, cases.COLUMNS]
+    assert sample["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_explorer_covers_kinds_before_it_repeats_one(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 8)
+    chosen = choose(found, 4)
+    assert {record["type"] for record in chosen[:3]} == {record["type"] for record in found}
+    assert len({json.dumps(record) for record in choose(found, 99)}) == 8
+
+
+def test_explorer_tells_what_it_cannot_show(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 2)
+    (tmp_path / "picture-0.png").unlink()
+    found[1]["grids"] = [[2, 5], [2, 5]]
+    data = explorer_data(cases.document(found), found)
+    assert data is not None
+    by_question = {sample["question"]: sample for sample in data["samples"]}
+    gone, several = (by_question[record["question"]] for record in found)
+    assert gone["image"] is None
+    assert "picture-0.png can no longer be read" in gone["missing"]
+    assert gone["grid"] == [cases.ROWS, cases.COLUMNS]
+    assert several["grid"] is None
+
+
+def test_page_stays_small_with_large_maps(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 8)
+    document = cases.document(found)
+    tokens, layers = 9000, 40
+    numbers = np.random.default_rng(0).random((layers, tokens)).round(3).tolist()
+    for record in found:
+        record["visual_tokens"] = tokens
+        for part, name in (("attention", "map"), ("influence", "norm")):
+            record["parts"][part][part]["arrays"][name]["values"] = numbers
+    data = explorer_data(document, found)
+    assert data is not None
+    assert 1 <= len(data["samples"]) < 8
+    assert len(json.dumps(data)) <= MOST_BYTES
+    assert len(render(document, found)) < 5_000_000
