@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from visipruner.analysis.results import Labelled, Result
-from visipruner.analysis.stages import TOLERANCES
+from visipruner.analysis.stages import Metric
 from visipruner.analysis.study import Record
 from visipruner.analysis.summary import Study
 
@@ -33,7 +33,7 @@ def records(folder: Path, count: int = 8, *, answers_known: bool = True, parts: 
     return made
 
 
-def document(found: list[Record], *, checked: bool = True) -> dict[str, Any]:
+def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl") -> dict[str, Any]:
     """What `analysis.json` would hold, read back from JSON."""
     study = Study(found)
     made = {
@@ -45,7 +45,7 @@ def document(found: list[Record], *, checked: bool = True) -> dict[str, Any]:
         **study.summary(),
     }
     if {"sweeps", "influence", "scores"} <= set(study.parts):
-        stages = study.stages(TOLERANCES[study.metric]).to_dict()
+        stages = study.stages(metric).to_dict()
         interval = {"value": 2.0, "low": 1.0, "high": 3.0}
         # Made-up numbers need not have stages, the page must be able to show them.
         stages["overall"] |= {

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.report import cases
+from visipruner.analysis.stages import Metric
 from visipruner.report.analysis import render, write_report
 from visipruner.report.explorer import MOST_BYTES, choose, explorer_data
 
@@ -94,7 +95,7 @@ def test_escapes_what_data_bring(page: str) -> None:
 def test_names_no_address_and_no_folder(page: str, folder: Path) -> None:
     assert re.findall(r"\w+://", page) == []
     assert set(re.findall(r'(?:src|href)="([^#"]*)', page)) <= {"data:,", ""}
-    assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
     assert str(folder) not in page
 
 
@@ -115,11 +116,23 @@ def test_shows_agreement_where_no_answer_is_known(tmp_path: Path) -> None:
     document = cases.document(found)
     assert document["dense"]["accuracy"] is None
     page = render(document, found)
-    assert _sections(page) == ALL
+    # Both measures that are left stand in the first figure.
+    assert _sections(page) == ALL - {"knockouts"}
     assert "same answer as dense, %" in page
     assert "accuracy, %" not in page
     assert "nan" not in re.findall(r">([^<]*)<", page)
     assert "(wrong)" not in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "tolerance"), [("kl", "0.05 nats"), ("agreement", "5 points"), ("accuracy", "2 points")]
+)
+def test_shows_what_stages_were_read_off(metric: Metric, tolerance: str, tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 4)
+    page = render(cases.document(found, metric=metric), found)
+    assert f"tolerance, {tolerance}" in page
+    assert f"no more than {tolerance} (" in page
+    assert "dense model" in page
 
 
 def test_shows_a_model_without_stages(tmp_path: Path) -> None:

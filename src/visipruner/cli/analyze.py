@@ -45,6 +45,7 @@ def execute(job: Job) -> None:
     """Measures, reads off the stages, writes analysis.json, pruner.json, report.html. Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
     from visipruner.analysis.study import Task, check_folder, measure
+    from visipruner.report.analysis import write_report  # what it needs is missed now, not after hours
     from visipruner.samples import spread
 
     parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
@@ -72,8 +73,6 @@ def execute(job: Job) -> None:
             _add_check(loaded, stages, others, document, status, job.max_new_tokens)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
     write_json(job.out / "analysis.json", document)
-    from visipruner.report.analysis import write_report
-
     write_report(job.out / "report.html", document, records)
     _conclude(Console(highlight=False), job, document, stages)
 

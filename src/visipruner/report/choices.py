@@ -11,6 +11,7 @@ from visipruner.report.words import (
     MEASURE_NAMES,
     basis,
     interval,
+    loss,
     measure_of,
     percent,
     point,
@@ -97,10 +98,10 @@ def check(document: Document) -> Section | None:
         )
     text, code = [], ""
     choice = stages["filter"] if stages else None
-    if choice:
+    if stages and choice:
         text.append(
             f"Proposed: after layer {choice['layer']} the {choice['budget']} most influential visual tokens go on "
-            f"(loss of this step alone: {interval(choice['loss'])}); a cosine threshold of "
+            f"(this step alone: {_loss(choice['loss'], stages['metric'])}); a cosine threshold of "
             f"{choice['threshold']:.4f} would fire there, give or take a layer, in {percent(choice['hits'])} of "
             "samples."
         )
@@ -109,6 +110,11 @@ def check(document: Document) -> Section | None:
     else:
         text.append("The data support no settings: see the notes under the first figure.")
     return Section("check", "Proposed settings", text, tables=tables, code=code)
+
+
+def _loss(found: dict[str, float], metric: str) -> str:
+    low, high = (loss(found[name], metric) for name in ("low", "high"))
+    return f"{loss(found['value'], metric)} lost, 95 %: {low} to {high}"
 
 
 def paper(document: Document) -> Section | None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from visipruner.report import style
-from visipruner.report.words import MEASURE_NAMES, dense_level, layers, measure_of
-
-_WINDOW = "sweep_window"
+from visipruner.report.words import MEASURE_NAMES, dense_level, evidence_of, layers, loss, measure_of, places_of
 
 
 def headline_figure(document: dict[str, Any], narrow: bool = False) -> Figure:
-    """Stages (where they were read off) over accuracy, or agreement where right answers are unknown.
+    """Stages over the curves they were read off, and over accuracy (agreement where right answers are unknown).
 
     Layer l lies between the ticks l and l + 1. Save it inside `style.styled()`.
 
@@ -24,18 +21,18 @@ def headline_figure(document: dict[str, Any], narrow: bool = False) -> Figure:
         document: of `analysis.json`, with the part "sweeps". narrow: for a phone.
     """
     with style.styled():
-        has_stages = "stages" in document
-        figure = Figure(figsize=(4.8, 6.6) if narrow else (9.6, 6.2), layout="constrained")
-        heights = [0.55, 3.0, 2.0] if has_stages else [3.0, 2.0]
-        axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
-        if has_stages:
+        measures = list(dict.fromkeys((evidence_of(document), measure_of(document))))
+        heights = [0.55] * ("stages" in document) + [2.4] * len(measures)
+        size = (4.8, 2.0 + 1.1 * sum(heights)) if narrow else (9.6, 1.0 + sum(heights))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+        if "stages" in document:
             _draw_bar(axes.pop(0), document, narrow)
-        _draw_cuts(axes[0], document, narrow)
-        _draw_windows(axes[1], document)
+        for panel, measure in zip(axes, measures, strict=True):
+            _draw_evidence(panel, document, measure, narrow, with_names=panel is axes[0])
         last = document["model"]["layers"]
-        axes[1].set_xlim(-0.4, last + 0.4)
-        style.layer_axis(axes[1], last, "layer k")
-        axes[1].set_xlim(-0.4, last + 0.4)
+        style.layer_axis(axes[-1], last, "layer k")
+        axes[-1].set_xlim(-0.4, last + 0.4)
         return figure
 
 
@@ -60,7 +57,7 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     for part in found["fusion"]:
         first, end = part["first_layer"], part["last_layer"] + 1
         axes.barh(0.5, end - first, left=first, height=1.0, color=style.STAGE_COLORS["fusion"], edgecolor="white")
-    places = ", ".join(f"{part['first_layer']}–{part['last_layer']}" for part in found["fusion"])
+    places = places_of(found["fusion"])
     told.append(_key("fusion", f"fusion, layers {places}" if places else "no single place of fusion", places))
     told.append(_key("deep", f"deep, from {layers(leave)}" if leave else "no deep stage", leave))
     told.append(_key("between", "between", True))
@@ -93,29 +90,32 @@ def _draw_interval(axes: Axes, found: dict[str, float], height: float) -> None:
         )  # fmt: skip
 
 
-def _draw_cuts(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
-    measure = measure_of(document)
-    for name, label, color, marker in (
-        ("sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o"),
-        ("discard", "image discarded from layer k on", style.PURPLE, "s"),
+def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: bool, with_names: bool) -> None:
+    """Both cuts and the windows in one measure; the dense model, and the tolerance where stages were read off it."""
+    window, scale = document["settings"]["plan"]["window"], 1.0 if measure == "kl" else 100.0
+    for name, label, color, marker, shift in (
+        ("sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o", 0.0),
+        ("discard", "image discarded from layer k on", style.PURPLE, "s", 0.0),
+        ("sweep_window", f"text cannot see it in {window} layers (at their middle)", style.ORANGE, "^", window / 2),
     ):
         sweep = document["sweeps"][name]
-        style.draw_curve(axes, sweep["layer"], sweep[measure], color, label, scale=100, marker=marker)
-    _draw_dense(axes, document)
-    axes.set_ylabel(f"{MEASURE_NAMES[measure]}, %")
-    style.legend_above(axes, 1 if narrow else 3)
-
-
-def _draw_windows(axes: Axes, document: dict[str, Any]) -> None:
-    measure = measure_of(document)
-    window, sweep = document["settings"]["plan"]["window"], document["sweeps"][_WINDOW]
-    middle = np.array(sweep["layer"]) + window / 2
-    label = f"text cannot see the image in {window} layers (drawn at their middle)"
-    style.draw_curve(axes, middle.tolist(), sweep[measure], style.ORANGE, label, scale=100, marker="^")
-    _draw_dense(axes, document, None)
-    axes.set_ylabel(f"{MEASURE_NAMES[measure]}, %")
-    style.legend_above(axes, 1)
-
-
-def _draw_dense(axes: Axes, document: dict[str, Any], label: str | None = "dense model") -> None:
-    axes.axhline(100 * dense_level(document), color=style.INK, linewidth=1, linestyle=(0, (5, 3)), label=label)
+        places = [layer + shift for layer in sweep["layer"]]
+        style.draw_curve(axes, places, sweep[measure], color, label, scale=scale, marker=marker, band=0.14)
+    dense = 0.0
+    if measure == "kl":
+        style.nats_axis(axes, "y")
+        axes.set_ylabel("KL from dense, nats")
+    else:
+        dense = dense_level(document) if measure == measure_of(document) else 1.0
+        axes.axhline(100 * dense, color=style.INK, linewidth=1, linestyle=(0, (5, 3)), label="dense model")
+        axes.set_ylabel(f"{MEASURE_NAMES[measure]}, %")
+    stages = document.get("stages")
+    if stages and measure == stages["metric"]:
+        tolerance = stages["tolerance"]
+        level = tolerance if measure == "kl" else 100 * (dense - tolerance)
+        label = f"tolerance, {loss(tolerance, measure)}"
+        axes.axhline(level, color=style.INK, linewidth=1, linestyle=":", label=label)
+    if with_names:
+        style.legend_above(axes, 1 if narrow else 2)
+    elif measure != "kl":
+        style.legend_above(axes, 1, axes.get_lines()[-1:])

@@ -8,6 +8,7 @@ from visipruner.report.words import (
     MEASURE_NAMES,
     TEACHER_FORCED,
     basis,
+    evidence_of,
     interval,
     measure_of,
     point,
@@ -20,7 +21,12 @@ def sweeps(document: Document) -> Section | None:
     """The sweeps in the measures that the first figure leaves out."""
     if "sweeps" not in document:
         return None
-    measures = ["kl"] if measure_of(document) == "agreement" else ["agreement", "kl"]
+    shown = {measure_of(document), evidence_of(document)}
+    measures = [measure for measure in ("accuracy", "agreement", "kl") if measure not in shown]
+    if document["dense"]["accuracy"] is None and "accuracy" in measures:
+        measures.remove("accuracy")
+    if not measures:
+        return None
     window = document["settings"]["plan"]["window"]
     words = {
         "agreement": "Share of samples whose answer stays that of the dense model, right or wrong.",

@@ -13,9 +13,12 @@ from visipruner.report.words import (
     TEACHER_FORCED,
     basis,
     dense_level,
+    evidence_of,
     interval,
     layers,
+    loss,
     measure_of,
+    places_of,
     point,
     share,
 )
@@ -34,7 +37,7 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
     stages = document.get("stages")
     if stages and stages["overall"]["needs_image"]:
         shallow, leave = stages["overall"]["shallow_end"], stages["overall"]["exit_layer"]
-        places = ", ".join(f"{part['first_layer']}–{part['last_layer']}" for part in stages["overall"]["fusion"])
+        places = places_of(stages["overall"]["fusion"])
         last = stages["num_layers"]
         told += [
             (
@@ -66,18 +69,19 @@ def stages(document: Document) -> Section | None:
     """The first figure and what was found in words."""
     if "sweeps" not in document:
         return None
-    measure, stages = measure_of(document), document.get("stages")
+    stages = document.get("stages")
+    measures = " and ".join(dict.fromkeys((MEASURE_NAMES[evidence_of(document)], MEASURE_NAMES[measure_of(document)])))
     caption = (
-        f"Layer l lies between the ticks l and l + 1. Curves: {MEASURE_NAMES[measure]} with text → visual attention "
+        f"Layer l lies between the ticks l and l + 1. Curves: {measures} with text → visual attention "
         "cut in all layers below k, with all visual tokens discarded from layer k on, and with the attention cut in a "
         f"moving window; the dashed line is the dense model. {basis(document)} "
     )
     text = []
     if stages:
         caption += (
-            f"Bar: up to where, and from where on, no more than {100 * stages['tolerance']:.0f} points are lost; "
-            "whiskers are the boundary's 95 % interval. Not shown: what pruning by these boundaries does "
-            "(see the proposed settings). "
+            f"Bar: up to where, and from where on, no more than {loss(stages['tolerance'], stages['metric'])} "
+            f"({MEASURE_NAMES[stages['metric']]}) are lost; whiskers are the boundary's 95 % interval. Not shown: what "
+            "pruning by these boundaries does (see the proposed settings). "
         )
     else:
         text = ["The parts that stages are read off were not all measured, so there are curves but no stages."]
@@ -115,16 +119,17 @@ def types(document: Document) -> Section | None:
             )
         )
     if sweeps:
-        measure = measure_of(document)
+        measure = evidence_of(document)
         drawn = [kind for kind in order if kinds[kind]["samples"] >= _FEWEST][:_MOST_TYPES]
         for kind in drawn:
             svg = effects.sweeps_of_type(document, kind)
             pictures.append(Picture(f"{_kind(kind)}, {kinds[kind]['samples']} samples", svg, small=True))
+        unit = "nats, linear below 0.01" if measure == "kl" else "per cent"
         left = f" Of {len(order)} kinds those with most samples are drawn." if len(drawn) < len(order) else ""
         text = [
-            f"Each panel: {MEASURE_NAMES[measure]} in per cent with text → visual attention cut below layer k (blue, "
+            f"Each panel: {MEASURE_NAMES[measure]} ({unit}) with text → visual attention cut below layer k (blue, "
             "circles) and with the image discarded from k on (purple, squares), 95 % bands over images; dotted: the "
-            "boundaries of this kind, dashed: the dense model. Bands of few samples are rough, and narrow where all "
+            "boundaries of this kind. Bands of few samples are rough, and narrow where all "
             f"samples agree.{left}"
         ]
     return Section("kinds", "By kind of question", text if pictures else (), pictures, tables)
@@ -138,5 +143,5 @@ def _boundary_cells(found: dict[str, Any], accuracy: dict[str, Any] | None) -> t
     level = "–" if accuracy is None else share(accuracy["mean"][0])
     if not found["needs_image"]:
         return str(found["samples"]), level, "image not needed", "–", "–"
-    places = ", ".join(f"{part['first_layer']}–{part['last_layer']}" for part in found["fusion"])
+    places = places_of(found["fusion"])
     return str(found["samples"]), level, layers(found["shallow_end"]), places or "none", layers(found["exit_layer"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from visipruner.report.content import Table
-from visipruner.report.words import MEASURE_NAMES, interval, layers, measure_of, percent, point, share
+from visipruner.report.words import MEASURE_NAMES, interval, layers, loss, measure_of, percent, point, share
 
 _PAPER_LAYERS = 32
 Row = tuple[str, str, str, str]
@@ -58,7 +58,7 @@ def _sweeps(document: dict[str, Any]) -> Iterator[Row]:
             "text → visual cut in layers 0 .. k−1: where quality falls",
             "from about k = 8",
             f"k = {layers(shallow)}" if shallow else "from k = 1 on",
-            f"ours: last k that loses at most {100 * stages['tolerance']:.0f} points",
+            f"ours: last k that costs at most {loss(stages['tolerance'], stages['metric'])}",
         )
     means = moving[measure_of(document)]["mean"]
     known = [value if value is not None else np.inf for value in means]

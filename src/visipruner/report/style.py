@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -71,7 +72,7 @@ def new_figure(width: float = 5.0, height: float = 3.1) -> tuple[Figure, Axes]:
 def to_svg(figure: Figure, name: str) -> str:
     """An `<svg>` element for HTML, the same bytes for the same figure. `name` keeps ids of several figures apart."""
     buffer = io.StringIO()
-    with styled(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with styled(), matplotlib.rc_context({"svg.hashsalt": "report"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -80,8 +81,15 @@ def to_svg(figure: Figure, name: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)
+    text = _renamed(text, hashlib.sha256(name.encode()).hexdigest()[:8])
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _renamed(svg: str, prefix: str) -> str:
+    """Ids in order of their appearance: matplotlib's own may hold addresses in memory."""
+    names = {name: f"f{prefix}-{number}" for number, name in enumerate(re.findall(r' id="([^"]+)"', svg))}
+    return re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + names.get(found[2], found[2]), svg)
 
 
 def numbers(values: Sequence[float | None], scale: float = 1.0) -> Any:
@@ -131,8 +139,12 @@ def nats_axis(axes: Axes, which: Literal["x", "y"]) -> None:
         axes.set_xlim(0, max(axes.dataLim.x1 * 1.3, 0.02))
 
 
-def legend_above(axes: Axes, columns: int = 2) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
+def legend_above(axes: Axes, columns: int = 2, lines: Sequence[Any] | None = None) -> None:
+    """A legend on top of the axes, of all that has a label or of `lines`."""
+    shown = axes.get_legend_handles_labels()[0] if lines is None else list(lines)
+    axes.legend(
+        handles=shown, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4
+    )
 
 
 def layer_axis(axes: Axes, last: float, label: str = "layer") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEACHER_FORCED = "An answer counts as the same only token for token, read along the dense answer."
@@ -18,6 +18,17 @@ def dense_level(document: Mapping[str, Any]) -> float:
     """What the dense model reaches in `measure_of`, a share."""
     accuracy = document["dense"]["accuracy"]
     return 1.0 if accuracy is None else float(accuracy["mean"][0])
+
+
+def evidence_of(document: Mapping[str, Any]) -> str:
+    """The measure that the stages were read off; without stages `measure_of`."""
+    stages = document.get("stages")
+    return str(stages["metric"]) if stages else measure_of(document)
+
+
+def loss(value: float, metric: str) -> str:
+    """A loss or a tolerance in the metric's unit."""
+    return f"{value:.3g} nats" if metric == "kl" else f"{100 * value:.3g} points"
 
 
 def share(value: float | None) -> str:
@@ -45,6 +56,12 @@ def point(curve: Mapping[str, Any], place: int) -> dict[str, float] | None:
 def layers(found: Mapping[str, float] | None) -> str:
     """`12 (10–14)`."""
     return interval(found, scale=1, digits=0, unit="")
+
+
+def places_of(fusion: Sequence[Mapping[str, Any]]) -> str:
+    """`8–9, 23`; empty where there is no fusion."""
+    spans = [(part["first_layer"], part["last_layer"]) for part in fusion]
+    return ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in spans)
 
 
 def basis(document: Mapping[str, Any], samples: int | None = None) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from visipruner.report import style
 from visipruner.report.content import Document
 from visipruner.report.figures.drawing import drawn, factor, finish
-from visipruner.report.words import MEASURE_NAMES, dense_level, measure_of
+from visipruner.report.words import MEASURE_NAMES, dense_level, evidence_of, measure_of
 
 CONDITIONS = {
     "cut": "all cut before the softmax",
@@ -52,7 +52,7 @@ def sweeps(document: Document, measure: str) -> Figure:
 @drawn
 def sweeps_of_type(document: Document, kind: str) -> Figure:
     """Both cuts for one kind of question; its boundaries as vertical lines."""
-    measure = measure_of(document)
+    measure = evidence_of(document)
     figure, axes = style.new_figure(3.4, 2.3)
     scale = factor(measure)
     for name, color, marker in (
@@ -65,9 +65,10 @@ def sweeps_of_type(document: Document, kind: str) -> Figure:
     for name, color in (("shallow_end", style.BLUE), ("exit_layer", style.PURPLE)):
         if found.get(name):
             axes.axvline(found[name]["value"], color=color, linewidth=1, linestyle=":")
-    dense = document["dense"]["by_type"][kind]["accuracy"]
+    dense = document["dense"]["by_type"][kind]["accuracy"] if measure == "accuracy" else None
     finish(axes, document, measure, 1.0 if dense is None else dense)
-    axes.set_ylim(-4, 104)
+    if measure != "kl":
+        axes.set_ylim(-4, 104)
     style.layer_axis(axes, document["model"]["layers"], "layer k")
     return figure
 
