@@ -13,7 +13,7 @@ import visipruner as vp
 from tests.families.prompts import Prompt, extended
 from tests.families.test_matrix import CLOSE, PRUNERS, each_cell, each_pruner
 from tests.families.tried import tries
-from tests.families.zoo import FAMILIES, LAYERS, built, inputs, prompt, visual_rows
+from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 from visipruner.engine.view import LayerView
 from visipruner.pruners.base import PromptRun
@@ -176,3 +176,49 @@ def test_an_image_and_a_video_in_one_prompt(name: str, pruner: str) -> None:
     with oracle(model, pruned_edit(visual, kept, PRUNERS[pruner])), torch.no_grad():
         expected = model(**longer, use_cache=False).logits[0, -1]
     torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+@tries("video", "batch")
+@each_pruner
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is not None])
+def test_videos_in_a_batch(name: str, pruner: str) -> None:
+    model = built(name)
+    prompts = [prompt(name, layout, seed) for seed, layout in enumerate([[3, -1, 6], [7], [2, -1, 2, -1, 4]])]
+    together = inputs(name, prompts)
+    with vp.attach(model, PRUNERS[pruner]), torch.no_grad():
+        logits = model(**together).logits
+        for row, pieces in zip(logits, prompts, strict=True):
+            alone = model(**inputs(name, [pieces])).logits[0]
+            torch.testing.assert_close(row[-4:], alone[-4:], **CLOSE)
+
+
+# ---- prompts nobody writes ------------------------------------------------------------------------------------------
+
+
+@tries("image", "several images")
+@each_cell
+@pytest.mark.parametrize("pruner", ["schedule", "ffn"])
+def test_nothing_but_images(name: str, attn: str, pruner: str) -> None:
+    model = built(name, attn)
+    prepared = inputs(name, [prompt(name, [0, 0])])
+    visual = visual_rows(prepared["input_ids"])[0]
+    visual[-1] = False  # the next token is read from the last row: it stays whatever it is
+    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+        logits = model(**prepared).logits[0]
+    assert handle.trace[0].num_visual == int(visual.sum())
+    with oracle(model, pruned_edit(visual, handle.trace[0].kept, PRUNERS[pruner])), torch.no_grad():
+        expected = model(**prepared, use_cache=False).logits[0]
+    torch.testing.assert_close(logits[~visual], expected[~visual], **CLOSE)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_hidden_states_are_the_hosts_where_nothing_is_pruned(name: str) -> None:
+    """Features that the host adds between layers (DeepStack) show where the host shows them."""
+    model = built(name, "eager")
+    prepared = inputs(name, [prompt(name, [3, 0, 5])])
+    with torch.no_grad():
+        plain = model(**prepared, output_hidden_states=True).hidden_states
+        with vp.attach(model, vp.NoPruning()):
+            attached = model(**prepared, output_hidden_states=True).hidden_states
+    assert len(plain) == LAYERS + 1
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(attached, plain, strict=True))

@@ -413,6 +413,20 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# One of each adapter and kind of host, for what does not depend on the rest.
+DISTINCT = (
+    "llava",
+    "pixtral",
+    "llava-next",
+    "qwen2-vl",
+    "qwen3-vl",
+    "internvl",
+    "idefics3",
+    "mistral3",
+    "paligemma2",
+    "gemma3",
+)
+
 
 @cache
 def built(name: str, attn: str = "sdpa") -> Any:
