@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from tests.models import LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
 from visipruner.pruners.registry import available, method_class
@@ -31,5 +33,13 @@ METHODS: dict[str, Pruner] = {
 }
 # Those whose rows are the plain model's own, so that dropping rows is cutting edges.
 SELECTS = {name: pruner for name, pruner in METHODS.items() if not pruner.merges}
+_Cell = tuple[str, ...]
+
+
+def cells(full: Sequence[_Cell], few: Sequence[_Cell], methods: Iterable[str] = METHODS) -> list[_Cell]:
+    """`(method, *cell)`: every cell for the pruners tuned by hand, a few for all the others."""
+    return [(name, *cell) for name in methods for cell in (full if name in PRUNERS else few)]
+
+
 # One of each way to leave: for what depends on the way, not on the method.
 WAYS = {**PRUNERS, **{name: METHODS[name] for name in ("random", "pyramiddrop", "sparsevlm")}}

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, PRUNERS
+from tests.engine.cases import METHODS, PRUNERS, cells
 from tests.models import GRID, IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
 IMAGES = [1, 0, 2, 1]
+_ALL = [(text, attn) for text in ("llama", "mistral-sliding") for attn in ("sdpa", "eager")]
 
 
 def _alone(inputs: dict[str, Any], example: int) -> dict[str, Any]:
@@ -24,10 +25,8 @@ def _alone(inputs: dict[str, Any], example: int) -> dict[str, Any]:
     return alone
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pruner", METHODS)
-@pytest.mark.parametrize("text", ["llama", "mistral-sliding"])
+@pytest.mark.parametrize(("pruner", "text", "attn"), cells(_ALL, [("llama", "sdpa"), ("llama", "eager")]))
 def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side: str, attn: str) -> None:
     model = llava_model("clip", text, attn)
     inputs = llava_inputs(LAYOUTS, side)
@@ -51,13 +50,14 @@ def test_a_batch_gives_what_its_examples_give_alone(text: str, pruner: str, side
     assert together[1].num_visual == 0
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", METHODS)
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_generating_in_a_batch(pruner: str, attn: str, use_cache: bool) -> None:
+@pytest.mark.parametrize(
+    ("pruner", "attn", "cache"),
+    cells([(attn, cache) for attn in ("sdpa", "eager") for cache in ("cache", "no-cache")], [("sdpa", "cache")]),
+)
+def test_generating_in_a_batch(pruner: str, attn: str, cache: str) -> None:
     model = llava_model("clip", "llama", attn)
     inputs = llava_inputs(LAYOUTS, "left")
-    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": use_cache}
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_cache": cache == "cache"}
     settings["suppress_tokens"] = [IMAGE_TOKEN]
     with vp.attach(model, METHODS[pruner]):
         together = model.generate(**inputs, **settings)[:, -5:]

@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import visipruner as vp
-from tests.engine.cases import METHODS, PRUNERS, SELECTS
+from tests.engine.cases import METHODS, PRUNERS, SELECTS, cells
 from tests.models import IMAGE_TOKEN, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
 STEPS = 5
 TOLERANCE = 2e-5
-LLAVAS = [("clip", "llama"), ("siglip", "qwen2"), ("dinov2", "mistral-sliding")]
+_LLAVAS = [("clip", "llama"), ("siglip", "qwen2"), ("dinov2", "mistral-sliding")]
+_ALL = [(*models, attn) for models in _LLAVAS for attn in ("sdpa", "eager")]
+_FEW = [("clip", "llama", "sdpa"), ("siglip", "qwen2", "sdpa"), ("dinov2", "mistral-sliding", "eager")]
 
 
 def _generate(model: Any, **inputs: Any) -> Any:
@@ -70,9 +72,7 @@ def test_without_a_cache_the_prompts_selections_hold(kind: str, pruner: str, att
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", SELECTS)
-@pytest.mark.parametrize(("vision", "text"), LLAVAS)
+@pytest.mark.parametrize(("pruner", "vision", "text", "attn"), cells(_ALL, _FEW, SELECTS))
 def test_llava_decoding_equals_the_full_model_with_edges_cut(vision: str, text: str, pruner: str, attn: str) -> None:
     model = llava_model(vision, text, attn)
     inputs = llava_inputs([[4, 0, 7]])
@@ -89,9 +89,7 @@ def test_llava_decoding_equals_the_full_model_with_edges_cut(vision: str, text: 
     )
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("pruner", METHODS)
-@pytest.mark.parametrize(("vision", "text"), LLAVAS)
+@pytest.mark.parametrize(("pruner", "vision", "text", "attn"), cells(_FEW, [_FEW[0], _FEW[2]]))
 def test_llava_without_a_cache_the_prompts_selections_hold(vision: str, text: str, pruner: str, attn: str) -> None:
     model = llava_model(vision, text, attn)
     inputs = llava_inputs([[4, 0, 7]])

@@ -22,7 +22,7 @@ class ReplayRun(PromptRun):
         self._kept, self._merged = kept, merged
 
     def observes_entry(self, layer: int) -> bool:
-        return True
+        return layer == 0 or layer in self._merged or len(self._kept[layer]) < len(self._kept[layer - 1])
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
         wanted = torch.tensor(self._kept[layer], dtype=torch.long, device=view.tokens.device)

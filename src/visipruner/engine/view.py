@@ -88,11 +88,12 @@ class LayerView:
         No whole map is ever held; take from each chunk what is needed and let it go.
         """
         heads, kv_heads = self._queries.shape[0], self.keys.shape[0]
+        keys = self.keys.float().unsqueeze(1).transpose(2, 3)
         for part in torch.split(rows, CHUNK):
             self.pairs += part.numel() * self.keys.shape[1]
             queries = self._queries[:, self._rows[part]].float()
             groups = queries.view(kv_heads, heads // kv_heads, part.numel(), -1)
-            logits = groups @ self.keys.float().unsqueeze(1).transpose(2, 3) * self._scaling
+            logits = groups @ keys * self._scaling
             logits = softcapped(logits, self._softcap)
             allowed = self._allowed(part)
             if allowed is not None:
