@@ -11,8 +11,9 @@ import pytest
 from tests.analysis.planted import pictures, planted
 from visipruner import attach
 from visipruner.analysis import find_stages
+from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap
-from visipruner.analysis.stages import Evidence, stages_from
+from visipruner.analysis.stages import stages_from
 from visipruner.errors import ConfigError
 
 LAYERS = 10

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visipruner.analysis.evidence import Metric
 from visipruner.analysis.results import Labelled, Result
-from visipruner.analysis.stages import Metric
 from visipruner.analysis.study import Record
 from visipruner.analysis.summary import Study
 

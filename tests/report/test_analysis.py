@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.report import cases
-from visipruner.analysis.stages import Metric
+from visipruner.analysis.evidence import Metric
 from visipruner.report.analysis import render, write_report
 from visipruner.report.explorer import MOST_BYTES, choose, explorer_data
 

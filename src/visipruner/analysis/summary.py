@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from visipruner.analysis.attention import overlap
+from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.results import Array, Result
-from visipruner.analysis.stages import TOLERANCES, Evidence, Metric, Stages, stages_from
+from visipruner.analysis.stages import Stages, stages_from
 from visipruner.analysis.study import Record, Task, measure
 from visipruner.errors import ConfigError
 from visipruner.samples import Sample

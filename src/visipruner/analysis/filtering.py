@@ -1,0 +1,93 @@
+"""Where to filter and how many tokens to keep, and whether a threshold would find that layer by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visipruner.analysis.boundaries import Boundaries
+from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.intervals import Bootstrap, Interval
+from visipruner.analysis.results import Array
+
+
+@dataclass(frozen=True)
+class FilterChoice:
+    """Where to filter, and how many tokens to keep.
+
+    Attributes:
+        layer: the filter layer; budget: tokens that go on; loss: against dense, of this step alone.
+        threshold: the `filter_threshold` that fires at this layer (give or take one) most often; hits: how often.
+        token_threshold: relative length ||c_j|| / ||o|| that keeps `budget` tokens in the median sample.
+    """
+
+    layer: int
+    budget: int
+    loss: Interval
+    threshold: float
+    hits: float
+    token_threshold: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "loss": self.loss.to_dict()}
+
+
+def filter_choice(
+    evidence: Evidence, overall: Boundaries, tolerance: float, seed: int, num_layers: int
+) -> FilterChoice | None:
+    """The choice with the fewest visual token-layers whose loss stays within the tolerance from its layer on."""
+    if not overall.needs_image or evidence.kept.size == 0:
+        return None
+    bootstrap = Bootstrap(evidence.images, seed)
+    shallow_end = int(overall.shallow_end.low) if overall.shallow_end else 0
+    leave = int(overall.exit_layer.high) if overall.exit_layer else num_layers
+    whole = evidence.relative_norm.shape[-1]
+    best: tuple[float, int, int] | None = None
+    for b, budget in enumerate(evidence.budgets):
+        curve = bootstrap.curve(evidence.kept[:, b])
+        for place, layer in enumerate(evidence.layers):
+            # A later layer that loses more would make an early harmless one an accident.
+            harmless = bool((curve["mean"][place:] <= tolerance).all())
+            if harmless and shallow_end <= layer < leave - 1:
+                cost = (layer + 1) * whole + (leave - layer - 1) * budget
+                if best is None or cost < best[0]:
+                    best = (cost, b, place)
+    if best is None:
+        return None
+    _, b, place = best
+    layer, budget = evidence.layers[place], evidence.budgets[b]
+    loss = bootstrap.interval(lambda curve: float(curve[0]), evidence.kept[:, b, place : place + 1])
+    threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
+    ranked = -np.sort(-evidence.relative_norm[:, layer], axis=-1)
+    cut = float(np.nanmedian(ranked[:, min(budget, ranked.shape[-1]) - 1]))
+    return FilterChoice(layer, budget, loss, threshold, hits, cut)
+
+
+def _filter_threshold(distance: Array, layer: int, shallow_end: int) -> tuple[float, float]:
+    """The cosine threshold that fires at `layer`, give or take one, in the most samples."""
+    best = (0.995, -1.0)
+    for candidate in np.unique(distance[:, layer].clip(min=1e-6)):
+        threshold = candidate * (1 - 1e-6)
+        fired = np.array([first_layer(row > threshold, shallow_end + 1) for row in distance])
+        hits = float((np.abs(fired - layer) <= 1).mean())
+        if hits > best[1]:
+            best = (float(1 - threshold), hits)
+    return best
+
+
+def paper_exit(distance: Array, filter_layer: int) -> int:
+    """The first layer without vision by the paper's two consecutive votes, over all tokens; L where they fail."""
+    quiet = distance < 0.001
+    for layer in range(filter_layer + 2, len(distance)):
+        if quiet[layer] and quiet[layer - 1]:
+            return layer + 1
+    return len(distance)
+
+
+def first_layer(fires: Array, start: int) -> int:
+    """The first place from `start` on, or the length."""
+    later = np.flatnonzero(fires[start:])
+    return int(later[0]) + start if len(later) else len(fires)
