@@ -148,6 +148,19 @@ def test_a_batch_gives_what_its_examples_give_alone(name: str, attn: str, pruner
     assert [example.num_visual > 0 for example in together.examples] == [True, False, True]
 
 
+@tries("batch", "cache")
+@each_cell
+@pytest.mark.parametrize("pruner", ["schedule", "ffn"])
+def test_decoding_in_a_batch(name: str, attn: str, pruner: str) -> None:
+    model = built(name, attn)
+    prompts = [prompt(name, layout, seed) for seed, layout in enumerate(LAYOUTS)]
+    with vp.attach(model, PRUNERS[pruner]):
+        together = torch.stack(_generate(model, inputs(name, prompts)).logits, 1)
+        for logits, pieces in zip(together, prompts, strict=True):
+            alone = torch.stack(_generate(model, inputs(name, [pieces])).logits, 1)[0]
+            torch.testing.assert_close(logits, alone, **CLOSE)
+
+
 # ---- 4: keeping everything, and prompts without images, are the plain model to the last bit --------------------------
 
 

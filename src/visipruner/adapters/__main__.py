@@ -12,17 +12,21 @@ BEGIN = "<!-- Written by `python -m visipruner.adapters docs/families.md`; do no
 END = "<!-- End of what is written. -->\n"
 
 
+# Text decoders know no images: whoever calls them marks the rows, and most features are not theirs to have.
+_SHOWN = [adapter for adapter in BUILT_IN if adapter.locate is not None]
+
+
 def with_table(page: str) -> str:
     """`page` with a fresh table between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + table(BUILT_IN) + END + after
+    return before + BEGIN + table(_SHOWN) + END + after
 
 
 def main() -> None:
     """Prints the table, or writes it into the page named on the command line."""
     if len(sys.argv) == 1:
-        print(table(BUILT_IN), end="")
+        print(table(_SHOWN), end="")
         return
     path = Path(sys.argv[1])
     path.write_text(with_table(path.read_text()))

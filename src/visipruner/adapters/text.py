@@ -7,8 +7,4 @@ ADAPTER = Adapter(
     model_types=("llama", "mistral", "qwen2", "qwen3"),
     decoder=("model", ""),
     visual="those that `visual_mask` marks",
-    lacks={
-        "run": "A text decoder reads no image files.",
-        "new image": "The mask is the prompt's; later rows are text.",
-    },
 )
