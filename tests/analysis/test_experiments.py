@@ -199,6 +199,7 @@ def test_influence_per_layer() -> None:
         score = influence_of(weights, states.values, reading.visual)
         np.testing.assert_allclose(found["norm"].values[layer], score.norm.numpy())
         assert found["would_filter"].values[layer] == float((score.cosine < 0.995).any())
+        assert found["would_keep"].values[layer] == int((score.norm > 0.2).sum())
         assert set(found["top"].values[layer]) == set(score.norm.topk(3).indices.tolist())
 
 

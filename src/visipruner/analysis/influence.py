@@ -20,12 +20,15 @@ from visipruner.influence import influence
 Score = Callable[[Reading, int, Tensor], Tensor]
 
 
-def token_influence(reading: Reading, filter_threshold: float = 0.995, top: int = 10) -> Result:
+def token_influence(
+    reading: Reading, filter_threshold: float = 0.995, token_threshold: float = 0.2, top: int = 10
+) -> Result:
     """The paper's score of every visual token in every layer (section 4.2).
 
     With o the last row's attention output and c_j what token j brings to it. Arrays, L layers, n_v tokens:
         distance `[layer, token]`: 1 - cos(o, o - c_j). norm: ||c_j||. relative: ||c_j|| / ||o||.
         would_filter `[layer]`: whether any cosine is below `filter_threshold`.
+        would_keep `[layer]`: how many tokens have ||c_j|| above `token_threshold`.
         top `[layer, rank]`: the `top` tokens by ||c_j||.
         stability `[layer]`: overlap of a layer's top tokens with those of the next layer (NaN for the last).
     """
@@ -47,6 +50,9 @@ def token_influence(reading: Reading, filter_threshold: float = 0.995, top: int 
             "norm": Labelled(torch.stack(norms).numpy(), ("layer", "token"), "L2 norm"),
             "relative": Labelled(torch.stack(relatives).numpy(), ("layer", "token"), "share of the output's norm"),
             "would_filter": Labelled((distance > 1 - filter_threshold).any(-1).astype(float), ("layer",), "0 or 1"),
+            "would_keep": Labelled(
+                (torch.stack(norms) > token_threshold).sum(-1).numpy().astype(float), ("layer",), "tokens"
+            ),
             "top": Labelled(np.array(chosen), ("layer", "rank"), "token"),
             "stability": Labelled(np.array(stability), ("layer",), "share"),
         },

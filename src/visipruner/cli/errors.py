@@ -25,6 +25,7 @@ _EXTRA_OF = {
     "gguf": "testbed",
     "onnx": "testbed",
     "jinja2": "report",
+    "scipy": "cli",
     "matplotlib": "report",
 }
 

@@ -179,5 +179,5 @@ def _conclude(job: Job, document: dict[str, Any], status: Console) -> None:
 
         draw(document["rows"], job.out / "chart.png")
     except ImportError:
-        status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[eval]').[/yellow]")
+        status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[report]').[/yellow]")
     status.print(f"Results: {job.out / 'results.json'}")
