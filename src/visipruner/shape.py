@@ -57,4 +57,7 @@ def _active_width(text: Any) -> int:
     if not chosen:
         return int(text.intermediate_size)
     width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
-    return int(chosen * width + (getattr(text, "shared_expert_intermediate_size", None) or 0))
+    shared = (
+        getattr(text, "shared_expert_intermediate_size", None) or (getattr(text, "n_shared_experts", None) or 0) * width
+    )
+    return int(chosen * width + shared)

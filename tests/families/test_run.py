@@ -89,5 +89,5 @@ def test_the_package_that_a_processor_needs_is_named(name: str, tmp_path: Path, 
 
 
 def test_every_other_family_is_run() -> None:
-    """Pixtral behind LLaVA has the processor of Mistral 3."""
-    assert set(FAMILIES) - set(PROCESSORS) == {*WANTING, "pixtral"}
+    """Pixtral behind LLaVA has the processor of Mistral 3; the others are documented as not tried."""
+    assert set(FAMILIES) - set(PROCESSORS) == {*WANTING, "pixtral", "llava-next-video", "glm46v", "glm4v-moe"}

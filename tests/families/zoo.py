@@ -17,11 +17,14 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4vConfig,
+    Glm4vMoeConfig,
+    Glm46VConfig,
     Idefics3Config,
     InternVLConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
+    LlavaNextVideoConfig,
     LlavaOnevisionConfig,
     Mistral3Config,
     MistralConfig,
@@ -150,6 +153,11 @@ def _pooled_video(model: Any, number: int, only: bool, generator: torch.Generato
     return Piece([VIDEO] * count, [2] * count, {"pixel_values_videos": _pixels(generator, 1, 3, 3, 32, 32)})
 
 
+def _pooled_frames(model: Any, number: int, only: bool, generator: torch.Generator) -> Piece:
+    """LLaVA-NeXT-Video: three frames pooled to 2 x 2."""
+    return Piece([VIDEO] * 12, [2] * 12, {"pixel_values_videos": _pixels(generator, 1, 3, 3, 32, 32)})
+
+
 def _patches(grid: list[int], generator: torch.Generator) -> Tensor:
     return _pixels(generator, grid[0] * grid[1] * grid[2], 3 * 2 * 8 * 8)
 
@@ -247,6 +255,33 @@ def _qwen3(cls: Any, **text: Any) -> Callable[[], Any]:
 
 
 _MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_MOE_OF_GLM: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 0,
+}
+
+
+def _glm(cls: Any, **text: Any) -> Family:
+    rope = {**_MROPE, "partial_rotary_factor": 1.0}
+    sizes = {"depth": 1, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
+    kinds = {"text_config": {"model_type": "glm4v_text"}, "vision_config": {"model_type": "glm4v_vision"}}
+    named = kinds if cls is Glm46VConfig else {"text_config": {}, "vision_config": {}}
+    return Family(
+        lambda: cls(
+            text_config={**named["text_config"], **_TEXT, "rope_parameters": rope, **text},
+            vision_config={**named["vision_config"], **sizes, "patch_size": 8, "image_size": 64},
+            image_start_token_id=START,
+            image_end_token_id=END,
+            **_TOKENS,
+        ),
+        _mrope_image,
+        _mrope_video(True, IMAGE),
+        "mm_token_type_ids",
+    )
+
+
 _LAYER_TYPES = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 _GEMMA: dict[str, Any] = {**_TEXT, "head_dim": 8}
 
@@ -277,6 +312,18 @@ FAMILIES: dict[str, Family] = {
             vision_feature_layer=-1,
         ),
         _anyres,
+    ),
+    "llava-next-video": Family(
+        lambda: LlavaNextVideoConfig(
+            vision_config=CLIPVisionConfig(**_SQUARE),
+            text_config=LlamaConfig(**_TEXT),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_layer=-1,
+        ),
+        _anyres,
+        _pooled_frames,
     ),
     "llava-onevision": Family(
         lambda: LlavaOnevisionConfig(
@@ -391,26 +438,9 @@ FAMILIES: dict[str, Family] = {
         _square(16, around=True, types=1),
         types="token_type_ids",
     ),
-    "glm4v": Family(
-        lambda: Glm4vConfig(
-            text_config={**_TEXT, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
-            vision_config={
-                "patch_size": 8,
-                "depth": 1,
-                "num_heads": 2,
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "out_hidden_size": 32,
-                "image_size": 64,
-            },
-            image_start_token_id=START,
-            image_end_token_id=END,
-            **_TOKENS,
-        ),
-        _mrope_image,
-        _mrope_video(True, IMAGE),
-        "mm_token_type_ids",
-    ),
+    "glm4v": _glm(Glm4vConfig),
+    "glm46v": _glm(Glm46VConfig),
+    "glm4v-moe": _glm(Glm4vMoeConfig, **_MOE_OF_GLM),
 }
 
 # One of each adapter and kind of host, for what does not depend on the rest.

@@ -26,6 +26,7 @@ from visipruner.layout import ImageTokens
 BUILT_IN: tuple[Adapter, ...] = (
     llava.ADAPTER,
     llava_next.ADAPTER,
+    llava_next.VIDEO_ADAPTER,
     llava_onevision.ADAPTER,
     qwen_vl.QWEN2,
     qwen_vl.QWEN3,

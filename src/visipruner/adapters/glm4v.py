@@ -1,12 +1,12 @@
-"""GLM-4V (4.1V and its kin): as Qwen2-VL, with M-RoPE; video frames use the image token, a time stamp after each."""
+"""GLM-4.1V and its successors: as Qwen2-VL, with M-RoPE; video frames use the image token, a time stamp after each."""
 
 from visipruner.adapters.base import POSITIONS, VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.mrope import frames
 from visipruner.adapters.placeholders import Placeholder, rows_of
 
 ADAPTER = Adapter(
-    family="GLM-4V",
-    model_types=("glm4v",),
+    family="GLM-4.1V, 4.5V, 4.6V",
+    model_types=("glm4v", "glm4v_moe", "glm46v"),
     decoder=("model.language_model", "language_model"),
     embedder=("model", ""),
     locate=rows_of(Placeholder("image_token_id", (("pixel_values", "image"), ("pixel_values_videos", "video")))),
@@ -14,7 +14,7 @@ ADAPTER = Adapter(
     visual="merged patches of images and video frames; begin and end tokens and time stamps are text",
     remarks={
         "new image": POSITIONS,
-        "run": VIDEO_PROCESSOR,
+        "run": "Tried with GLM-4.1V. " + VIDEO_PROCESSOR,
         "video": "The host takes images and videos in different prompts only.",
     },
 )

@@ -1,11 +1,12 @@
-"""LLaVA-NeXT: a small view of the whole image, then its crops joined, each row ended by a learned newline feature.
+"""LLaVA-NeXT, and LLaVA-NeXT-Video: a small view of the whole image, then its crops joined.
 
-The newline features come from the connector, not from the tokenizer: they lie on image tokens and are part of the
-image in the paper's count (2880 tokens at most), so they are visual here and may be pruned.
+Each row of crops is ended by a learned newline feature. It comes from the connector, not from the tokenizer: it lies
+on an image token and is part of the image in the paper's count (2880 tokens at most), so it is visual here and may be
+pruned.
 """
 
 from visipruner.adapters.base import NO_VIDEO, Adapter
-from visipruner.adapters.placeholders import IMAGE, image_sizes, rows_of
+from visipruner.adapters.placeholders import IMAGE, VIDEO, image_sizes, rows_of, sizes_without_videos
 
 ADAPTER = Adapter(
     family="LLaVA-NeXT",
@@ -16,4 +17,14 @@ ADAPTER = Adapter(
     images=image_sizes,
     visual="tokens of all crops, and the newline feature after each row of crops",
     lacks={"video": NO_VIDEO},
+)
+VIDEO_ADAPTER = Adapter(
+    family="LLaVA-NeXT-Video",
+    model_types=("llava_next_video",),
+    decoder=("model.language_model", "language_model"),
+    embedder=("model", ""),
+    locate=rows_of(IMAGE, VIDEO),
+    images=sizes_without_videos,
+    visual="as LLaVA-NeXT, and the tokens of pooled video frames",
+    lacks={"run": "Not tried."},
 )

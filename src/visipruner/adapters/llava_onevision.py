@@ -4,23 +4,8 @@ Newline features (after a row of crops, an image, a video) lie on image and vide
 LLaVA-NeXT.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
-
 from visipruner.adapters.base import VIDEO_PROCESSOR, Adapter
-from visipruner.adapters.placeholders import IMAGE, VIDEO, encoded_sizes, image_sizes, rows_of
-from visipruner.layout import ImageTokens
-
-
-def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
-    """Sizes where images come encoded; a prompt with videos is split by its text."""
-    has_video = call.get("pixel_values_videos") is not None or encoded_sizes(call, "video") is not None
-    return image_sizes(model, {} if has_video else call, mask)
-
+from visipruner.adapters.placeholders import IMAGE, VIDEO, rows_of, sizes_without_videos
 
 ADAPTER = Adapter(
     family="LLaVA-OneVision",
@@ -28,7 +13,7 @@ ADAPTER = Adapter(
     decoder=("model.language_model", "language_model"),
     embedder=("model", ""),
     locate=rows_of(IMAGE, VIDEO),
-    images=images,
+    images=sizes_without_videos,
     visual="tokens of all crops and video frames, and the newline features among them",
     remarks={"run": VIDEO_PROCESSOR},
 )

@@ -86,6 +86,12 @@ def image_sizes(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list
     return [ImageTokens(size) for size in sizes]
 
 
+def sizes_without_videos(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
+    """As `image_sizes`; a prompt with videos is split by its text."""
+    has_video = call.get("pixel_values_videos") is not None or encoded_sizes(call, "video") is not None
+    return image_sizes(model, {} if has_video else call, mask)
+
+
 def equal_squares(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
     """An `images` for images (or crops) that are all the same square of tokens."""
     pixels, sizes = call.get("pixel_values"), encoded_sizes(call)
