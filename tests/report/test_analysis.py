@@ -22,6 +22,7 @@ ALL = {
     "check", "paper", "cost", "settings", "limits",
 }  # fmt: skip
 ALWAYS = {"cost", "settings", "limits"}
+STAGED = ("sweeps", "influence", "scores")
 NEEDS = {
     "attention": {"explorer", "sinks", "stability"},
     "sweeps": {"stages", "kinds", "knockouts", "paper"},
@@ -128,7 +129,7 @@ def test_shows_agreement_where_no_answer_is_known(tmp_path: Path) -> None:
     ("metric", "tolerance"), [("kl", "0.05 nats"), ("agreement", "5 points"), ("accuracy", "2 points")]
 )
 def test_shows_what_stages_were_read_off(metric: Metric, tolerance: str, tmp_path: Path) -> None:
-    found = cases.records(tmp_path, 4)
+    found = cases.records(tmp_path, 4, parts=STAGED)
     page = render(cases.document(found, metric=metric), found)
     assert f"tolerance, {tolerance}" in page
     assert f"no more than {tolerance} (" in page
@@ -136,7 +137,7 @@ def test_shows_what_stages_were_read_off(metric: Metric, tolerance: str, tmp_pat
 
 
 def test_shows_a_model_without_stages(tmp_path: Path) -> None:
-    found = cases.records(tmp_path, 4)
+    found = cases.records(tmp_path, 4, parts=STAGED)
     document = cases.document(found, checked=False)
     nothing: dict[str, Any] = {"shallow_end": None, "exit_layer": None, "fusion": []}
     document["stages"]["overall"] |= nothing
@@ -184,7 +185,7 @@ def test_explorer_tells_what_it_cannot_show(tmp_path: Path) -> None:
 
 
 def test_page_stays_small_with_large_maps(tmp_path: Path) -> None:
-    found = cases.records(tmp_path, 8)
+    found = cases.records(tmp_path, 8, parts=("attention", "influence"))
     document = cases.document(found)
     tokens, layers = 9000, 40
     numbers = np.random.default_rng(0).random((layers, tokens)).round(3).tolist()

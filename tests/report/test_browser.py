@@ -110,6 +110,22 @@ def test_controls_change_the_overlay(opened: Browser) -> None:
     assert opened.problems == []
 
 
+def test_words_of_the_layer_are_in_view(opened: Browser) -> None:
+    opened.run('document.querySelector(".tall").style.maxHeight = "7rem"')
+    for layer in (5, 0, 3):
+        before = opened.run("scrollY")
+        _set(opened, "#layer", f"value = {layer}")
+        row, frame, head = opened.run(
+            """[".tall tr.now", ".tall", ".tall thead th"].map(name => {
+                 const box = document.querySelector(name).getBoundingClientRect();
+                 return [box.top, box.bottom];
+               })"""
+        )
+        assert head[1] - 1 <= row[0]
+        assert row[1] <= frame[1] + 1
+        assert opened.run("scrollY") == before
+
+
 def test_overlay_colors_the_right_cells(opened: Browser) -> None:
     """The largest weight of a layer is drawn lighter than the smallest, each in its own cell."""
     light = opened.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from visipruner.report.content import Document, Picture, Section, Table
 from visipruner.report.figures import budgets
@@ -24,55 +25,55 @@ def scores(document: Document) -> Section | None:
     data = document.get("scores")
     if not data:
         return None
-    measure, whole = measure_of(document), document["model"]["visual_tokens"]
+    measures = list(dict.fromkeys((measure_of(document), "kl")))
+    whole, largest = document["model"]["visual_tokens"], data["budget"][-1]
     pictures = [
         Picture(
-            f"{budget} of {whole} tokens go on",
+            f"{budget} of {whole} tokens go on: {MEASURE_NAMES[measure]}",
             budgets.scores(document, budget, measure),
-            f"{MEASURE_NAMES[measure].capitalize()} when only the {budget} visual tokens with the highest score in a "
-            f"layer go on after it. {basis(document)} Nothing else is pruned: no shallow stage, no exit.",
+            f"When only the {budget} visual tokens with the highest score in a layer go on after it. {basis(document)} "
+            "Nothing else is pruned: no shallow stage, no exit.",
         )
+        for measure in measures
         for budget in data["budget"]
     ]
-    largest = data["budget"][-1]
     pictures += [
+        Picture(
+            "Influence at every budget",
+            budgets.budgets(document, "kl"),
+            f"KL divergence with only the most influential tokens left, nats, linear below 0.01. {basis(document)} "
+            "Budgets in between were not tried.",
+        ),
         Picture(
             f"Which tokens: overlap with influence's {largest}",
             budgets.scores(document, largest, "overlap"),
             f"Share of the {largest} tokens that a score chooses in common with influence. {basis(document)}",
         ),
-        Picture(
-            "Influence at every budget",
-            budgets.budgets(document, measure),
-            f"{MEASURE_NAMES[measure].capitalize()} with only the most influential tokens left. {basis(document)} "
-            "Budgets in between were not tried.",
-        ),
     ]
-    rows = [
-        (
-            budgets.SCORES.get(name, name),
-            *(
-                interval(point({key: data[measure][key][number][b] for key in ("mean", "low", "high")}, place))
-                for b in range(len(data["budget"]))
-                for place in _three(len(data["layer"]))
-            ),
-        )
-        for number, name in enumerate(data["score"])
+    tables = [_score_table(data, measure) for measure in measures]
+    return Section("scores", "Which score chooses best?", (), pictures, tables)
+
+
+def _score_table(data: dict[str, Any], measure: str) -> Table:
+    """Every score at every budget, at an early, a middle and a late layer."""
+    count = len(data["layer"])
+    cells = [
+        (b, i) for b in range(len(data["budget"])) for i in sorted({count // 5, count // 2, count - 1 - count // 5})
     ]
-    head = [f"{budget} after layer {data['layer'][i]}" for budget in data["budget"] for i in _three(len(data["layer"]))]
-    table = Table(
-        f"Scores at equal budget: {MEASURE_NAMES[measure]}",
+    rows = []
+    for number, name in enumerate(data["score"]):
+        curves = [{key: data[measure][key][number][b] for key in ("mean", "low", "high")} for b, _ in cells]
+        points = [point(curve, place) for curve, (_, place) in zip(curves, cells, strict=True)]
+        told = [interval(found, 1, 3, "") if measure == "kl" else interval(found) for found in points]
+        rows.append((budgets.SCORES.get(name, name), *told))
+    head = [f"{data['budget'][b]} after layer {data['layer'][place]}" for b, place in cells]
+    return Table(
+        f"Scores at equal budget: {MEASURE_NAMES[measure]}{', nats' if measure == 'kl' else ''}",
         ("score", *head),
         rows,
-        "95 % intervals over images. Methods are paired (same samples), so overlapping intervals do not say that two "
-        "are equal.",
+        "95 % intervals over images. All scores saw the same samples, so overlapping intervals do not say that two are "
+        "equal.",
     )
-    return Section("scores", "Which score chooses best?", (), pictures, [table])
-
-
-def _three(count: int) -> list[int]:
-    """An early, a middle and a late place."""
-    return sorted({count // 5, count // 2, max(0, count - 1 - count // 5)})
 
 
 def check(document: Document) -> Section | None:
@@ -102,7 +103,7 @@ def check(document: Document) -> Section | None:
         text.append(
             f"Proposed: after layer {choice['layer']} the {choice['budget']} most influential visual tokens go on "
             f"(this step alone: {_loss(choice['loss'], stages['metric'])}); a cosine threshold of "
-            f"{choice['threshold']:.4f} would fire there, give or take a layer, in {percent(choice['hits'])} of "
+            f"{choice['threshold']:.6g} would fire there, give or take a layer, in {percent(choice['hits'])} of "
             "samples."
         )
     if stages and stages["pruner"]:

@@ -86,17 +86,18 @@ def shallow(document: Document) -> Section | None:
 def removal(document: Document) -> Section | None:
     """Skip, discard, cache."""
     pictures = []
+    shown = {measure_of(document): "", "kl": "Mean KL divergence in nats, linear below 0.01."}
     if "skip" in document:
-        pictures.append(
+        pictures += [
             Picture(
-                "Skipping one layer against discarding",
-                effects.skip_and_discard(document),
+                f"Skipping one layer against discarding: {MEASURE_NAMES[measure]}",
+                effects.skip_and_discard(document, measure),
                 "Visual tokens pass layer k by, unseen and unchanged, and are back in the next, against leaving for "
-                f"good at k. Only the layers with a whisker were tried. {basis(document)}",
+                f"good at k. Only the layers with a whisker were tried. {unit} {basis(document)}",
             )
-        )
+            for measure, unit in shown.items()
+        ]
     if "cache" in document:
-        shown = {measure_of(document): "", "kl": "Mean KL divergence in nats, linear below 0.01."}
         pictures += [
             Picture(
                 f"Visual keys gone while decoding: {MEASURE_NAMES[measure]}",

@@ -28,7 +28,7 @@ def evidence_of(document: Mapping[str, Any]) -> str:
 
 def loss(value: float, metric: str) -> str:
     """A loss or a tolerance in the metric's unit."""
-    return f"{value:.3g} nats" if metric == "kl" else f"{100 * value:.3g} points"
+    return f"{value:.2g} nats" if metric == "kl" else f"{100 * value:.2g} points"
 
 
 def share(value: float | None) -> str:

@@ -97,9 +97,8 @@ def conditions(document: Document, part: str, measure: str) -> Figure:
 
 
 @drawn
-def skip_and_discard(document: Document) -> Figure:
+def skip_and_discard(document: Document, measure: str) -> Figure:
     """Vision out of one layer, against vision out from that layer on."""
-    measure = measure_of(document)
     figure, axes = style.new_figure()
     scale = factor(measure)
     if "sweeps" in document:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from visipruner.report import style
 from visipruner.report.content import Document
@@ -78,6 +79,7 @@ def counts(groups: Sequence[tuple[str, Mapping[int, int]]], layers: int, label: 
         color = (style.BLUE, style.PURPLE)[number % 2]
         axes.bar(places, heights, width, color=color, label=title, hatch=("", "////")[number % 2], edgecolor="white")
     axes.grid(visible=False, axis="x")
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_ylabel("samples")
     style.layer_axis(axes, layers, label)
     axes.set_xlim(-0.8, layers + 0.8)

@@ -84,9 +84,10 @@
 
   // Scrolls the table only, never the page.
   function showRow(row) {
-    const frame = row.closest(".tall"), top = row.offsetTop - frame.offsetTop;
-    const hidden = top < frame.scrollTop || top + row.offsetHeight > frame.scrollTop + frame.clientHeight;
-    if (hidden) frame.scrollTop = top - frame.clientHeight / 2;
+    const frame = row.closest(".tall"), head = frame.querySelector("thead").offsetHeight;
+    const here = row.getBoundingClientRect(), around = frame.getBoundingClientRect();
+    if (here.top >= around.top + head && here.bottom <= around.bottom) return;
+    frame.scrollTop += here.top - around.top - (frame.clientHeight + head - here.height) / 2;
   }
 
   function draw() {
