@@ -18,7 +18,7 @@ DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner
 DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-001.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo test browser-test lint format clean
+.PHONY: help demo compare test browser-test lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -27,6 +27,9 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 	$(BIN)/visipruner testbed build
 	$(BIN)/visipruner run $(DEMO_DRAWING) -q "What is at the top left?" -q "What shape is yellow?" --compare --out out/demo/drawing
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
+
+compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
+	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 120 --out docs/comparison
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2

@@ -58,6 +58,30 @@ def test_matched_budgets(cli, planted_folder, data, tmp_path):
     assert "has no budget" in document["left_out"]["schedule:layers=[1],keep=[3] @ 30%"]
 
 
+def test_every_method_that_runs(cli, planted_folder, data, tmp_path):
+    result = cli(
+        "eval",
+        "--model",
+        planted_folder,
+        "--data",
+        data,
+        "--method",
+        "all",
+        "--json",
+        "--samples",
+        1,
+        "--max-new-tokens",
+        1,
+    )
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    ran = {row["method"] for row in document["rows"]}
+    assert {"dense", "visipruner", "fastv", "random", "divprune", "fastervlm"} <= ran
+    assert not ran & {"none", "composed", "schedule", "visipruner-reference"}
+    for reason in document["left_out"].values():
+        assert len(reason) > 20
+
+
 def test_bad_input(fails, planted_folder, data, monkeypatch):
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
     common = ["eval", "--model", planted_folder, "--data", data]

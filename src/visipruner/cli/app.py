@@ -219,7 +219,7 @@ EVAL_EXAMPLES = """
 
 visipruner eval --method visipruner --method fastv --samples 100 --out results/
 
-visipruner eval --method fastv --method random --match flops --cut 0.3 --cut 0.5 --out results/
+visipruner eval --method all --match flops --cut 0.5 --samples 100 --out results/
 
 visipruner eval --method 'divprune:keep_tokens=64+visipruner' --data pairs.jsonl --model ~/models/llava-1.5-7b-hf
 """
@@ -233,7 +233,7 @@ def eval_(
         typer.Option(
             metavar="SPEC",
             help="name, or name:key=value,... ; + joins two. Repeatable. A bare name has its published defaults, its "
-            "layers moved to the same depth.",
+            "layers moved to the same depth. 'all' is every method that runs on the model.",
             show_default="visipruner",
         ),
     ] = None,

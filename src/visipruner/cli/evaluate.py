@@ -14,7 +14,7 @@ from rich.console import Console
 from visipruner.cli import models, saving, settings
 from visipruner.cli.data import samples_of, with_progress
 from visipruner.cli.errors import CliError
-from visipruner.errors import ConfigError
+from visipruner.errors import VisiPrunerError
 from visipruner.files import write_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "visipruner.eval/1"
 _MATCHED_ON = 4  # prompts on which budgets are matched
+EVERY = "all"
+# Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
+_NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def execute(job: Job) -> None:
     if job.out is not None:
         saving.prepare_folder(job.out)
     for spec in job.methods:  # a wrong name is told before the model loads
-        settings.make_pruner(spec, [], None)
+        if spec != EVERY:
+            settings.make_pruner(spec, [], None)
     models.prepare(job.model)
     status = Console(stderr=True)
     with status.status(f"Loading {job.model}"):
@@ -75,11 +79,14 @@ def _methods(
     job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """Pruners by their names in the table, and why some were left out."""
-    from visipruner.pruners.registry import load_pruner, method_class
+    from visipruner.pruners.registry import available, load_pruner, method_class
 
     layers = loaded.model.config.get_text_config().num_hidden_layers
     plain: dict[str, Pruner] = {}
-    for spec in job.methods or (["visipruner"] if not job.configs else []):
+    specs = job.methods or (["visipruner"] if not job.configs else [])
+    if EVERY in specs:
+        specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
+    for spec in specs:
         if spec == "visipruner" and job.model == models.TESTBED:
             plain[spec] = settings.make_pruner(None, [], None, job.model)
         elif ":" in spec or "+" in spec:
@@ -88,32 +95,37 @@ def _methods(
             plain[spec] = method_class(spec).for_depth(layers)
     for path in job.configs:
         plain[str(path)] = load_pruner(path)
-    if job.match is None:
+    if job.match is None and EVERY not in job.methods:
         return plain, {}
-    return _matched(job, loaded, samples, plain, status)
+    return _fitting(job, loaded, samples, plain, status)
 
 
-def _matched(
+def _fitting(
     job: Job, loaded: LoadedModel, samples: Sequence[Sample], plain: dict[str, Pruner], status: Console
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
+    """The methods that run on this model, with matched budgets where that is asked for; and why others do not."""
     from PIL import Image
 
     from visipruner.cli.ask import prepare
-    from visipruner.evaluation import matched
+    from visipruner.evaluation import matched, share_cut
 
-    assert job.match is not None
     prompts = [
         prepare(loaded, Image.open(sample.image).convert("RGB"), sample.question) for sample in samples[:_MATCHED_ON]
     ]
     found: dict[str, Pruner] = {}
     left_out: dict[str, str] = {}
-    with status.status("Matching budgets"):
+    cuts: list[float | None] = [*job.cuts] or [None]
+    with status.status("Trying methods, matching budgets"):
         for name, pruner in plain.items():
-            for cut in job.cuts:
-                label = f"{name} @ {cut:.0%}"
+            for cut in cuts:
+                label = name if cut is None else f"{name} @ {cut:.0%}"
                 try:
-                    found[label] = matched(loaded.model, prompts, pruner, job.match, cut)
-                except ConfigError as error:
+                    if cut is None or job.match is None:
+                        share_cut(loaded.model, prompts[0], pruner)
+                        found[label] = pruner
+                    else:
+                        found[label] = matched(loaded.model, prompts, pruner, job.match, cut)
+                except VisiPrunerError as error:
                     left_out[label] = str(error)
     for label, reason in left_out.items():
         status.print(f"[yellow]left out: {label}: {reason}[/yellow]")

@@ -8,8 +8,8 @@ for row in evaluation.summarize(records):
     print(row["method"], row["accuracy"], row["flops_cut"])
 """
 
-from visipruner.evaluation.matching import AXES, matched
+from visipruner.evaluation.matching import AXES, matched, share_cut
 from visipruner.evaluation.runner import DENSE, evaluate
 from visipruner.evaluation.summary import as_markdown, summarize
 
-__all__ = ["AXES", "DENSE", "as_markdown", "evaluate", "matched", "summarize"]
+__all__ = ["AXES", "DENSE", "as_markdown", "evaluate", "matched", "share_cut", "summarize"]

@@ -46,7 +46,7 @@ def matched(
     for _ in range(_STEPS):
         share = (low + high) / 2
         candidate = with_share(pruner, share, model, prompts[0])
-        cut = sum(_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
+        cut = sum(share_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
         if best is None or abs(cut - target) < best[0]:
             best = (abs(cut - target), candidate)
         low, high = (share, high) if cut > target else (low, share)
@@ -73,7 +73,8 @@ def with_share(pruner: Pruner, share: float, model: Any, prompt: Mapping[str, An
     raise ConfigError(f"{pruner.name} with these settings has no budget that could be matched.")
 
 
-def _cut(model: Any, prompt: Mapping[str, Any], pruner: Pruner, axis: str) -> float:
+def share_cut(model: Any, prompt: Mapping[str, Any], pruner: Pruner, axis: str = "flops") -> float:
+    """What `pruner` cuts while `model` reads one prompt."""
     with attach(model, pruner) as handle, torch.inference_mode():
         model(**prompt, use_cache=False)
         return AXES[axis](handle.trace)
