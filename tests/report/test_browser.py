@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.report import cases
 from tests.report.browser import Browser, chromium
+from visipruner.report.analysis import write_report
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1280, 390)
@@ -157,3 +159,30 @@ def test_text_of_data_stays_text(opened: Browser) -> None:
 def test_prints(opened: Browser, tmp_path: Path) -> None:
     opened.print(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_shows_tokens_without_grid_and_without_image(browser: Browser, tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 2, parts=("attention",))
+    (tmp_path / "picture-0.png").unlink()
+    found[0]["grids"] = [[2, 5], [2, 5]]
+    write_report(tmp_path / "report.html", cases.document(found), found)
+    browser.problems.clear()
+    browser.open(tmp_path / "report.html", 390)
+    captions, sizes = [], []
+    for sample in range(2):
+        _set(browser, "#sample", f"value = {sample}", "change")
+        captions.append(browser.run('document.getElementById("view-caption").textContent'))
+        sizes.append(browser.run("[overlay.width, overlay.height]"))
+        colors = browser.run(
+            """(() => {
+                 const copy = new OffscreenCanvas(overlay.width, overlay.height);
+                 const brush = copy.getContext("2d", {willReadFrequently: true});
+                 brush.drawImage(overlay, 0, 0);
+                 return new Set(new Uint32Array(brush.getImageData(0, 0, copy.width, copy.height).data.buffer)).size;
+               })()"""
+        )
+        assert colors > 2
+    assert all("picture-0.png can no longer be read" in caption for caption in captions)
+    assert ["form no single grid" in caption for caption in captions].count(True) == 1
+    assert sorted(sizes) == [[800, 400], [800, 640]]
+    assert browser.problems == []
