@@ -112,9 +112,19 @@ class Hooks:
             if past == 0:
                 self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
             return None
-        repeated = self._uncached if cache is None and self._repeats_prompt(embeds) else None
+        self._session = self._started(embeds if cache is None else None, past, visual, real)
+        names = self._host.adapter.added_features
+        if names is None or kwargs.get(names[1]) is None:
+            return None
+        self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
+        return args, {**kwargs, **dict.fromkeys(names)}
+
+    def _started(self, uncached: Tensor | None, past: int, visual: VisualRows, real: Tensor) -> PromptSession:
+        """A session for the rows after `past`; `uncached` are the embeddings of a forward without a cache."""
+        seq = real.shape[1] - past
+        repeated = self._uncached if self._repeats_prompt(uncached) else None
         prompt_end = seq if repeated is None else repeated[0].shape[1]
-        found = layouts(VisualRows(visual.mask.to(rows.device), visual.images), real[:, past:], prompt_end)
+        found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
         vision: list[Vision | None] = [None] * len(found)
         runs: list[PromptRun] = [self._pruner.start() for _ in found]
         if repeated is not None:
@@ -122,15 +132,8 @@ class Hooks:
         elif self._tap is not None:
             found, vision = read_tower(self._tap, found)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
-        self._embeds = embeds if cache is None else None
-        self._session = PromptSession(
-            self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead, vision
-        )
-        names = self._host.adapter.added_features
-        if names is None or kwargs.get(names[1]) is None:
-            return None
-        self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
-        return args, {**kwargs, **dict.fromkeys(names)}
+        self._embeds = uncached
+        return PromptSession(self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead, vision)
 
     def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
         found, self._found = self._found, None
@@ -255,5 +258,5 @@ def _real_rows(paddings: tuple[Any, ...], batch: int, length: int, device: torch
     """
     for padding in paddings:
         if isinstance(padding, Tensor) and padding.ndim == 2 and padding.shape[1] >= length:
-            return padding[:, :length].bool()
+            return padding[:, :length].bool().to(device)
     return torch.ones(batch, length, dtype=torch.bool, device=device)
