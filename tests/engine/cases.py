@@ -42,4 +42,4 @@ def cells(full: Sequence[_Cell], few: Sequence[_Cell], methods: Iterable[str] = 
 
 
 # One of each way to leave: for what depends on the way, not on the method.
-WAYS = {**PRUNERS, **{name: METHODS[name] for name in ("random", "pyramiddrop", "sparsevlm")}}
+WAYS = {**PRUNERS, **{name: METHODS[name] for name in ("random", "pyramiddrop", "sparsevlm", "visionzip")}}

@@ -83,7 +83,7 @@ _TEXT: dict[str, Any] = {
 }
 _VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 _TWO_LAYERS = {**_VISION, "num_hidden_layers": 2}  # for methods that look at the last but one
-_SQUARE: dict[str, Any] = {**_VISION, "image_size": 32, "patch_size": 8}
+_SQUARE: dict[str, Any] = {**_TWO_LAYERS, "image_size": 32, "patch_size": 8}
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
@@ -221,7 +221,7 @@ def _pixtral(model: Any, number: int, only: bool, generator: torch.Generator) ->
 
 def _llava(text: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: LlavaConfig(
-        vision_config=CLIPVisionConfig(**_SQUARE | {"num_hidden_layers": 2}),
+        vision_config=CLIPVisionConfig(**_SQUARE),
         text_config=text(),
         image_token_index=IMAGE,
         vision_feature_layer=-1,
@@ -362,7 +362,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "internvl": Family(
         lambda: InternVLConfig(
-            vision_config=InternVLVisionConfig(**{**_VISION, "image_size": 32, "patch_size": 8}),
+            vision_config=InternVLVisionConfig(**_SQUARE),
             text_config=Qwen3Config(**_TEXT, head_dim=8),
             image_token_id=IMAGE,
             image_seq_length=4,

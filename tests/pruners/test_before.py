@@ -271,9 +271,10 @@ def test_which_images_are_whose() -> None:
     tap = VisionTap(llava_model().model.vision_tower, [-1])
     assert tap.wanted == {1}
     tap._seen[1] = [(torch.zeros(2, 17, 4), torch.zeros(2, 17, 4), 1.0)] * 3
-    assert tap.images_of([16, 0, 32]) == ([[0], [], [1, 2]], 16)
-    assert tap.images_of([16, 16, 32, 32]) == ([[0], [0], [1, 2], [1, 2]], 16), "two beams each"
-    assert tap.images_of([17, 34]) == ([[0], [1, 2]], 17), "the class token is a visual token too"
-    assert tap.images_of([15, 32]) == ([[0], [1, 2]], 16), "the last row of a prompt is no visual token"
-    with pytest.raises(vp.LayoutError, match="one token per patch"):
-        tap.images_of([4, 8])
+    assert tap.images_of([16, 0, 32]) == ([[0], [], [1, 2]], 16, 1)
+    assert tap.images_of([16, 16, 32, 32]) == ([[0], [0], [1, 2], [1, 2]], 16, 1), "two beams each"
+    assert tap.images_of([17, 34]) == ([[0], [1, 2]], 17, 1), "the class token is a visual token too"
+    assert tap.images_of([15, 32]) == ([[0], [1, 2]], 16, 1), "the last row of a prompt is no visual token"
+    assert tap.images_of([4, 8]) == ([[0], [1, 2]], 4, 2), "a token for every 2 x 2 patches"
+    with pytest.raises(vp.LayoutError, match="do not match"):
+        tap.images_of([5, 10])

@@ -36,8 +36,8 @@ class Adapter:
         images: `(embedder, keyword arguments of embedder and decoder together, visual rows)` to one `ImageTokens` per
             image in prompt order, for traces and pictures. None, or None returned: an unbroken run is an image.
         visual: which rows count as visual, in words, for the documentation.
-        vision: dotted paths to the vision tower, where every visual token is one of its patches; empty where the tower
-            cannot be read that way. Only methods that look at its attention need it.
+        vision: dotted paths to the vision tower, where every visual token is one of its patches, or a square of
+            neighbouring ones, line by line; empty elsewhere. Only methods that look at its attention need it.
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
         final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
             with the output projection.

@@ -9,6 +9,7 @@ ADAPTER = Adapter(
     decoder=("model.text_model", "text_model"),
     embedder=("model", ""),
     locate=rows_of(IMAGE),
+    vision=("model.vision_model",),
     visual="tokens of all crops and video frames; row, column and separator tokens are text",
     remarks={
         "video": "SmolVLM only. " + FRAMES,

@@ -9,6 +9,7 @@ ADAPTER = Adapter(
     decoder=("model.language_model", "language_model"),
     embedder=("model", ""),
     locate=rows_of(IMAGE),
+    vision=("model.vision_tower",),
     images=equal_squares,
     visual="tokens of all crops and video frames; the tokens around an image are text",
     remarks={"video": FRAMES, "run": VIDEO_PROCESSOR},

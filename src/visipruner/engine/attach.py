@@ -62,8 +62,8 @@ def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
         return None
     if host.tower is None:
         raise UnsupportedModelError(
-            f"{pruner.name} looks at a vision tower with one visual token per patch, which a {host.adapter.family} "
-            "does not have; choose a method that does not need it (`visipruner list`)."
+            f"{pruner.name} looks at the vision tower, but from that of {host.adapter.family} visual tokens cannot be "
+            "traced back to patches; choose a method that does not need it (`visipruner list`)."
         )
     return VisionTap(host.tower, wanted)
 

@@ -5,6 +5,7 @@ No attention map is formed unless a pruner asks, and then only the rows asked fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,20 +18,25 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine import attention
 from visipruner.engine.arguments import scaling_of
 from visipruner.engine.attention import host_kernel
+from visipruner.engine.masks import is_open
 from visipruner.engine.routed import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import TokenLayout, square
 
 CHUNK = 256
+MAX_WINDOW = 4  # Gemma 3 makes one token of 4 x 4 patches
 
 
 @dataclass(frozen=True, eq=False)
 class VisionView:
     """One image in one layer of the vision tower. Rows are a class token (and registers), if any, then patches.
 
+    Where the connector makes one visual token of every `window` x `window` patches of the (square) grid, what is told
+    of a token is the mean over its patches; p counts tokens then.
+
     Attributes:
         queries, all_keys: `[heads, m, head_dim]` of all m rows. scaling: factor of the logits.
-        prefix: rows before the patches. outputs: `[m, d_vision]`, what the layer gave.
+        prefix: rows before the patches. outputs: `[m, d_vision]`, what the layer gave. window: see above.
     """
 
     queries: Tensor
@@ -38,16 +44,17 @@ class VisionView:
     outputs: Tensor
     scaling: float
     prefix: int
+    window: int = 1
 
     @property
     def keys(self) -> Tensor:
-        """`[heads, p, head_dim]` of the patches."""
-        return self.all_keys[:, self.prefix :]
+        """`[heads, p, head_dim]`."""
+        return self._of_tokens(self.all_keys[:, self.prefix :].transpose(1, 2)).transpose(1, 2)
 
     @property
     def features(self) -> Tensor:
-        """`[p, d_vision]`, what the layer gave for the patches."""
-        return self.outputs[self.prefix :]
+        """`[p, d_vision]`, what the layer gave."""
+        return self._of_tokens(self.outputs[self.prefix :].T).T
 
     @property
     def has_class_token(self) -> bool:
@@ -56,7 +63,7 @@ class VisionView:
     @cached_property
     def class_attention(self) -> Tensor:
         """`[heads, p]` float32: the class token's softmax weights over all rows, those of the patches."""
-        return self._rows(slice(0, 1))[:, 0]
+        return self._of_tokens(self._rows(slice(0, 1))[:, 0])
 
     @cached_property
     def received(self) -> Tensor:
@@ -65,7 +72,7 @@ class VisionView:
         total = torch.zeros(1, device=self.queries.device)
         for start in range(0, count, CHUNK):
             total = total + self._rows(slice(start, start + CHUNK)).sum(1)
-        return total / count
+        return self._of_tokens(total / count)
 
     @property
     def salience(self) -> Tensor:
@@ -73,8 +80,17 @@ class VisionView:
         return (self.class_attention if self.has_class_token else self.received).mean(0)
 
     def _rows(self, rows: slice) -> Tensor:
+        """`[heads, rows, patches]`: softmax weights of some rows over all rows, those of the patches."""
         logits = self.queries[:, rows].float() @ self.all_keys.float().transpose(1, 2) * self.scaling
         return logits.softmax(-1)[..., self.prefix :]
+
+    def _of_tokens(self, of_patches: Tensor) -> Tensor:
+        """`[..., patches]` to `[..., p]`, mean over each token's patches."""
+        if self.window == 1:
+            return of_patches
+        side = math.isqrt(of_patches.shape[-1]) // self.window
+        grid = of_patches.reshape(*of_patches.shape[:-1], side, self.window, side, self.window)
+        return grid.mean((-3, -1)).flatten(-2)
 
 
 class VisionTap:
@@ -132,7 +148,7 @@ class VisionTap:
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every layer of the tower."""
         if layer in self.wanted:
-            if mask is not None:
+            if mask is not None and not bool(is_open(mask).all()):
                 raise UnsupportedModelError("This vision tower masks patches; its attention cannot be read yet.")
             queries, keys, _ = (part.detach() for part in qkv)
             scaling = scaling_of(kwargs, queries)
@@ -148,12 +164,11 @@ class VisionTap:
 
     # ---- which image is whose --------------------------------------------------------------------------------------
 
-    def images_of(self, visual_tokens: Sequence[int]) -> tuple[list[list[int]], int]:
-        """Per example the numbers of its images, and the patches of an image, from the examples' visual tokens.
+    def images_of(self, visual_tokens: Sequence[int]) -> tuple[list[list[int]], int, int]:
+        """Per example the numbers of its images, then tokens per image and the side of a token's window of patches.
 
         `generate` repeats examples for beams, but encodes their images once; a prompt that ends with an image has one
-        visual token less. Raises LayoutError where tokens and patches do not match otherwise: one token per patch is
-        all that can be traced back.
+        visual token less. Raises LayoutError where tokens and patches do not match otherwise.
         """
         sizes = {queries.shape[1] for seen in self._seen.values() for queries, _, _ in seen}
         count = max((len(seen) for seen in self._seen.values()), default=0)
@@ -161,23 +176,36 @@ class VisionTap:
             raise LayoutError(
                 "The images were encoded before the pruner was attached; pass pixel_values while it is attached."
             )
-        for patches in [size - prefix for prefix in self._prefixes for size in sizes if len(sizes) == 1]:
-            numbers = [-(-tokens // patches) for tokens in visual_tokens]
-            missing = [number * patches - tokens for number, tokens in zip(numbers, visual_tokens, strict=True)]
-            total = sum(numbers)
-            if total > 0 and total % count == 0 and max(missing) <= 1:
-                return _numbered(numbers, total // count), patches
+        for tokens, window in _tokens_of_an_image(sizes, self._prefixes):
+            numbers = [-(-visual // tokens) for visual in visual_tokens]
+            missing = [number * tokens - visual for number, visual in zip(numbers, visual_tokens, strict=True)]
+            repeats = sum(numbers) // count
+            if max(missing) <= 1 and _come_in_groups(numbers, repeats) and sum(numbers) == repeats * count:
+                return _numbered(numbers, repeats), tokens, window
         raise LayoutError(
-            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(visual_tokens)} visual tokens; a "
-            "method that reads its attention needs one token per patch: choose one that does not for this model."
+            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(visual_tokens)} visual tokens, "
+            "which do not match; choose a method that does not look at the tower (`visipruner list`)."
         )
 
-    def view(self, layer: int, image: int, patches: int) -> VisionView:
+    def view(self, layer: int, image: int, tokens: int, window: int) -> VisionView:
         """One image of the batch that was encoded, in one of the wanted layers."""
         number = layer % len(self._layers)
         queries, keys, scaling = self._seen[number][image]
-        outputs = self._outputs[number][image]
-        return VisionView(queries, keys, outputs, scaling, queries.shape[1] - patches)
+        prefix = queries.shape[1] - tokens * window**2
+        return VisionView(queries, keys, self._outputs[number][image], scaling, prefix, window)
+
+
+def _tokens_of_an_image(sizes: set[int], prefixes: Sequence[int]) -> list[tuple[int, int]]:
+    """What an image of so many rows can be: (tokens, side of a token's window of patches), likely ones first."""
+    found = []
+    if len(sizes) == 1:
+        for window in range(1, MAX_WINDOW + 1):
+            for prefix in prefixes:
+                patches = min(sizes) - prefix
+                side = math.isqrt(max(patches, 0))
+                if patches > 0 and (window == 1 or (side**2 == patches and side % window == 0)):
+                    found.append((patches // window**2, window))
+    return found
 
 
 def tower_layers(tower: nn.Module) -> nn.ModuleList:
@@ -190,15 +218,23 @@ def tower_layers(tower: nn.Module) -> nn.ModuleList:
 
 @dataclass(frozen=True, eq=False)
 class Vision:
-    """One example's images in the tower: their numbers in what it encoded, and the patches of each."""
+    """One example's images in the tower: their numbers in what it encoded, and how they became tokens."""
 
     tap: VisionTap
     images: list[int]
-    patches: int
+    tokens: int
+    window: int
 
     def views(self, layer: int) -> list[VisionView]:
         """The images in one of the wanted layers."""
-        return [self.tap.view(layer, image, self.patches) for image in self.images]
+        return [self.tap.view(layer, image, self.tokens, self.window) for image in self.images]
+
+
+def _come_in_groups(numbers: Sequence[int], size: int) -> bool:
+    """Whether examples come in groups of `size` with the same number of images each."""
+    if size < 1 or len(numbers) % size:
+        return False
+    return all(number == numbers[place - place % size] for place, number in enumerate(numbers))
 
 
 def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
@@ -212,13 +248,13 @@ def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
 
 def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
     """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
-    images, patches = tap.images_of([len(layout.visual) for layout in layouts])
+    images, tokens, window = tap.images_of([len(layout.visual) for layout in layouts])
     found: list[TokenLayout] = []
     for layout, mine in zip(layouts, images, strict=True):
-        grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == patches]
-        sizes = [patches] * len(mine)
-        shapes = [grids[0] if grids else square(patches)] * len(mine)
+        grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == tokens]
+        sizes = [tokens] * len(mine)
+        shapes = [grids[0] if grids else square(tokens)] * len(mine)
         if len(layout.visual) < sum(sizes):  # the prompt's last row is no visual token
-            sizes[-1], shapes[-1] = patches - 1, None
+            sizes[-1], shapes[-1] = tokens - 1, None
         found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
-    return found, [Vision(tap, mine, patches) for mine in images]
+    return found, [Vision(tap, mine, tokens, window) for mine in images]
