@@ -94,8 +94,7 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert found.by_type["a"].samples == 6
     assert found.filter is not None
     assert (found.filter.layer, found.filter.budget) == (4, 5)
-    assert found.filter.hits == 1
-    assert 0.98 <= found.filter.threshold < 0.9999
+    assert found.filter.threshold is None  # layer 4 is the first that is looked at after a shallow stage of 3
     assert found.filter.token_threshold == pytest.approx(0.6)  # the fifth largest of ten
     assert found.paper_filter_layers == [4] * 12
     assert found.paper_exit_layers == [7] * 12
@@ -103,6 +102,21 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert found.pruner.settings()["keep_tokens"] == 5
     assert (found.pruner.shallow_end, found.pruner.filter_layer, found.pruner.exit_layer) == (3, 4, 6)
     assert any("2 places" in note for note in found.notes)
+
+
+def test_a_threshold_that_finds_the_filter_layer() -> None:
+    evidence = _evidence(below=np.repeat([[0.0, 0, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0))  # shallow ends at 1
+    choice = stages_from(evidence).filter
+    assert choice is not None
+    assert (choice.layer, choice.hits) == (4, 1)
+    assert choice.threshold is not None
+    assert 0.98 <= choice.threshold < 0.9999
+    noise = evidence.distance.copy()
+    noise[:6, 2] = 0.05  # half of the samples fire earlier, and higher
+    found = stages_from(replace(evidence, distance=noise))
+    assert found.filter is not None
+    assert found.filter.hits == 0.5
+    assert any("No threshold finds filter layer 4" in note for note in found.notes)
 
 
 def test_tolerance_decides_what_counts_as_a_loss() -> None:

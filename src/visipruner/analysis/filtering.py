@@ -19,15 +19,16 @@ class FilterChoice:
 
     Attributes:
         layer: the filter layer; budget: tokens that go on; loss: against dense, of this step alone.
-        threshold: the `filter_threshold` that fires at this layer (give or take one) most often; hits: how often.
+        threshold: the `filter_threshold` that fires at this layer (give or take one) most often; hits: how often. None
+            where `layer` is the first that is looked at after the shallow stage: any threshold fires there or later.
         token_threshold: relative length ||c_j|| / ||o|| that keeps `budget` tokens in the median sample.
     """
 
     layer: int
     budget: int
     loss: Interval
-    threshold: float
-    hits: float
+    threshold: float | None
+    hits: float | None
     token_threshold: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +61,9 @@ def filter_choice(
     _, b, place = best
     layer, budget = evidence.layers[place], evidence.budgets[b]
     loss = bootstrap.interval(lambda curve: float(curve[0]), evidence.kept[:, b, place : place + 1])
-    threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
+    threshold, hits = None, None
+    if layer > shallow_end + 1:
+        threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
     ranked = -np.sort(-evidence.relative_norm[:, layer], axis=-1)
     cut = float(np.nanmedian(ranked[:, min(budget, ranked.shape[-1]) - 1]))
     return FilterChoice(layer, budget, loss, threshold, hits, cut)

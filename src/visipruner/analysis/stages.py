@@ -91,7 +91,7 @@ def _pruner(overall: Boundaries, choice: FilterChoice | None, num_layers: int) -
         stages=(*stages, "deep") if has_exit else stages,
         shallow_end=shallow_end,
         filter_layer=choice.layer,
-        filter_threshold=choice.threshold,
+        filter_threshold=VisiPruner.filter_threshold if choice.threshold is None else choice.threshold,
         token_threshold=choice.token_threshold,
         relative=True,
         keep_tokens=choice.budget,
@@ -123,7 +123,7 @@ def _notes(
         notes.append(f"Fusion happens at {len(overall.fusion)} places, not one: layers {places}.")
     if choice is None:
         notes.append("No budget that was tried stays within the tolerance before the exit: no filter layer proposed.")
-    elif choice.hits < 0.8:
+    elif choice.hits is not None and choice.hits < 0.8:
         notes.append(
             f"No threshold finds filter layer {choice.layer} (the best does in {choice.hits:.0%} of samples), so the "
             "layer is fixed in the proposed settings."

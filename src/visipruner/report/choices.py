@@ -100,11 +100,15 @@ def check(document: Document) -> Section | None:
     text, code = [], ""
     choice = stages["filter"] if stages else None
     if stages and choice:
+        fires = "that is the first layer looked at after the shallow stage, so no threshold has to find it."
+        if choice["threshold"] is not None:
+            fires = (
+                f"a cosine threshold of {choice['threshold']:.6g} would fire there, give or take a layer, in "
+                f"{percent(choice['hits'])} of samples."
+            )
         text.append(
             f"Proposed: after layer {choice['layer']} the {choice['budget']} most influential visual tokens go on "
-            f"(this step alone: {_loss(choice['loss'], stages['metric'])}); a cosine threshold of "
-            f"{choice['threshold']:.6g} would fire there, give or take a layer, in {percent(choice['hits'])} of "
-            "samples."
+            f"(this step alone: {_loss(choice['loss'], stages['metric'])}); {fires}"
         )
     if stages and stages["pruner"]:
         code = json.dumps(stages["pruner"], indent=2)
