@@ -63,6 +63,10 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
             "token_threshold": 0.1,
         }
         stages["pruner"] = {"method": "visipruner", "filter_layer": 3}
+        stages["attempts"] = [
+            {"tolerance": allowed, "settings": {}, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
+            for allowed, lost in ((0.05, 0.123), (0.025, 0.045))
+        ]
         made["stages"] = stages
         if checked:
             share = {"value": 0.5, "low": 0.4, "high": 0.6}

@@ -55,6 +55,10 @@ def test_has_every_section_and_links_to_it(page: str) -> None:
     assert set(re.findall(r'<a href="#(\w+)"', page)) == ALL
 
 
+def test_tells_what_the_settings_lose_together(page: str) -> None:
+    assert re.search(r"All parts at work together.*0\.045.*0\.025 each\s+\(2 tried\)", page, re.DOTALL)
+
+
 @pytest.mark.parametrize("part", NEEDS)
 def test_leaves_out_what_was_not_measured(part: str, tmp_path: Path) -> None:
     found = cases.records(tmp_path, 4, parts=(part,))

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from visipruner.adapters import Adapter, adapter_for
+from visipruner.analysis.dictation import Dictate
 from visipruner.analysis.outcome import Outcome, outcomes
 from visipruner.analysis.reading import Continuation, Reading
 from visipruner.analysis.recorder import Recording
@@ -103,7 +104,7 @@ class Probe:
             is_right = judge(_decode(tokens, tokenizer), right)
         other = wanted if not is_right else None
         if other is not None and len(other) > 1:
-            recording.add_chain(self._generate(inputs, len(other), [_Dictate(other)])[0])
+            recording.add_chain(self._generate(inputs, len(other), [Dictate(other)])[0])
         layout = self._layout(prompt)
         answer_rows = torch.arange(prompt - 1, prompt - 1 + len(tokens))
         answer = Continuation(tokens, answer_rows, _decode(tokens, tokenizer))
@@ -244,19 +245,6 @@ class Probe:
         if self._recording is not None:
             self._recording.layers[layer].attend(*qkv, mask, kwargs)
         return self.host.kernel(module, *qkv, mask, **kwargs)
-
-
-class _Dictate(LogitsProcessor):  # type: ignore[misc]
-    """Makes generation say given tokens."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self._tokens, self._said = tokens, 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self._tokens[self._said]] = 0
-        self._said += 1
-        return forced
 
 
 def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any, first_logits: Tensor) -> Tensor | None:

@@ -10,8 +10,22 @@ import numpy as np
 from visipruner.analysis.boundaries import Boundaries, boundaries
 from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
 from visipruner.analysis.filtering import FilterChoice, filter_choice, first_layer, paper_exit
+from visipruner.analysis.intervals import Interval
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Settings that were run as a whole: the tolerance their parts were chosen at, and what they lose together."""
+
+    tolerance: float
+    pruner: VisiPruner
+    loss: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"tolerance": self.tolerance, "settings": self.pruner.settings(), "loss": self.loss.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Stages:
         filter: the cheapest choice within the tolerance, None where there is none.
         paper_filter_layers, paper_exit_layers: per sample, where the paper's own tests fire; L where they do not.
         pruner: settings for `VisiPruner`, the cautious end of every interval; None where the data support none.
+        attempts: settings that were run as a whole (see `joint.settle`); empty where nothing was run.
         notes: in words, also what was not found.
     """
 
@@ -35,6 +50,7 @@ class Stages:
     paper_filter_layers: list[int]
     paper_exit_layers: list[int]
     pruner: VisiPruner | None
+    attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,6 +65,7 @@ class Stages:
             "paper_filter_layers": self.paper_filter_layers,
             "paper_exit_layers": self.paper_exit_layers,
             "pruner": None if self.pruner is None else self.pruner.settings(),
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
             "notes": self.notes,
         }
 
@@ -77,7 +94,7 @@ def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 
     exits = [paper_exit(row, layer) for row, layer in zip(evidence.distance, filters, strict=True)]
     pruner = _pruner(overall, choice, num_layers)
     notes = _notes(evidence, overall, choice, exits, tolerance, num_layers)
-    return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes)
+    return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes=notes)
 
 
 def _pruner(overall: Boundaries, choice: FilterChoice | None, num_layers: int) -> VisiPruner | None:

@@ -22,7 +22,7 @@ from visipruner.scoring import is_right
 
 SAMPLE_FOLDER = "samples"
 SETTINGS_FILE = "settings.json"
-_FORMAT = 1
+_FORMAT = 2
 
 Record = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from visipruner.analysis.attention import overlap
 from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.joint import settle
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.results import Array, Result
 from visipruner.analysis.stages import Stages, stages_from
@@ -105,6 +106,29 @@ class Study:
             ),
             tolerance,
             self._seed,
+        )
+
+    def settled(
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        metric: Metric = "kl",
+        tolerance: float | None = None,
+        max_new_tokens: int = 32,
+    ) -> Iterator[Stages]:
+        """`stages`, whose proposed settings are run as a whole and made more cautious while they lose too much.
+
+        Yields one result an attempt, the last one being the answer. `samples` are those that were measured, in order.
+        """
+        return settle(
+            model,
+            processor,
+            samples,
+            self.stages(metric, tolerance),
+            lambda strictness: self.stages(metric, strictness),
+            max_new_tokens=max_new_tokens,
+            seed=self._seed,
         )
 
     # ---- curves -----------------------------------------------------------------------------------------------------
@@ -254,7 +278,8 @@ def find_stages(
     name = str(getattr(model.config, "name_or_path", ""))
     attention = str(model.config.get_text_config()._attn_implementation)
     task = Task(name, str(model.dtype).removeprefix("torch."), attention, NEEDED_FOR_STAGES, max_new_tokens)
-    return Study(list(measure(model, processor, samples, task, folder))).stages(metric, tolerance)
+    study = Study(list(measure(model, processor, samples, task, folder)))
+    return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
 
 
 def _overlap_of_layers(tops: Array) -> Array:

@@ -66,7 +66,7 @@ def execute(job: Job) -> None:
     document = _document(job, loaded, records)
     stages = None
     if set(NEEDED_FOR_STAGES) <= set(parts):
-        stages = _add_stages(job, loaded, records, document, status)
+        stages = _add_stages(job, loaded, records, chosen, document, status)
         if stages.pruner is not None and job.checked:
             images = {sample.image for sample in chosen}
             others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
@@ -111,11 +111,25 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
 
 
 def _add_stages(
-    job: Job, loaded: LoadedModel, records: list[dict[str, Any]], document: dict[str, Any], console: Console
+    job: Job,
+    loaded: LoadedModel,
+    records: list[dict[str, Any]],
+    samples: list[Sample],
+    document: dict[str, Any],
+    console: Console,
 ) -> Stages:
+    from visipruner.analysis.joint import HALVINGS
     from visipruner.analysis.summary import Study
 
-    stages = Study(records).stages(job.metric, job.tolerance)  # type: ignore[arg-type]
+    settling = Study(records).settled(
+        loaded.model,
+        loaded.processor,
+        samples,
+        job.metric,  # type: ignore[arg-type]
+        job.tolerance,
+        job.max_new_tokens,
+    )
+    stages: Stages = list(with_progress(settling, HALVINGS + 1, console, "Trying settings"))[-1]
     document["stages"] = stages.to_dict()
     if stages.pruner is not None:
         stages.pruner.check(stages.num_layers)

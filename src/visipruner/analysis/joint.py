@@ -1,0 +1,130 @@
+"""Settings whose parts were found one at a time: run as a whole, and made more cautious until that is harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visipruner.analysis.dictation import greedy_logprobs
+from visipruner.analysis.evidence import Metric
+from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.results import Array
+from visipruner.analysis.stages import Attempt, Stages
+from visipruner.engine.attach import attach
+from visipruner.prompts import chat_inputs
+from visipruner.pruners.base import Pruner
+from visipruner.samples import Sample
+from visipruner.scoring import is_right
+
+HALVINGS = 5
+
+
+def settle(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    found: Stages,
+    stages_at: Callable[[float], Stages],
+    *,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> Iterator[Stages]:
+    """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
+
+    Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
+    more. The proposal is therefore run as a whole, and while it loses more than the tolerance the parts are chosen
+    again at half of it, up to `HALVINGS` times. If none is harmless, the least harmful stays, and a note says so.
+
+    Args:
+        found: the stages at the wanted tolerance. stages_at: those at another one, by the same metric.
+        samples: what to run it on; with answers, where the metric is accuracy.
+    """
+    if found.pruner is None:
+        yield found
+        return
+    trial = Trial(model, processor, samples, found.metric, max_new_tokens)
+    bootstrap = Bootstrap([sample.image for sample in samples], seed)
+    attempts: list[Attempt] = []
+    for halved in range(HALVINGS + 1):
+        tolerance = found.tolerance / 2**halved
+        pruner = found.pruner if halved == 0 else stages_at(tolerance).pruner
+        if pruner is None:
+            break
+        if any(pruner == attempt.pruner for attempt in attempts):
+            continue
+        loss = bootstrap.interval(lambda curve: float(curve[0]), trial.losses(pruner)[:, None])
+        attempts.append(Attempt(tolerance, pruner, loss))
+        best = min(attempts, key=lambda attempt: attempt.loss.value)
+        yield replace(found, pruner=best.pruner, attempts=list(attempts), notes=_told(found, attempts))
+        if loss.value <= found.tolerance:
+            return
+
+
+def _told(found: Stages, attempts: Sequence[Attempt]) -> list[str]:
+    first, best = attempts[0], min(attempts, key=lambda attempt: attempt.loss.value)
+    notes = list(found.notes)
+    allowed = found.tolerance
+    if first.loss.value > allowed:
+        unit = " nats" if found.metric == "kl" else ""
+        notes.append(
+            f"Parts that are harmless alone lose {first.loss.value:.3f}{unit} together, so they were chosen with a "
+            f"tolerance of {best.tolerance:.3g} each; the proposed settings lose {best.loss.value:.3f}{unit}"
+            + (
+                "."
+                if best.loss.value <= found.tolerance
+                else f", still more than the tolerance of {found.tolerance:g}."
+            )
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense model's answer: tokens `[t]`, log-probabilities `[t, vocabulary]`, whether it is right."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    is_right: bool
+
+
+class Trial:
+    """Samples on which pruners are run for real and compared with the dense model's answers, which are kept."""
+
+    def __init__(
+        self, model: Any, processor: Any, samples: Sequence[Sample], metric: Metric, max_new_tokens: int = 32
+    ) -> None:
+        self._model, self._processor, self._samples = model, processor, samples
+        self._metric, self._max_new_tokens = metric, max_new_tokens
+        self._dense: list[_Dense] = []
+
+    def losses(self, pruner: Pruner) -> Array:
+        """`[S]`: what pruning loses on every sample, in the metric's unit."""
+        losses = []
+        for number, sample in enumerate(self._samples):
+            picture = Image.open(sample.image).convert("RGB")
+            inputs = chat_inputs(self._model, self._processor, picture, sample.question)
+            if number == len(self._dense):
+                tokens, logprobs = greedy_logprobs(self._model, inputs, self._max_new_tokens)
+                self._dense.append(_Dense(tokens, logprobs, self._is_right(sample, tokens)))
+            with attach(self._model, pruner):
+                losses.append(self._loss(sample, inputs, self._dense[number]))
+        return np.array(losses)
+
+    def _loss(self, sample: Sample, inputs: dict[str, Any], dense: _Dense) -> float:
+        if self._metric == "accuracy":
+            tokens, _ = greedy_logprobs(self._model, inputs, self._max_new_tokens)
+            return float(dense.is_right) - float(self._is_right(sample, tokens))
+        _, logprobs = greedy_logprobs(self._model, inputs, self._max_new_tokens, dense.tokens)
+        if self._metric == "agreement":
+            return float(not torch.equal(logprobs.argmax(-1), dense.tokens))
+        return max(0.0, float((dense.logprobs.exp() * (dense.logprobs - logprobs)).sum(-1).mean()))
+
+    def _is_right(self, sample: Sample, tokens: Tensor) -> bool:
+        text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return any(is_right(text, answer) for answer in sample.answers)
