@@ -37,7 +37,7 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
     result = cli(*arguments, *methods, "--out", out)
     assert result.exit_code == 0, result.output
     document = json.loads((out / "results.json").read_text())
-    names = ["dense", "fastv", "random:keep_tokens=5+fastv", str(saved)]
+    names = ["dense", str(saved), "fastv", "random:keep_tokens=5+fastv"]
     assert [row["method"] for row in document["rows"]] == names
     assert document["methods"]["fastv"]["settings"]["layer"] == 1  # the published layer 2 of 32, at 6 layers
     assert document["samples"] == 6
@@ -48,12 +48,13 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
 
 def test_matched_budgets(cli, planted_folder, data, tmp_path):
     budgets = ["--match", "flops", "--cut", 0.3, "--cut", 0.5]
-    methods = ["--method", "random", "--method", "schedule:layers=[1],keep=[3]"]
+    methods = ["--method", "random", "--method", "schedule:layers=[1],keep=[3]", "--fixed", "few=random:keep_tokens=2"]
     result = cli("eval", "--model", planted_folder, "--data", data, *methods, *budgets, "--json", "--max-new-tokens", 1)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert [row["method"] for row in document["rows"]] == ["dense", "random @ 30%", "random @ 50%"]
-    for row, cut in zip(document["rows"][1:], (0.3, 0.5), strict=True):
+    assert [row["method"] for row in document["rows"]] == ["dense", "few", "random @ 30%", "random @ 50%"]
+    assert document["methods"]["few"]["settings"]["keep_tokens"] == 2
+    for row, cut in zip(document["rows"][2:], (0.3, 0.5), strict=True):
         assert row["flops_cut"] == pytest.approx(cut, abs=0.02)
     assert "has no budget" in document["left_out"]["schedule:layers=[1],keep=[3] @ 30%"]
 

@@ -237,8 +237,17 @@ def eval_(
             show_default="visipruner",
         ),
     ] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]SPEC",
+            help="As --method, with its settings as they are whatever --match says, and its own name in the table. "
+            "Repeatable.",
+        ),
+    ] = None,
     config: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A saved pruner.json (or its folder). Repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A saved pruner.json (or its folder), used as it is. Repeatable."),
     ] = None,
     model: ModelName = "testbed",
     data: Data = None,
@@ -272,6 +281,7 @@ def eval_(
     execute(
         Job(
             methods=method or [],
+            fixed=fixed or [],
             configs=config or [],
             model=model,
             data=data,

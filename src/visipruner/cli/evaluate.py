@@ -34,6 +34,7 @@ class Job:
     """The arguments of one `visipruner eval`."""
 
     methods: list[str]
+    fixed: list[str]
     configs: list[Path]
     model: str
     data: Path | None
@@ -65,6 +66,8 @@ def execute(job: Job) -> None:
     for spec in job.methods:  # a wrong name is told before the model loads
         if spec != EVERY:
             settings.make_pruner(spec, [], None)
+    for spec in job.fixed:
+        settings.make_pruner(_named(spec)[1], [], None)
     models.prepare(job.model)
     status = Console(stderr=True)
     with status.status(f"Loading {job.model}"):
@@ -79,25 +82,38 @@ def _methods(
     job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """Pruners by their names in the table, and why some were left out."""
-    from visipruner.pruners.registry import available, load_pruner, method_class
+    from visipruner.pruners.registry import available, load_pruner
 
     layers = loaded.model.config.get_text_config().num_hidden_layers
-    plain: dict[str, Pruner] = {}
-    specs = job.methods or (["visipruner"] if not job.configs else [])
+    fixed = {name: _pruner(spec, job.model, layers) for name, spec in map(_named, job.fixed)}
+    fixed |= {str(path): load_pruner(path) for path in job.configs}
+    specs = job.methods or ([] if fixed else ["visipruner"])
     if EVERY in specs:
         specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
-    for spec in specs:
-        if spec == "visipruner" and job.model == models.TESTBED:
-            plain[spec] = settings.make_pruner(None, [], None, job.model)
-        elif ":" in spec or "+" in spec:
-            plain[spec] = settings.make_pruner(spec, [], None)
-        else:  # defaults were chosen for 32 layers; here they are at the same depth
-            plain[spec] = method_class(spec).for_depth(layers)
-    for path in job.configs:
-        plain[str(path)] = load_pruner(path)
+    plain = {spec: _pruner(spec, job.model, layers) for spec in specs}
     if job.match is None and EVERY not in job.methods:
-        return plain, {}
-    return _fitting(job, loaded, samples, plain, status)
+        return {**fixed, **plain}, {}
+    fitting, left_out = _fitting(job, loaded, samples, plain, status)
+    return {**fixed, **fitting}, left_out
+
+
+def _pruner(spec: str, model: str, num_layers: int) -> Pruner:
+    """A bare name has the settings calibrated for the model, or its paper's, their layers at the same depth."""
+    from visipruner.pruners.registry import method_class
+
+    if spec == "visipruner" and model == models.TESTBED:
+        return settings.make_pruner(None, [], None, model)
+    if ":" in spec or "+" in spec:
+        return settings.make_pruner(spec, [], None)
+    return method_class(spec).for_depth(num_layers)
+
+
+def _named(spec: str) -> tuple[str, str]:
+    """`label=method:key=value` as label and method; without a label the method is its own."""
+    label, equals, method = spec.partition("=")
+    if equals and not {":", "+"} & set(label):
+        return label.strip(), method.strip()
+    return spec, spec
 
 
 def _fitting(

@@ -16,7 +16,6 @@ app = typer.Typer(
 
 _BUILD_EXAMPLE = "Example: visipruner testbed build --image-size 336"
 _TEST_EXAMPLE = "Example: visipruner testbed test --limit 20 --json accuracy.json"
-_COMPARE_EXAMPLE = "Example: visipruner testbed compare --method visipruner:keep_tokens=16 --method none --limit 20"
 _FETCH_EXAMPLE = "Example: visipruner testbed fetch emoji"
 _DRAW_EXAMPLE = "Example: visipruner testbed draw --emoji emoji --out my-test --seed mine --pictures 20"
 _TRAIN_EXAMPLE = "Example: visipruner testbed train --emoji emoji --images 2000 --out run --resume"
@@ -57,32 +56,6 @@ def measure(
     from visipruner.testbed.report import run_test
 
     result = run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank)
-    if json_file is not None:
-        write_json(json_file, result)
-
-
-@app.command("compare", epilog=_COMPARE_EXAMPLE)
-@reports_errors
-def compare_methods(
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:KEY=VALUE,...]",
-            help="A method and its settings; may be repeated. Default: VisiPruner in four configurations.",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures of each split.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
-    image_size: Annotated[int, typer.Option(min=14, help="Picture side in pixels.")] = 224,
-    folder: Annotated[Path | None, typer.Option(help="A test set made by `draw` instead of the shipped one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers and versions here.")] = None,
-) -> None:
-    """Pruning methods beside the dense model: accuracy, what was cut, and seconds taken in turns in one run."""
-    from visipruner.testbed.report import run_comparison
-
-    result = run_comparison(folder, method or [], limit, batch_size, dtype, attn, image_size)
     if json_file is not None:
         write_json(json_file, result)
 

@@ -1,7 +1,6 @@
-"""Runs the test set and prints tables; what `visipruner testbed test` and `compare` do."""
+"""Runs the test set and prints tables; what `visipruner testbed test` does."""
 
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visipruner.errors import VisiPrunerError
-from visipruner.pruners.registry import make_from_spec
-from visipruner.testbed.calibration import configurations
-from visipruner.testbed.comparison import as_markdown, compare, summarize
 from visipruner.testbed.evaluate import Row, answer, as_records, tabulate
 from visipruner.testbed.testset import TEST_FOLDER, Sample, load_test_set
 
@@ -55,28 +51,6 @@ def run_test(
     ]
     settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
     return {"settings": settings, "seconds": round(seconds, 1), "rows": as_records(rows), "answers": given}
-
-
-def run_comparison(
-    folder: Path | None, methods: list[str], limit: int | None, batch_size: int, dtype: str, attn: str, image_size: int
-) -> dict[str, Any]:
-    """Answer every question densely and with each method, print the table, return its rows as JSON.
-
-    `methods` are `name:key=value,...`; none means the configurations of `testbed.configurations`. Raises
-    VisiPrunerError for a missing test set and ConfigError for unknown methods or settings.
-    """
-    pruners = {spec: make_from_spec(spec) for spec in methods} or configurations()
-    samples = _read(folder or TEST_FOLDER, limit)
-    model, processor = _model(None, dtype, attn, image_size)
-    with tqdm(total=len(samples), desc="comparing", unit="question", disable=None) as bar:
-        tallies = compare(model, processor, samples, pruners, batch_size, bar.update)
-    rows = summarize(samples, tallies)
-    Console(soft_wrap=True, highlight=False).print(as_markdown(rows))
-    settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size, "limit": limit}
-    versions = {name: version(name) for name in ("visipruner", "torch", "transformers")}
-    described = {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in pruners.items()}
-    threads = torch.get_num_threads()
-    return {"settings": settings, "threads": threads, "versions": versions, "methods": described, "rows": rows}
 
 
 def _read(folder: Path, limit: int | None) -> list[Sample]:
