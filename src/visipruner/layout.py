@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ class TokenLayout:
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
+
+    def per_image(self, tokens: Tensor) -> list[Tensor]:
+        """For each image, which of `tokens` (numbers of visual tokens, `[n_v]` long) are its own, `[k]` long."""
+        starts = [0, *accumulate(self.tokens_per_image)]
+        return [((tokens >= start) & (tokens < end)).nonzero().flatten() for start, end in pairwise(starts)]
 
 
 def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:

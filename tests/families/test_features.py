@@ -17,6 +17,8 @@ from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, prompt
 from tests.oracle import oracle, pruned_edit
 from visipruner.engine.view import LayerView
 from visipruner.pruners.base import PromptRun
+from visipruner.pruners.divprune import DivPrune
+from visipruner.pruners.fastv import FastV
 
 
 @tries("beams")
@@ -190,6 +192,21 @@ def test_videos_in_a_batch(name: str, pruner: str) -> None:
         for row, pieces in zip(logits, prompts, strict=True):
             alone = model(**inputs(name, [pieces])).logits[0]
             torch.testing.assert_close(row[-4:], alone[-4:], **CLOSE)
+
+
+@tries("each image")
+@each_cell
+@pytest.mark.parametrize("pruner", [FastV(keep_tokens=2, scope="image"), DivPrune(keep_tokens=2, scope="image")])
+def test_a_budget_for_each_image(name: str, attn: str, pruner: vp.Pruner) -> None:
+    model = built(name, attn)
+    prepared = inputs(name, [prompt(name, [3, 0, 2, 0, 5]), prompt(name, [4, 0, 6], 2)])
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        model.generate(**prepared, max_new_tokens=1)
+    for example in handle.trace.examples:
+        sizes = torch.tensor(example.tokens_per_image)
+        image_of = torch.arange(len(sizes)).repeat_interleave(sizes)
+        assert image_of[example.kept[-1]].bincount().tolist() == [2] * len(sizes)
+    assert len(handle.trace[0].tokens_per_image) > len(handle.trace[1].tokens_per_image)
 
 
 # ---- prompts nobody writes ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -105,12 +105,17 @@ class EntryView:
 
     def images(self) -> list[Image]:
         """The prompt's images, as far as they are present."""
-        starts = torch.tensor([0, *self.layout.tokens_per_image]).cumsum(0).tolist()
-        images = []
-        for (start, end), grid in zip(pairwise(starts), self.layout.grids, strict=True):
-            positions = ((self.tokens >= start) & (self.tokens < end)).nonzero().flatten()
-            images.append(Image(positions, self.tokens[positions] - start, grid, end - start))
-        return images
+        sizes = self.layout.tokens_per_image
+        return [
+            Image(positions, self.tokens[positions] - end + size, grid, size)
+            for positions, size, end, grid in zip(
+                self.positions_per_image(), sizes, accumulate(sizes), self.layout.grids, strict=True
+            )
+        ]
+
+    def positions_per_image(self) -> list[Tensor]:
+        """`[k]` long for each image: where its tokens are among the visual tokens present."""
+        return self.layout.per_image(self.tokens)
 
     def vision(self, layer: int) -> list[VisionView]:
         """The images in a layer of the vision tower, one of those that `Pruner.vision_layers` named, in the order of

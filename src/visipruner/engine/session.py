@@ -342,8 +342,10 @@ class PromptSession:
         queries, keys, values = qkv
         scaling = scaling_of(kwargs, queries)
         run, softcap = self.runs[example], kwargs.get("softcap")
-        tokens = self._present.tokens[example]
-        view = LayerView(queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, scaling, allowed, softcap)
+        tokens, layout = self._present.tokens[example], self._layouts[example]
+        view = LayerView(
+            queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, layout, scaling, allowed, softcap
+        )
         kept = run.select(layer, view)
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visipruner.influence import Influence, influence, last_row_attention, softcapped
+from visipruner.layout import TokenLayout
 
 CHUNK = 64
 
@@ -20,7 +21,7 @@ class LayerView:
         keys, values: `[kv_heads, n, head_dim]`, after RoPE.
         columns: `[r]` long, where among the n keys the rows of this forward are; other columns are older turns.
         visual: `[n_v]` long, columns of the visual tokens still present, in order. tokens: `[n_v]` long, their numbers
-            among the prompt's visual tokens.
+            among the prompt's visual tokens. layout: the prompt's images.
         pairs: (query, key) pairs computed for scores so far, per head.
     """
 
@@ -33,6 +34,7 @@ class LayerView:
         columns: Tensor,
         visual: Tensor,
         tokens: Tensor,
+        layout: TokenLayout,
         scaling: float,
         allowed: Callable[[Tensor], Tensor | None],
         softcap: float | None = None,
@@ -41,10 +43,14 @@ class LayerView:
         `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all. `softcap`: bound
         of the logits, in models that have one."""
         self.keys, self.values, self.columns, self.visual = keys, values, columns, visual
-        self.tokens = tokens
+        self.tokens, self.layout = tokens, layout
         self._queries, self._rows, self._scaling, self._allowed = queries, rows, scaling, allowed
         self._softcap = softcap
         self.pairs = 0
+
+    def positions_per_image(self) -> list[Tensor]:
+        """`[k]` long for each image: where its tokens are among the visual tokens present."""
+        return self.layout.per_image(self.tokens)
 
     @property
     def query(self) -> Tensor:

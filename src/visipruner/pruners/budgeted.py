@@ -12,7 +12,7 @@ from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.base import PromptRun, Pruner
-from visipruner.pruners.selection import top
+from visipruner.pruners.scope import Scope, best, check_scope, chosen, parts_of
 
 PUBLISHED_DEPTH = 32  # layers of LLaVA-1.5-7B's decoder, for which most methods' layers were chosen
 
@@ -35,14 +35,19 @@ class Budgeted(Pruner):
     """Keeps a number of tokens.
 
     Attributes:
-        keep_tokens: how many visual tokens of a prompt stay (all, if there are fewer); None to go by `keep_ratio`.
+        keep_tokens: how many visual tokens stay (all, if there are fewer); None to go by `keep_ratio`.
         keep_ratio: the fraction that stays.
+        scope: "prompt" counts the tokens of all images together, and an image may lose more than its neighbour;
+            "image" is a budget for each, which is then chosen from as if it were alone. Images are those of the trace:
+            crops that are grids of their own and video frames, too.
     """
 
     keep_tokens: int | None = None
     keep_ratio: float = 0.5
+    scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        check_scope(self.scope)
         if self.keep_tokens is not None and self.keep_tokens < 0:
             raise ConfigError(f"keep_tokens cannot be negative, got {self.keep_tokens}.")
         if not 0 <= self.keep_ratio <= 1:
@@ -92,9 +97,11 @@ class _ScoredRun(PromptRun):
         return layer == self._config.layer - 1
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        present = view.visual.numel()
-        count = self._config.budget(present)
-        return None if count == present else top(self._config.score(view), count)
+        parts = parts_of(view, self._config.scope)
+        counts = [self._config.budget(len(part)) for part in parts]
+        if sum(counts) == view.visual.numel():
+            return None
+        return best(self._config.score(view), parts, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +139,8 @@ class _EntryRun(PromptRun):
         return layer == self._config.layer
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        present = view.tokens.numel()
-        count = self._config.budget(present)
-        return None if count == present else self._config.choose(view, count)
+        parts = parts_of(view, self._config.scope)
+        return chosen(view, parts, [self._config.budget(len(part)) for part in parts], self._config.choose)
 
 
 def check_layers(num_layers: int, *layers: int) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView
+from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import Budgeted, check_layers, scaled_layer
+from visipruner.pruners.scope import chosen, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,11 @@ class _DartRun(PromptRun):
     def observes_entry(self, layer: int) -> bool:
         return layer == self._config.layer
 
-    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
-        count = self._config.budget(view.tokens.numel())
-        if count == view.tokens.numel():
-            return None
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        parts = parts_of(view, self._config.scope)
+        return chosen(view, parts, [self._config.budget(len(part)) for part in parts], self._choose)
+
+    def _choose(self, view: EntryView, count: int) -> Tensor:
         present = self._by_length[torch.isin(self._by_length, view.tokens)]
         pivots = torch.searchsorted(view.tokens, present[: min(self._config.pivot_image, count)])
         anchors = torch.cat([view.embeddings[pivots], view.states[view.text[self._text_pivots]]]).float()

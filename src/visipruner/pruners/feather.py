@@ -18,7 +18,8 @@ from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.pyramiddrop import check_stages
-from visipruner.pruners.selection import top, union
+from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.selection import union
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Feather(Pruner):
 
     Attributes:
         layers: tokens leave before these. keep_ratio: see above. stride: of the grid, in tokens.
+        scope: whether the best are those of all images together or of each (see `Budgeted`).
     """
 
     name: ClassVar[str] = "feather"
@@ -46,8 +48,10 @@ class Feather(Pruner):
     layers: tuple[int, ...] = (8, 16)
     keep_ratio: float = 0.3
     stride: int = 3
+    scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        check_scope(self.scope)
         check_stages(self.layers, self.layers, "layers")
         if not 0 <= self.keep_ratio <= 1 or self.stride < 1:
             raise ConfigError("keep_ratio must lie in [0, 1] and stride must be at least 1.")
@@ -73,9 +77,12 @@ class _FeatherRun(PromptRun):
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
         stage = self._config.layers.index(layer)
-        count = round(view.tokens.numel() * self._config.keep_ratio ** (stage + 1))
-        best = top(view.attention(rotary=False).mean(0), count)
-        return union(best, coarse_grid(view, self._config.stride)) if stage == 0 else best
+        parts = parts_of(view, self._config.scope)
+        counts = [round(len(part) * self._config.keep_ratio ** (stage + 1)) for part in parts]
+        kept = best(view.attention(rotary=False).mean(0), parts, counts)
+        if kept is None or stage > 0:
+            return kept
+        return union(kept, coarse_grid(view, self._config.stride))
 
 
 def coarse_grid(view: EntryView, stride: int) -> Tensor:

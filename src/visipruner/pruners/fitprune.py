@@ -17,7 +17,7 @@ from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
-from visipruner.pruners.selection import top
+from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class FitPrune(Pruner):
     Attributes:
         remove: per layer, the fraction of the prompt's visual tokens that leaves after it; `fit` finds it. The paper's
             tables belong to LLaVA's models and are not repeated here.
+        scope: whether those are fractions of all images together or of each (see `Budgeted`).
     """
 
     name: ClassVar[str] = "fitprune"
@@ -39,8 +40,10 @@ class FitPrune(Pruner):
     )
 
     remove: tuple[float, ...]
+    scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        check_scope(self.scope)
         if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
             raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")
 
@@ -57,27 +60,28 @@ class FitPrune(Pruner):
             )
 
     def start(self) -> PromptRun:
-        return _FitPruneRun(self.remove)
+        return _FitPruneRun(self.remove, self.scope)
 
 
 class _FitPruneRun(PromptRun):
-    def __init__(self, remove: tuple[float, ...]) -> None:
+    def __init__(self, remove: tuple[float, ...], scope: Scope) -> None:
         super().__init__()
-        self._remove = remove
-        self._first: int | None = None
+        self._remove, self._scope = remove, scope
+        self._first: list[int] | None = None
 
     def observes(self, layer: int) -> bool:
         return self._first is None or self._remove[layer] > 0
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        present = view.visual.numel()
-        self._first = self._first or present
+        parts = parts_of(view, self._scope)
+        self._first = self._first or [len(part) for part in parts]
         # What is gone is rounded in total, so that small fractions add up over layers.
-        count = min(present, self._first - round(self._first * sum(self._remove[: layer + 1])))
-        if count == present:
+        gone = sum(self._remove[: layer + 1])
+        counts = [min(len(part), first - round(first * gone)) for part, first in zip(parts, self._first, strict=True)]
+        if sum(counts) == view.visual.numel():
             return None
         cross, own = received(view)
-        return top(cross * own, count)
+        return best(cross * own, parts, counts)
 
 
 def received(view: LayerView) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.budgeted import check_layers, scaled_layers
-from visipruner.pruners.selection import top
+from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class PyramidDrop(Pruner):
 
     Attributes:
         layers: tokens leave before these. keep_ratios: fractions of the prompt's visual tokens that stay from each on,
-            rounded down.
+            rounded down. scope: whether those are fractions of all images together or of each (see `Budgeted`).
     """
 
     name: ClassVar[str] = "pyramiddrop"
@@ -42,8 +42,10 @@ class PyramidDrop(Pruner):
 
     layers: tuple[int, ...] = (8, 16, 24)
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        check_scope(self.scope)
         check_stages(self.layers, self.keep_ratios, "keep_ratios")
         if any(not 0 <= ratio <= 1 for ratio in self.keep_ratios):
             raise ConfigError(f"keep_ratios are fractions and must lie in [0, 1], got {self.keep_ratios}.")
@@ -64,17 +66,19 @@ class PyramidDrop(Pruner):
 class _PyramidRun(PromptRun):
     def __init__(self, config: PyramidDrop) -> None:
         super().__init__()
-        self._stages = dict(zip(config.layers, config.keep_ratios, strict=True))
-        self._first: int | None = None
+        self._stages, self._scope = dict(zip(config.layers, config.keep_ratios, strict=True)), config.scope
+        self._first: list[int] | None = None
 
     def observes_entry(self, layer: int) -> bool:
         return layer in self._stages
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
-        present = view.tokens.numel()
-        self._first = self._first or present
-        count = int(self._first * self._stages[layer])
-        return None if count >= present else top(view.attention().mean(0), count)
+        parts = parts_of(view, self._scope)
+        self._first = self._first or [len(part) for part in parts]
+        counts = [int(first * self._stages[layer]) for first in self._first]
+        if all(count >= len(part) for part, count in zip(parts, counts, strict=True)):
+            return None
+        return best(view.attention().mean(0), parts, counts)
 
 
 def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str) -> None:

@@ -19,6 +19,7 @@ from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.clustering import cluster_means
 from visipruner.pruners.pyramiddrop import check_stages
+from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 from visipruner.pruners.selection import top
 
 # Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
@@ -41,6 +42,8 @@ class SparseVLM(Pruner):
         layers: after these tokens leave. keep: how many stay then of `tokens`; other prompts in proportion.
         tokens: the number of visual tokens that `keep` was chosen for.
         recycle_ratio: fraction of the leaving tokens that is merged; 0 turns recycling off.
+        scope: whether `keep` is in proportion to all images together or to each (see `Budgeted`). Tokens of several
+            images are recycled together.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -56,8 +59,10 @@ class SparseVLM(Pruner):
     keep: tuple[int, ...] = _COUNTS[192]
     tokens: int = 576
     recycle_ratio: float = 0.3
+    scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        check_scope(self.scope)
         check_stages(self.layers, self.keep, "keep")
         if self.tokens < 1 or any(count < 0 for count in self.keep) or not 0 <= self.recycle_ratio <= 1:
             raise ConfigError("keep and tokens are counts, recycle_ratio is a fraction of 1.")
@@ -85,7 +90,7 @@ class _SparseRun(PromptRun):
         self._stages = dict(zip(config.layers, config.keep, strict=True))
         self._raters = torch.empty(0, dtype=torch.long)
         self._scores: Tensor | None = None
-        self._first = 0
+        self._first: list[int] = []
 
     def observes(self, layer: int) -> bool:
         return layer in self._stages
@@ -104,15 +109,13 @@ class _SparseRun(PromptRun):
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
         if layer == 0:
-            self._first = view.tokens.numel()
+            self._first = [len(part) for part in parts_of(view, self._config.scope)]
             self._raters = find_raters(view)
         if layer - 1 not in self._stages or self._scores is None:
             return None
-        count = round(self._stages[layer - 1] * self._first / self._config.tokens)
-        if count >= view.tokens.numel():
-            return None
-        kept = top(self._scores, count)
-        return self._recycle(view, kept)
+        counts = [round(self._stages[layer - 1] * first / self._config.tokens) for first in self._first]
+        kept = best(self._scores, parts_of(view, self._config.scope), counts)
+        return None if kept is None else self._recycle(view, kept)
 
     def _recycle(self, view: EntryView, kept: Tensor) -> Tensor | Merge:
         assert self._scores is not None

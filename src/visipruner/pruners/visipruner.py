@@ -14,10 +14,10 @@ from torch import Tensor
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
-from visipruner.influence import Influence
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.budgeted import scaled_layer
+from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 Stage = Literal["shallow", "middle", "deep"]
 STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
@@ -48,6 +48,7 @@ class VisiPruner(Pruner):
         exit_count: "consecutive" starts anew at every layer without a vote (paper), "cumulative" does not (reference).
         keep_tokens: budget mode: at the filter layer keep exactly this many tokens (all, if there are fewer), those
             with the largest ||c_j||, whatever `token_threshold` says.
+        scope: whether `keep_tokens` is for all images of the prompt together or for each (see `Budgeted`).
         filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision.
     """
 
@@ -69,11 +70,13 @@ class VisiPruner(Pruner):
     exit_votes: int = 2
     exit_count: Literal["consecutive", "cumulative"] = "consecutive"
     keep_tokens: int | None = None
+    scope: Scope = "prompt"
     filter_layer: int | None = None
     exit_layer: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        check_scope(self.scope)
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ConfigError(f"stages holds {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
@@ -157,17 +160,18 @@ class VisiPrunerRun(PromptRun):
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         if self.trigger_layer is None:
-            return self._filter(layer, view.influence)
+            return self._filter(layer, view)
         return self._exit(layer, view)
 
-    def _filter(self, layer: int, influence: Influence) -> Tensor | None:
-        config = self._config
+    def _filter(self, layer: int, view: LayerView) -> Tensor | None:
+        config, influence = self._config, view.influence
         if config.filter_layer is None and not bool((influence.cosine < config.filter_threshold).any()):
             return None
         self.trigger_layer = layer
         if config.keep_tokens is not None:
-            count = min(config.keep_tokens, influence.norm.numel())
-            kept = influence.norm.topk(count).indices.sort().values
+            parts = parts_of(view, config.scope)
+            some = best(influence.norm, parts, [config.keep_tokens] * len(parts))
+            kept = torch.arange(influence.norm.numel(), device=view.visual.device) if some is None else some
         else:
             scale = influence.output_norm if config.relative else 1.0
             kept = (influence.norm > config.token_threshold * scale).nonzero().flatten()
