@@ -20,7 +20,8 @@ MIDDLE_DEEP = ("middle", "deep")
 def _view(cosine: list[float], norm: list[float], output_norm: float = 2.0) -> Any:
     """What a run looks at, with a made-up influence."""
     found = Influence(torch.tensor(cosine), torch.tensor(norm), output_norm)
-    return SimpleNamespace(influence=found, visual=torch.arange(len(cosine)), sees_visual=True)
+    tokens = torch.arange(len(cosine))
+    return SimpleNamespace(influence=found, visual=tokens, tokens=tokens, sees_visual=True)
 
 
 def _select(run: Any, layer: int, view: Any) -> list[int] | None:
