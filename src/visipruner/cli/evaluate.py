@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from visipruner.files import write_json
 
 if TYPE_CHECKING:
     from visipruner.cli.models import LoadedModel
+    from visipruner.evaluation.processes import Processes
     from visipruner.pruners.base import Pruner
     from visipruner.samples import Sample
 
@@ -52,12 +54,16 @@ class Job:
 
 def execute(job: Job) -> None:
     """Answers every sample with every method, shows the table and saves it. Raises CliError and its kin."""
+    from visipruner.evaluation.processes import launched
     from visipruner.samples import spread
 
     if job.match is not None and not job.cuts:
         raise CliError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
     if job.cuts and job.match is None:
         raise CliError("--cut needs to know of what: --match flops, tokens or attention.")
+    processes = launched()
+    if processes.count > 1 and job.out is None:
+        raise CliError("Several processes need --out DIR, a folder that all of them can reach.")
     models.check_name(job.model)
     available = samples_of(job.model, job.data)
     chosen = available if job.samples is None else spread(available, job.samples, job.seed)
@@ -68,14 +74,16 @@ def execute(job: Job) -> None:
             settings.make_pruner(spec, [], None)
     for spec in job.fixed:
         settings.make_pruner(_named(spec)[1], [], None)
-    models.prepare(job.model)
-    status = Console(stderr=True)
+    with processes.first_on_each_machine():
+        models.prepare(job.model)
+    status = Console(stderr=True, quiet=not processes.is_main)
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
     methods, left_out = _methods(job, loaded, chosen, status)
-    records = _records(job, loaded, chosen, methods, status)
-    document = _document(job, loaded, methods, left_out, records)
-    _conclude(job, document, status)
+    records = _records(job, loaded, chosen, methods, status, processes)
+    if processes.is_main:
+        document = _document(job, loaded, methods, left_out, records, processes.count)
+        _conclude(job, document, status)
 
 
 def _methods(
@@ -149,9 +157,16 @@ def _fitting(
 
 
 def _records(
-    job: Job, loaded: LoadedModel, samples: Sequence[Sample], methods: dict[str, Pruner], status: Console
+    job: Job,
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    methods: dict[str, Pruner],
+    status: Console,
+    processes: Processes,
 ) -> list[dict[str, Any]]:
+    """One a sample, in their order; complete on the main process."""
     from visipruner.evaluation import evaluate
+    from visipruner.evaluation.folder import join, key_of
 
     running = evaluate(
         loaded.model,
@@ -161,8 +176,18 @@ def _records(
         max_new_tokens=job.max_new_tokens,
         folder=job.out,
         identity={"model": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
+        processes=processes,
     )
-    return list(with_progress(running, len(samples), status, "Answering"))
+    if processes.count == 1:
+        return list(with_progress(running, len(samples), status, "Answering"))
+    share = math.ceil(len(samples) / processes.count)
+    mine = list(with_progress(running, share, status, f"Answering, process 1 of {processes.count}"))
+    with status.status("Waiting for the other processes"):
+        processes.wait()
+    if job.out is None or not processes.is_main:
+        return mine
+    done = join(job.out, samples)
+    return [done[key_of(sample)] for sample in samples]
 
 
 def _document(
@@ -171,6 +196,7 @@ def _document(
     methods: dict[str, Pruner],
     left_out: dict[str, str],
     records: list[dict[str, Any]],
+    processes: int,
 ) -> dict[str, Any]:
     import torch
 
@@ -185,6 +211,7 @@ def _document(
         "match": job.match,
         "max_new_tokens": job.max_new_tokens,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
         "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
         "left_out": left_out,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,57 @@ from PIL import Image
 
 from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
-from visipruner.files import write_json
+from visipruner.evaluation import folder as files
+from visipruner.evaluation.folder import SAMPLES_FILE, Record
+from visipruner.evaluation.processes import Processes
 from visipruner.prompts import chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
 from visipruner.samples import Sample
 
 DENSE = "dense"
-SAMPLES_FILE = "samples.jsonl"
-SETTINGS_FILE = "settings.json"
-_FORMAT = 1
+_ALONE = Processes()
 
-Record = dict[str, Any]
+
+class Comparison:
+    """A model and the methods to compare on it, the dense one added as "dense".
+
+    Raises ConfigError for a method that cannot run on the model's number of layers, or is called "dense".
+    """
+
+    def __init__(self, model: Any, processor: Any, methods: Mapping[str, Pruner], max_new_tokens: int = 32) -> None:
+        if DENSE in methods:
+            raise ConfigError(f"No method can be called {DENSE!r}: the dense model is always measured.")
+        self.model = model
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+        self.methods: dict[str, Pruner] = {DENSE: NoPruning(), **methods}
+        self._is_warm = False
+        for pruner in self.methods.values():
+            pruner.check(model.config.get_text_config().num_hidden_layers)
+
+    def record(self, sample: Sample, turn: int) -> Record:
+        """What every method does with one sample, in an order that `turn` rotates; before the first, one answer of
+        each that does not count. So neither a busy machine nor a warm cache favours one."""
+        inputs = chat_inputs(self.model, self.processor, _picture(sample), sample.question)
+        if not self._is_warm:
+            for pruner in self.methods.values():
+                _give(self.model, self.processor, pruner, inputs, 1)
+            self._is_warm = True
+        order = list(self.methods)
+        first = turn % len(order)
+        given = {
+            name: _give(self.model, self.processor, self.methods[name], inputs, self.max_new_tokens)
+            for name in order[first:] + order[:first]
+        }
+        return {
+            "key": files.key_of(sample),
+            "image": str(sample.image),
+            "question": sample.question,
+            "answers": list(sample.answers),
+            "type": sample.type,
+            "given": {name: given[name] for name in order},
+        }
 
 
 def evaluate(
@@ -35,17 +72,19 @@ def evaluate(
     max_new_tokens: int = 32,
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    processes: Processes = _ALONE,
 ) -> Iterator[Record]:
     """Yields one record a sample, with what the dense model and every method did with it.
 
-    The order of the methods turns from sample to sample, after one answer of each that does not count, so that
-    neither a busy machine nor a warm cache favours one.
+    The order of the methods turns from sample to sample, after one answer of each that does not count.
 
     Args:
         methods: by the name they have in tables. The dense model is added, as "dense".
         folder: `samples.jsonl` there gets one line a sample as soon as it is done; an interrupted run goes on after
             the last whole line.
         identity: what else must be equal for a run to go on (the model's name, its dtype).
+        processes: with several, this one answers and yields only its share; when all have, `folder.join` has the
+            records of all. `folder` must be given and be the same for all.
 
     A record: image, question, answers, type, and `given`: by method answer, tokens, seconds, prefill_seconds (to the
     first token, vision tower included), flops_cut, visual_attention_cut (the paper's formula), tokens_per_layer
@@ -53,43 +92,34 @@ def evaluate(
 
     Raises ConfigError when `folder` holds another evaluation, or an image cannot be read.
     """
-    if DENSE in methods:
-        raise ConfigError(f"No method can be called {DENSE!r}: the dense model is always measured.")
-    every: dict[str, Pruner] = {DENSE: NoPruning(), **methods}
-    for pruner in every.values():
-        pruner.check(model.config.get_text_config().num_hidden_layers)
+    comparison = Comparison(model, processor, methods, max_new_tokens)
     done: dict[str, Record] = {}
     if folder is not None:
-        _claim(folder, every, {**(identity or {}), "max_new_tokens": max_new_tokens})
-        done = _finished(folder / SAMPLES_FILE)
-    is_warm = False
-    order = list(every)
-    for number, sample in enumerate(samples):
-        key = _key(sample)
-        if key in done:
-            yield done[key]
-            continue
-        inputs = chat_inputs(model, processor, _picture(sample), sample.question)
-        if not is_warm:
-            for pruner in every.values():
-                _give(model, processor, pruner, inputs, 1)
-            is_warm = True
-        turn = number % len(order)
-        given = {
-            name: _give(model, processor, every[name], inputs, max_new_tokens) for name in order[turn:] + order[:turn]
-        }
-        record = {
-            "key": key,
-            "image": str(sample.image),
-            "question": sample.question,
-            "answers": list(sample.answers),
-            "type": sample.type,
-            "given": {name: given[name] for name in every},
-        }
-        if folder is not None:
-            with (folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
+        if processes.is_main:
+            files.claim(folder, comparison.methods, settings)
+            files.join(folder, samples)
+        processes.wait()
+        if not processes.is_main:
+            files.claim(folder, comparison.methods, settings)
+        done = files.finished(folder / SAMPLES_FILE)
+    for turn, sample in enumerate(_share(samples, done, processes)):
+        record = done.get(files.key_of(sample))
+        if record is None:
+            record = comparison.record(sample, turn)
+            if folder is not None:
+                files.append(folder, record, processes)
         yield record
+
+
+def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Processes) -> list[Sample]:
+    """What falls to this process: as many of the open samples as to any other, and of the finished ones too."""
+    is_done = [files.key_of(sample) in done for sample in samples]
+    mine: list[int] = []
+    for state in (True, False):
+        numbers = [number for number, this in enumerate(is_done) if this == state]
+        mine += numbers[processes.rank :: processes.count]
+    return [samples[number] for number in sorted(mine)]
 
 
 def _give(model: Any, processor: Any, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int) -> Record:
@@ -112,34 +142,3 @@ def _picture(sample: Sample) -> Image.Image:
         return Image.open(sample.image).convert("RGB")
     except OSError as error:
         raise ConfigError(f"{sample.image} cannot be read as an image ({error}).") from error
-
-
-def _key(sample: Sample) -> str:
-    told = json.dumps([str(sample.image), sample.question, sample.answers])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def _claim(folder: Path, methods: Mapping[str, Pruner], identity: Mapping[str, Any]) -> None:
-    """Marks the folder as this evaluation's, or raises where it is another's."""
-    described = {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()}
-    settings = json.loads(json.dumps({"format_version": _FORMAT, **identity, "methods": described}))
-    path = folder / SETTINGS_FILE
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
-        if changed:
-            raise ConfigError(
-                f"{folder} holds an evaluation with other {', '.join(changed)}; choose another --out or delete it."
-            )
-    write_json(path, settings)
-
-
-def _finished(path: Path) -> dict[str, Record]:
-    """Whole lines by key; a line that an interruption cut off is taken out of the file."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return {record["key"]: record for record in map(json.loads, whole)}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visipruner.evaluation.runner import DENSE, Record
+from visipruner.evaluation.folder import Record
+from visipruner.evaluation.runner import DENSE
 from visipruner.scoring import is_right, normalize
 
 _RESAMPLES = 4000

@@ -1,0 +1,80 @@
+"""The folder of an evaluation: whose it is, and a line for every sample that is done; nothing is lost or done twice.
+
+`samples.jsonl` holds the records. Of several processes each appends to a file of its own, `samples.RANK.jsonl`; these
+are joined into `samples.jsonl` at the end, or at the start of the next run, whatever its number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visipruner.errors import ConfigError
+from visipruner.evaluation.processes import Processes
+from visipruner.files import write_atomic, write_json
+from visipruner.pruners.base import Pruner
+from visipruner.samples import Sample
+
+SAMPLES_FILE = "samples.jsonl"
+SETTINGS_FILE = "settings.json"
+_FORMAT = 1
+
+Record = dict[str, Any]
+
+
+def key_of(sample: Sample) -> str:
+    """The same for the same image, question and answers."""
+    told = json.dumps([str(sample.image), sample.question, sample.answers])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, methods: Mapping[str, Pruner], identity: Mapping[str, Any]) -> None:
+    """Marks the folder as this evaluation's. Raises ConfigError where it is another's."""
+    described = {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()}
+    settings = json.loads(json.dumps({"format_version": _FORMAT, **identity, "methods": described}))
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
+    if changed:
+        raise ConfigError(
+            f"{folder} holds an evaluation with other {', '.join(changed)}; choose another --out or delete it."
+        )
+
+
+def join(folder: Path, samples: Sequence[Sample]) -> dict[str, Record]:
+    """Every finished record by key; `samples.jsonl` holds them all afterwards, in the order of `samples`, and alone."""
+    whole = folder / SAMPLES_FILE
+    parts = sorted(folder.glob("samples.*.jsonl"))
+    found = {key: record for path in (whole, *parts) for key, record in finished(path).items()}
+    order = dict.fromkeys(key_of(sample) for sample in samples)
+    done = {key: found[key] for key in (*order, *found) if key in found}
+    text = "".join(map(_line, done.values()))
+    write_atomic(whole, lambda path: path.write_text(text, encoding="utf-8"))
+    for path in parts:
+        path.unlink()
+    return done
+
+
+def finished(path: Path) -> dict[str, Record]:
+    """The whole lines of a file by key; one that an interruption cut off does not count."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return {record["key"]: record for record in (json.loads(line) for line in lines if line.endswith("\n"))}
+
+
+def append(folder: Path, record: Record, processes: Processes) -> None:
+    """Adds a record to the file of this process."""
+    name = SAMPLES_FILE if processes.count == 1 else f"samples.{processes.rank}.jsonl"
+    with (folder / name).open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
