@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.families.prompts import BREAK, END, IMAGE, ROW, START, VIDEO, VOCAB
 from tests.families.zoo import PINPOINTS, built
-from visipruner.cli.processors import images_only
+from visipruner.cli.processors import images_only, pixtral
 
 _SIDE = {"height": 32, "width": 32}
 _MROPE_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 64}
@@ -61,6 +61,24 @@ def _llava_next() -> tuple[Any, str]:
     images = _pil("LlavaNext", size={"shortest_edge": 32}, crop_size=_SIDE, image_grid_pinpoints=PINPOINTS)
     settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return transformers.LlavaNextProcessor(images, tokenizer, **settings), "<image>"
+
+
+def _llava_next_video() -> tuple[Any, str]:
+    tokenizer = _tokenizer({IMAGE: "<image>", VIDEO: "<video>"}, {"image_token": "<image>", "video_token": "<video>"})
+    images = _pil("LlavaNext", size={"shortest_edge": 32}, crop_size=_SIDE, image_grid_pinpoints=PINPOINTS)
+    settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    cls = images_only(transformers.LlavaNextVideoProcessor)
+    return cls(None, images, tokenizer, **settings), "<image>"
+
+
+def _pixtral(merge: int) -> Callable[[], tuple[Any, str]]:
+    def make() -> tuple[Any, str]:
+        special = {IMAGE: "[IMG]", BREAK: "[IMG_BREAK]", END: "[IMG_END]"}
+        named = dict(zip(("image_token", "image_break_token", "image_end_token"), special.values(), strict=True))
+        images = _pil("Pixtral", size={"longest_edge": 64}, patch_size=8)
+        return pixtral()(images, _tokenizer(special, named), patch_size=8, spatial_merge_size=merge), "[IMG]"
+
+    return make
 
 
 def _llava_onevision() -> tuple[Any, str]:
@@ -114,6 +132,20 @@ def _idefics3() -> tuple[Any, str]:
     ), "<image>"
 
 
+def _smolvlm() -> tuple[Any, str]:
+    rows = {ROW - 10 + place: f"<row_{place // 3 + 1}_col_{place % 3 + 1}>" for place in range(9)}
+    special = {
+        **rows,
+        IMAGE: "<image>",
+        START: "<fake_token_around_image>",
+        END: "<global-img>",
+        BREAK: "<end_of_utterance>",
+    }
+    images = _pil("SmolVLM", size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    cls = images_only(transformers.SmolVLMProcessor)
+    return cls(images, _tokenizer(special, {"image_token": "<image>"}), None, image_seq_len=4), "<image>"
+
+
 def _paligemma() -> tuple[Any, str]:
     tokenizer = _tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
     images = _pil("Siglip", size=_SIDE)
@@ -128,18 +160,21 @@ def _gemma3() -> tuple[Any, str]:
     return transformers.Gemma3Processor(images, _tokenizer(special, named), image_seq_length=16), "<start_of_image>"
 
 
-def _glm4v() -> tuple[Any, str]:
-    special = {
-        START: "<|begin_of_image|>",
-        IMAGE: "<|image|>",
-        VIDEO: "<|video|>",
-        END: "<|end_of_image|>",
-        BREAK: "<|begin_of_video|>",
-        ROW: "<|end_of_video|>",
-    }
-    images = _pil("Glm4v", patch_size=8, merge_size=2, size=_MROPE_SIZE)
-    cls = images_only(transformers.Glm4vProcessor)
-    return cls(images, _tokenizer(special, {"image_token": "<|image|>"})), "<|begin_of_image|><|image|><|end_of_image|>"
+def _glm(images: str, cls: Any) -> Callable[[], tuple[Any, str]]:
+    def make() -> tuple[Any, str]:
+        special = {
+            START: "<|begin_of_image|>",
+            IMAGE: "<|image|>",
+            VIDEO: "<|video|>",
+            END: "<|end_of_image|>",
+            BREAK: "<|begin_of_video|>",
+            ROW: "<|end_of_video|>",
+        }
+        pil = _pil(images, patch_size=8, merge_size=2, size=_MROPE_SIZE)
+        tokenizer = _tokenizer(special, {"image_token": "<|image|>"})
+        return images_only(cls)(pil, tokenizer), "<|begin_of_image|><|image|><|end_of_image|>"
+
+    return make
 
 
 # Family of the zoo to (processor, how its chat template writes an image).
@@ -148,17 +183,23 @@ PROCESSORS: dict[str, Callable[[], tuple[Any, str]]] = {
     "llava-mixtral": _llava,
     "llava-qwen3-moe": _llava,
     "llava-next": _llava_next,
+    "llava-next-video": _llava_next_video,
     "llava-onevision": _llava_onevision,
+    "pixtral": _pixtral(1),
+    "mistral3": _pixtral(2),
     "qwen2-vl": _qwen(transformers.Qwen2VLProcessor),
     "qwen2.5-vl": _qwen(transformers.Qwen2_5_VLProcessor),
     "qwen3-vl": _qwen(transformers.Qwen3VLProcessor),
     "qwen3-vl-moe": _qwen(transformers.Qwen3VLProcessor),
     "internvl": _internvl,
     "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
     "paligemma": _paligemma,
     "paligemma2": _paligemma,
     "gemma3": _gemma3,
-    "glm4v": _glm4v,
+    "glm4v": _glm("Glm4v", transformers.Glm4vProcessor),
+    "glm4v-moe": _glm("Glm4v", transformers.Glm4vProcessor),
+    "glm46v": _glm("Glm46V", transformers.Glm46VProcessor),
 }
 
 

@@ -14,7 +14,7 @@ ADAPTER = Adapter(
     visual="merged patches of images and video frames; begin and end tokens and time stamps are text",
     remarks={
         "new image": POSITIONS,
-        "run": "Tried with GLM-4.1V. " + VIDEO_PROCESSOR,
+        "run": VIDEO_PROCESSOR,
         "video": "The host takes images and videos in different prompts only.",
     },
 )

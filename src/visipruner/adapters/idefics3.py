@@ -13,6 +13,6 @@ ADAPTER = Adapter(
     visual="tokens of all crops and video frames; row, column and separator tokens are text",
     remarks={
         "video": "SmolVLM only. " + FRAMES,
-        "run": "Tried with Idefics3; SmolVLM's processor needs the package num2words.",
+        "run": "SmolVLM's processor needs the package num2words.",
     },
 )

@@ -37,7 +37,6 @@ ADAPTER = Adapter(
     lacks={"video": NO_VIDEO},
     remarks={
         "vision methods": "Not with Pixtral's encoder, whose images are masked from each other.",
-        "run": "Not tried with Pixtral: transformers has no processor for it without torchvision.",
     },
     vision=("model.vision_tower", "vision_tower"),
 )

@@ -5,7 +5,7 @@ on an image token and is part of the image in the paper's count (2880 tokens at 
 pruned.
 """
 
-from visipruner.adapters.base import NO_VIDEO, Adapter
+from visipruner.adapters.base import NO_VIDEO, VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.placeholders import IMAGE, VIDEO, image_sizes, rows_of, sizes_without_videos
 
 ADAPTER = Adapter(
@@ -26,5 +26,5 @@ VIDEO_ADAPTER = Adapter(
     locate=rows_of(IMAGE, VIDEO),
     images=sizes_without_videos,
     visual="as LLaVA-NeXT, and the tokens of pooled video frames",
-    lacks={"run": "Not tried."},
+    remarks={"run": VIDEO_PROCESSOR},
 )

@@ -30,5 +30,5 @@ ADAPTER = Adapter(
     locate=rows_of(IMAGE),
     images=images,
     visual="patches of an image; the break token after each row and the end token are text",
-    lacks={"video": NO_VIDEO, "run": "Not tried: transformers has no processor for it without torchvision."},
+    lacks={"video": NO_VIDEO},
 )

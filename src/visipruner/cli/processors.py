@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 
 def load(source: str, model_type: str, **rules: Any) -> Any:
     """The processor of a checkpoint of `model_type`; `rules` go to `from_pretrained`, whose errors come through."""
     from transformers import AutoProcessor
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
     from transformers.utils import is_torchvision_available
 
-    name = PROCESSOR_MAPPING_NAMES.get(model_type)
-    if name is not None and not is_torchvision_available():
-        stock: Any = processor_class_from_name(name)
-        if "video_processor" in stock.get_attributes():
+    if not is_torchvision_available():
+        stock = _class_of(source, model_type, rules)
+        if stock is not None and "video_processor" in stock.get_attributes():
             return images_only(stock).from_pretrained(source, **rules)
+        if stock is not None and stock.__name__ == "PixtralProcessor":
+            return stock.from_pretrained(source, **rules)
     return AutoProcessor.from_pretrained(source, **rules)
+
+
+def _class_of(source: str, model_type: str, rules: dict[str, Any]) -> Any:
+    """The stock class that the checkpoint names, or that its type has; None where there is none."""
+    from transformers import ProcessorMixin
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(source, **rules)
+    except (OSError, ValueError):  # no file of that name: older checkpoints
+        settings = {}
+    name = settings.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(model_type)
+    if name == "PixtralProcessor":
+        return pixtral()
+    return None if name is None else processor_class_from_name(name)
 
 
 def images_only(stock: Any) -> Any:
@@ -24,15 +42,43 @@ def images_only(stock: Any) -> Any:
 
     Everything else, prompts and chat templates included, is the stock class's own.
     """
+    from transformers import ProcessorMixin
 
-    class ImagesOnly(stock):  # type: ignore[misc]
+    place = stock.get_attributes().index("video_processor")
+
+    class WithoutVideos(ProcessorMixin):  # type: ignore[misc]
+        def __init__(self, *parts: Any, **settings: Any) -> None:
+            super().__init__(*(part for part in parts if part is not None), **settings)
+
+    class ImagesOnly(stock, WithoutVideos):  # type: ignore[misc]
+        video_processor = SimpleNamespace(num_frames=None, fps=None)  # SmolVLM asks, also where there is no video
+
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in stock.get_attributes() if name != "video_processor"]
 
         @classmethod
         def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **settings: Any) -> Any:
-            return super().from_args_and_dict([*args, None], processor_dict, **settings)  # no video processor
+            return super().from_args_and_dict([*args[:place], None, *args[place:]], processor_dict, **settings)
 
     ImagesOnly.__name__ = ImagesOnly.__qualname__ = stock.__name__  # what `save_pretrained` writes down
     return ImagesOnly
+
+
+def pixtral() -> Any:
+    """transformers' PixtralProcessor, also without torchvision.
+
+    Its module imports one function from beside the torchvision image processor, although the PIL image processor's
+    module has the same one; that module stands in while it is imported.
+    """
+    package = "transformers.models.pixtral"
+    wanted = f"{package}.image_processing_pixtral"
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        sys.modules[wanted] = importlib.import_module(f"{package}.image_processing_pil_pixtral")
+    try:
+        return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
+    finally:
+        if not is_torchvision_available():
+            del sys.modules[wanted]
