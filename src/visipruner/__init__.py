@@ -79,7 +79,7 @@ _PUBLIC = {
     "attach": "engine.attach",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "testbed")
+_ROOMS = ("accounting", "adapters", "analysis", "testbed", "training")
 
 __all__ = [
     "VTW",

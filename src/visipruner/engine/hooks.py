@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
 from visipruner.engine.replay import ReplayRun
 from visipruner.engine.routed import QKV
@@ -64,6 +65,8 @@ class Hooks:
         for layer, module in enumerate(host.layers):
             hooks.append(module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True))
             hooks += self._install_routing(layer)
+            if self._pruner.blends:
+                hooks.append(module.register_forward_hook(self._blend_hook(layer), with_kwargs=True))
         hooks.append(host.layers[-1].register_forward_hook(self._leave_layers))
         return hooks
 
@@ -169,6 +172,8 @@ class Hooks:
             return
         self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
         replays = zip(self.trace.kept, session.merged, strict=True)
+        # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
+        embeds = None if torch.is_grad_enabled() else embeds
         self._uncached = None if embeds is None else (embeds, [ReplayRun(kept, merged) for kept, merged in replays])
 
     # ---- around a layer -------------------------------------------------------------------------------------------
@@ -181,6 +186,17 @@ class Hooks:
             return _with_hidden(args, *self._session.enter_layer(layer, hidden, kwargs))
 
         return enter
+
+    def _blend_hook(self, layer: int) -> Any:
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._session is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if isinstance(output, tuple):
+                return (self._session.blend(layer, hidden, output[0]), *output[1:])
+            return self._session.blend(layer, hidden, output)
+
+        return leave
 
     def _run_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[QKV, Any]:
         """Runs a layer up to its attention on some rows: queries, keys, values as attention would be given them."""
@@ -231,8 +247,11 @@ class Hooks:
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every attached layer."""
+        frame = kwargs.pop(FRAME, None)
         if self._is_projecting:
             raise _ProjectedError(qkv, kwargs)
+        if frame is not None:
+            return frame.attend(module, qkv, kwargs), None
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)

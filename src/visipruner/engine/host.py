@@ -10,7 +10,7 @@ from torch import nn
 
 from visipruner.adapters import adapter_for
 from visipruner.adapters.base import Adapter, submodule
-from visipruner.engine.attention import Kernel, host_kernel
+from visipruner.engine.attention import PREFIX, Kernel, host_kernel
 from visipruner.errors import UnsupportedModelError
 from visipruner.shape import ModelShape
 
@@ -45,6 +45,8 @@ class Host:
         attentions = [getattr(layer, adapter.attention) for layer in layers]
         configs = {id(config): config for config in (decoder.config, *(part.config for part in attentions))}
         implementation: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
+        # The config may be a copy of an attached model's.
+        implementation = implementation.removeprefix(PREFIX)
         embedder = submodule(model, adapter.embedder)
         return cls(
             adapter=adapter,

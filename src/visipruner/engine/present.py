@@ -20,6 +20,7 @@ class Present:
         tokens: per example `[k]` long, the visual tokens still present (indices among the prompt's).
         is_packed: False until something is dropped or routed; the host's own layout is used so long.
         has_dropped: tokens were dropped that the rows still hold; the next layer must repack.
+        is_waiting: the visual rows have not come in yet; until then `tokens` is empty.
     """
 
     def __init__(self, layouts: Sequence[TokenLayout], seq: int) -> None:
@@ -27,7 +28,28 @@ class Present:
         self.rows = self.attending = Rows(tuple(layout.real for layout in layouts), seq)
         self.tokens = [torch.arange(len(layout.visual), device=layout.visual.device) for layout in layouts]
         self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
-        self.is_packed = self.has_dropped = False
+        self.is_packed = self.has_dropped = self.is_waiting = False
+        self._waiting: tuple[Rows, Tensor] | None = None
+
+    def hold_back(self, hidden: Tensor) -> None:
+        """Before the first layer: visual rows wait, as they are in `hidden` `[batch, seq, d]`, for `bring_in`."""
+        rows = Rows(tuple(layout.visual for layout in self._layouts), self._seq)
+        self._waiting = rows, _all_of(rows, hidden)
+        self.tokens = [tokens[:0] for tokens in self.tokens]
+        self.has_dropped = self.is_waiting = True
+
+    def bring_in(self, hidden: Tensor) -> Tensor:
+        """Hidden states of text rows, packed, joined by the visual rows that waited, at their places."""
+        assert self._waiting is not None
+        (visual, states), self._waiting = self._waiting, None
+        before = self.rows
+        self.tokens = [torch.arange(len(rows), device=rows.device) for rows in visual.index]
+        self.rows = Rows(tuple(layout.real for layout in self._layouts), self._seq)
+        self.is_waiting = False
+        place = before.flat.new_zeros(len(self.tokens) * self._seq)
+        joined = torch.cat([before.flat, visual.flat])
+        place[joined] = torch.arange(joined.numel(), device=place.device)
+        return torch.cat([hidden, states], dim=1).index_select(1, place[self.rows.flat])
 
     def drop(self, example: int, kept: Tensor) -> None:
         """Keeps the visual tokens at positions `kept` among those present; the others leave before the next layer."""
@@ -87,6 +109,10 @@ class Present:
                 text[visual.nonzero().flatten()[:1]] = True
             wanted.append(text)
         return torch.cat(wanted).nonzero().flatten()
+
+
+def _all_of(rows: Rows, hidden: Tensor) -> Tensor:
+    return hidden.flatten(0, 1).index_select(0, rows.flat).unsqueeze(0)
 
 
 def _flags(rows: Tensor, length: int) -> Tensor:

@@ -124,6 +124,8 @@ def attend(
             outputs.append(v.new_zeros(1, part_q.shape[2], q.shape[1], v.shape[-1]))
             continue
         mask, is_causal = group.mask
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(part_q.dtype)  # autocast runs attention in another dtype than the layer
         extra = {} if mask is not None else {"is_causal": is_causal}
         output, _ = kernel(module, part_q, part_k, part_v, mask, **{**kwargs, **extra})
         outputs.append(output if group.blind is None else output.masked_fill(group.blind[None, :, None, None], 0))

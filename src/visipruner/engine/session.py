@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
+from visipruner.engine.frame import FRAME, Frame, Look, joined
 from visipruner.engine.host import Host
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
@@ -26,6 +27,9 @@ from visipruner.engine.view import LayerView
 from visipruner.engine.vision import Vision
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun, Pruner
+
+# Which keys rows may see: `[len(rows), keys]` bool, or None for all.
+Allowed = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class PromptSession:
         self._features: AddedFeatures | None = None
         self._layouts, self.runs, self._forward = layouts, runs, forward
         self._present = Present(layouts, forward.seq)
+        self._first_layer = pruner.first_layer()
         self._routing, self._looked_at = PLAIN, False
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._older: list[Older | None] = [None] * len(layouts)
@@ -104,12 +109,17 @@ class PromptSession:
         """Narrows a layer's inputs to the rows in play. Returns new objects; the host's tensors are not touched."""
         self._routing = self._pruner.routing(layer)
         present = self._present
-        if present.has_dropped:
+        if layer == 0 < self._first_layer:
+            present.hold_back(hidden)
+        if present.is_waiting and layer == self._first_layer:
+            hidden = present.bring_in(hidden)
+        elif present.has_dropped:
             hidden = present.repack(hidden)
         hidden = self._with_features(layer - 1, hidden)
         hidden, entry_work = self._entering.look(layer, hidden, kwargs)
         self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
-        if present.has_dropped or not (present.is_packed or self._routing.is_plain):
+        biased = any(run.biases(layer) for run in self.runs)
+        if present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
             hidden = present.repack(hidden)
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
@@ -119,7 +129,12 @@ class PromptSession:
         self._host_mask = HostMask(mask, self._forward.past, self._forward.seq)
         self._record(held, entry_work)
         if present.is_packed:
-            return hidden, {**kwargs, **self._narrow(kwargs), "attention_mask": None}
+            return hidden, {
+                **kwargs,
+                **self._narrow(kwargs),
+                **self._frame(layer, hidden.dtype),
+                "attention_mask": None,
+            }
         return hidden, {**kwargs, "attention_mask": mask}
 
     def leave_layers(self, hidden: Tensor) -> Tensor:
@@ -131,6 +146,20 @@ class PromptSession:
             trace.merged = list(merged)
         hidden = self._with_features(len(self.examples[0].work) - 1, hidden)
         return self._present.rows.scatter(hidden) if self._present.is_packed else hidden
+
+    def blend(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
+        """After a layer: visual rows take over only the share of its output that their run says."""
+        places, shares = [], []
+        for example, run in enumerate(self.runs):
+            share = run.output_share(layer)
+            if share is not None and self._present.tokens[example].numel():
+                places.append(self._present.places(example)[self._present.visual_among(example)])
+                shares.append(share.to(after).expand(len(places[-1])))
+        if not places:
+            return after
+        where, share = torch.cat(places), torch.cat(shares)[:, None]
+        old, new = before.flatten(0, 1)[where], after.flatten(0, 1)[where]
+        return after.flatten(0, 1).index_copy(0, where, torch.lerp(old, new, share)).view_as(after)
 
     def _with_features(self, layer: int, hidden: Tensor) -> Tensor:
         """The output of `layer` with what the host adds to it, once the rows that it dropped are gone."""
@@ -274,7 +303,7 @@ class PromptSession:
             outputs = [
                 self._attend_example(layer, example, module, qkv, span, kwargs) for example, span in enumerate(spans)
             ]
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+            return joined(outputs), None
         q, k, v = qkv
         output, weights = self._kernel(module, q, k, v, mask, **kwargs)
         for example, layout in enumerate(self._layouts):
@@ -282,7 +311,8 @@ class PromptSession:
             if self._is_observed(layer, example):
                 older = k.shape[-2] - self._forward.seq
                 allowed = partial(self._allowed_unpacked, example, layout.real, k.shape[-2])
-                rows = LookedAt(layout.real, layout.real + older, layout.visual[self._present.tokens[example]] + older)
+                tokens = self._present.tokens[example]
+                rows = LookedAt(layout.real, layout.real + older, layout.visual[tokens] + older, tokens)
                 self._look(layer, example, kwargs, (q[example], k[example], v[example]), rows, allowed)
         return output, weights
 
@@ -297,15 +327,20 @@ class PromptSession:
             k, v = torch.cat([part.older.keys[None], k], -2), torch.cat([part.older.values[None], v], -2)
             columns = torch.cat([part.older.columns, columns])
             keys_visual = torch.cat([torch.zeros_like(part.older.columns, dtype=torch.bool), keys_visual])
-        edges = self._edges(part, q.dtype)
+        edges = self._edges(layer, part, q.dtype)
         self.examples[example].work[layer].attention_pairs += sum(group.pairs for group in edges)
         output = attend(self._kernel, module, (q, k, v), edges, keys_visual, kwargs)
         if self._is_observed(layer, example):
-            own = torch.arange(part.rows.numel(), device=part.rows.device)
-            rows = LookedAt(own, own + k.shape[-2] - own.numel(), keys_visual.nonzero().flatten())
-            allowed = partial(self._allowed_packed, example, part.rows, columns)
-            self._look(layer, example, kwargs, (q[0], k[0], v[0]), rows, allowed)
+            seen = self._seen_packed(part, columns, keys_visual)
+            self._look(layer, example, kwargs, (q[0], k[0], v[0]), *seen)
         return output
+
+    def _seen_packed(self, part: PackedExample, columns: Tensor, visual: Tensor) -> tuple[LookedAt, Allowed]:
+        own = torch.arange(part.rows.numel(), device=part.rows.device)
+        tokens = self._present.tokens[part.example]
+        rows = LookedAt(own, own + columns.numel() - own.numel(), visual.nonzero().flatten(), tokens)
+        mask = self._host_mask
+        return rows, lambda which: mask.allowed(part.example, part.rows[which], columns)
 
     def _packed_example(self, example: int) -> PackedExample:
         rows = self._present.attending.index[example]
@@ -313,8 +348,11 @@ class PromptSession:
         later = rows >= self._forward.prompt_end
         return PackedExample(example, rows, self._present.visual_flags(example), later, bias, self._older[example])
 
-    def _edges(self, part: PackedExample, dtype: torch.dtype) -> list[Edges]:
+    def _edges(self, layer: int, part: PackedExample, dtype: torch.dtype) -> list[Edges]:
         """Groups of rows and their masks, remembered as long as rows, routing and the host's mask stay the same."""
+        bias = self.runs[part.example].edge_bias(layer, part.rows, part.visual) if part.older is None else None
+        if bias is not None:
+            return plan(self._routing, self._host_mask, replace(part, sink_bias=bias), self._eager, dtype)
         mask = self._host_mask.tensor
         key = (part.example, self._routing, id(mask))
         known = self._plans.get(key)
@@ -323,6 +361,26 @@ class PromptSession:
         edges = plan(self._routing, self._host_mask, part, self._eager, dtype)
         self._plans[key] = (self._present.attending, mask, edges)
         return edges
+
+    def _frame(self, layer: int, dtype: torch.dtype) -> dict[str, Frame]:
+        """While gradients are recorded a layer carries its own attention: checkpointing may run it a second time."""
+        if not torch.is_grad_enabled() or any(older is not None for older in self._older):
+            return {}
+        parts = [self._packed_example(example) for example in range(len(self.runs))]
+        edges = [self._edges(layer, part, dtype) for part in parts]
+        looks: list[Look | None] = [None] * len(parts)
+        for part, groups in zip(parts, edges, strict=True):
+            self.examples[part.example].work[layer].attention_pairs += sum(group.pairs for group in groups)
+            if self._is_observed(layer, part.example):
+                seen = self._seen_packed(part, part.rows + self._forward.past, part.visual)
+                looks[part.example] = partial(self._look_framed, layer, part.example, *seen)
+        visual = [part.visual for part in parts]
+        return {FRAME: Frame(self._kernel, self._present.attending.spans(), visual, edges, looks)}
+
+    def _look_framed(
+        self, layer: int, example: int, rows: LookedAt, allowed: Allowed, kwargs: Any, qkv: QKV, again: bool
+    ) -> None:
+        self._look(layer, example, kwargs, qkv, rows, allowed, again)
 
     # ---- the pruner's look ------------------------------------------------------------------------------------------
 
@@ -337,16 +395,29 @@ class PromptSession:
         kwargs: Any,
         qkv: QKV,
         rows: LookedAt,
-        allowed: Callable[[Tensor], Tensor | None],
+        allowed: Allowed,
+        again: bool = False,
     ) -> None:
+        """Asks the run, and follows its answer unless it was asked `again` by a repeated layer."""
         queries, keys, values = qkv
         scaling = scaling_of(kwargs, queries)
         run, softcap = self.runs[example], kwargs.get("softcap")
-        tokens, layout = self._present.tokens[example], self._layouts[example]
         view = LayerView(
-            queries, keys, values, rows.rows, rows.columns, rows.visual, tokens, layout, scaling, allowed, softcap
+            queries,
+            keys,
+            values,
+            rows.rows,
+            rows.columns,
+            rows.visual,
+            rows.tokens,
+            self._layouts[example],
+            scaling,
+            allowed,
+            softcap,
         )
         kept = run.select(layer, view)
+        if again:
+            return
         self.examples[example].work[layer].score_pairs += view.pairs
         if kept is not None:
             self._drop(example, kept, trigger=layer)
@@ -356,9 +427,6 @@ class PromptSession:
             return None  # the last row of plain causal attention sees everything
         columns = torch.arange(keys, device=real.device) + self._forward.past + self._forward.seq - keys
         return self._host_mask.allowed(example, real[which], columns)
-
-    def _allowed_packed(self, example: int, rows: Tensor, columns: Tensor, which: Tensor) -> Tensor:
-        return self._host_mask.allowed(example, rows[which], columns)
 
     def _drop(self, example: int, kept: Tensor, trigger: int) -> None:
         run = self.runs[example]
@@ -371,8 +439,9 @@ class PromptSession:
 @dataclass(frozen=True, eq=False)
 class LookedAt:
     """`rows`: which of the queries are rows of the example; `columns`: where those are among the keys; `visual`:
-    columns of the visual tokens present."""
+    columns of the visual tokens present; `tokens`: those tokens' numbers in the prompt."""
 
     rows: Tensor
     columns: Tensor
     visual: Tensor
+    tokens: Tensor

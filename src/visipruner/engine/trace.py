@@ -65,10 +65,15 @@ class ExampleTrace:
 
     @property
     def exit_layer(self) -> int | None:
-        """First layer that runs without a visual token, or None."""
+        """First layer that runs without a visual token again, or None; 0 where no layer ran with one."""
         if self.num_visual == 0:
             return None
-        return next((layer for layer, kept in enumerate(self.kept[:-1]) if not kept), None)
+        seen = 0
+        for layer, kept in enumerate(self.kept[:-1]):
+            if seen and not kept:
+                return layer
+            seen += len(kept)
+        return None if seen else 0
 
     def kept_grid(self, image: int = 0, layer: int | None = None) -> list[list[bool]]:
         """Which tokens of one image are kept, as rows and columns of its grid.

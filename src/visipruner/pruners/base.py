@@ -51,6 +51,22 @@ class PromptRun:
         """
         return None
 
+    def biases(self, layer: int) -> bool:
+        """Whether `edge_bias` may have something to say about this layer."""
+        return False
+
+    def edge_bias(self, layer: int, rows: Tensor, visual: Tensor) -> Tensor | None:
+        """What is added to this layer's attention logits: `[n, n]` float over the example's rows in play, or None.
+
+        `rows`: `[n]` long, their places in the prompt; `visual`: `[n]` bool. For training; not asked while decoding.
+        """
+        return None
+
+    def output_share(self, layer: int) -> Tensor | None:
+        """Which share (0 to 1, a scalar) of this layer's update visual rows take over, or None for all of it. Asked
+        where `Pruner.blends`."""
+        return None
+
     def observes(self, layer: int) -> bool:
         """Whether `select` wants to see this layer. Not asked when no visual token is left."""
         return False
@@ -58,7 +74,8 @@ class PromptRun:
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         """Which of the visual tokens still present go on to the next layer.
 
-        Returns ascending positions among them `[k]` long (empty: all leave), or None to keep all.
+        Returns ascending positions among them `[k]` long (empty: all leave), or None to keep all. Gradient
+        checkpointing repeats a layer and with it this question; the second answer is not looked at.
         """
         return None
 
@@ -70,15 +87,21 @@ class Pruner(ABC):
     Attributes:
         name: what it is called in the registry. about: what lists say of it.
         merges: whether kept tokens may take over what others held (the run answers with a `Merge`).
+        blends: whether a run has an `output_share`.
     """
 
     name: ClassVar[str]
     about: ClassVar[About]
     merges: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
 
     @abstractmethod
     def start(self) -> PromptRun:
         """Begins one prompt of one example."""
+
+    def first_layer(self) -> int:
+        """The layer before which visual rows come in; earlier ones run on text rows alone."""
+        return 0
 
     def routing(self, layer: int) -> Routing:
         """The attention edges of a layer while prompts with visual rows are read; the plain model's by default."""

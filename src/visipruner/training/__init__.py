@@ -1,0 +1,28 @@
+"""Models that need no pruning: visual rows exist only where they are used, in training and in inference.
+
+    from visipruner.training import align
+
+    model = align(model, inject_layer=8, exit_layer=24)
+
+Importing this room registers aligned models with transformers' Auto classes.
+"""
+
+from visipruner.training.callback import AnnealGates, gates_of
+from visipruner.training.gates import Asked, VisualGates
+from visipruner.training.model import AlignedLlavaConfig, AlignedLlavaForConditionalGeneration, align, register
+from visipruner.training.settings import Alignment
+from visipruner.training.staged import StagedVision
+
+register()
+
+__all__ = [
+    "AlignedLlavaConfig",
+    "AlignedLlavaForConditionalGeneration",
+    "Alignment",
+    "AnnealGates",
+    "Asked",
+    "StagedVision",
+    "VisualGates",
+    "align",
+    "gates_of",
+]

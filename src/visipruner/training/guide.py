@@ -1,0 +1,140 @@
+"""What an aligned model does with a prompt: hard choices when it answers, soft ones while it learns them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.view import LayerView
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.training.gates import Asked, VisualGates
+from visipruner.training.sparse import log_gates
+from visipruner.training.staged import StagedRun
+
+# A layer that visual rows are in with less than this probability runs without them.
+_NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guide(Pruner):
+    """Hands the gates' settings to the engine. Lives with one aligned model; not a method of its own.
+
+    Learnt start and exit, while learning: a layer has visual rows with probability p. log p is added to every logit
+    of a visual key, and visual rows take over the share p of the layer's update: p = 0 is a layer without visual
+    rows, p = 1 a plain one, exactly.
+    Sparse middle, while learning: after the filter layer a visual key's logit has log g added, g the gate of its
+    token for the question that the row belongs to (visual rows: the most open gate of all questions). Once annealed,
+    one question's tokens really leave; where several questions share an example the gates become 0 or 1.
+    """
+
+    name: ClassVar[str] = "aligned"
+    blends: ClassVar[bool] = True
+
+    source: Callable[[], VisualGates]
+
+    @property
+    def gates(self) -> VisualGates:
+        """Those in use: peft trains a copy."""
+        return self.source()
+
+    def first_layer(self) -> int:
+        return _first_layer(self.gates)
+
+    def start(self) -> PromptRun:
+        gates = self.gates
+        asked = next(gates.pending, None)
+        if not gates.training:
+            return StagedRun(gates.settings.keep_tokens, gates.settings.filter_layer, gates.exit_layer, asked)
+        return LearningRun(gates, asked)
+
+
+def _first_layer(gates: VisualGates) -> int:
+    if not gates.training or gates.start is None:
+        return gates.inject_layer
+    likely = [layer for layer in range(gates.num_layers) if _is_likely(gates, layer)]
+    return likely[0] if likely else gates.inject_layer
+
+
+def _is_likely(gates: VisualGates, layer: int) -> bool:
+    presence = gates.presence(layer)
+    return presence is None or float(presence.detach()) >= _NEGLIGIBLE
+
+
+class LearningRun(StagedRun):
+    """One prompt while the model learns."""
+
+    def __init__(self, gates: VisualGates, asked: Asked | None) -> None:
+        super().__init__(gates.settings.keep_tokens, gates.settings.filter_layer, gates.exit_layer, asked)
+        self._gates = gates
+        self._log_gates: Tensor | None = None  # [questions, n_v], once the filter layer ran
+        if gates.exit is not None:
+            unlikely = [
+                layer for layer in range(_first_layer(gates) + 1, gates.num_layers) if not _is_likely(gates, layer)
+            ]
+            self.exit_layer = unlikely[0] if unlikely else None
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.asked is not None and len(self.asked.rows) > 1
+
+    @property
+    def _is_masked(self) -> bool:
+        """Whether tokens are gated by edges; else they leave."""
+        return self._is_shared or not self._gates.is_hard
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        assert self.keep is not None
+        if not self._is_masked:
+            kept = super().select(layer, view)
+            self._gates.kept.append(float(min(self.keep, len(view.visual))))
+            return kept
+        scores = self.scores(view)
+        if self._gates.is_hard:
+            keep = min(self.keep, scores.shape[-1])
+            closed = torch.full_like(scores, float("-inf"))
+            found = closed.scatter(-1, scores.detach().topk(keep, dim=-1).indices, 0.0)
+        else:
+            found = log_gates(scores, self.keep, self._gates.temperature)
+        if self._log_gates is None:
+            self._log_gates = found
+            self._gates.kept += found.detach().exp().sum(-1).tolist()
+        return None
+
+    def biases(self, layer: int) -> bool:
+        sparse = self.filter_layer is not None and self._is_masked and layer >= self.filter_layer
+        return sparse or self._gates.presence(layer) is not None
+
+    def edge_bias(self, layer: int, rows: Tensor, visual: Tensor) -> Tensor | None:
+        bias: Tensor | None = None
+        presence = self._gates.presence(layer)
+        if presence is not None and bool(visual.any()):
+            bias = presence.clamp(min=_NEGLIGIBLE**2).log() * visual.float()
+            bias = bias.expand(len(rows), -1)
+        if self._log_gates is None or self.filter_layer is None or layer <= self.filter_layer or not visual.any():
+            return bias
+        sparse = self._sparse_bias(self._log_gates, rows, visual)
+        return sparse if bias is None else bias + sparse
+
+    def _sparse_bias(self, log_gates: Tensor, rows: Tensor, visual: Tensor) -> Tensor:
+        """`[n, n]`: per row the gates of its question, in the columns of the visual tokens."""
+        lowest = torch.finfo(torch.float32).min / 4
+        every = log_gates.clamp(min=lowest)
+        every = torch.cat([every, every.max(0, keepdim=True).values])  # the last: rows of all questions
+        whose = torch.full_like(rows, -1)
+        if self.asked is not None and self.asked.owner is not None:
+            whose = self.asked.owner.to(rows)[rows]
+        elif not self._is_shared:
+            whose = torch.zeros_like(rows)
+        columns = visual.nonzero().flatten()
+        per_row = every[whose]
+        # A visual row sees itself whatever its own gate says.
+        own = rows[columns][None] == rows[:, None]
+        per_row = torch.where(own, torch.zeros_like(per_row), per_row)
+        return per_row.new_zeros(len(rows), len(rows)).index_copy(1, columns, per_row)
+
+    def output_share(self, layer: int) -> Tensor | None:
+        return self._gates.presence(layer)

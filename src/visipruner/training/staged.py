@@ -1,0 +1,89 @@
+"""Visual rows in some layers only: the method that an aligned model carries, also usable on any model untrained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visipruner.engine.entry import EntryView
+from visipruner.engine.view import LayerView
+from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.training.gates import Asked
+from visipruner.training.settings import Alignment
+from visipruner.training.sparse import log_influence, top_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedVision(Pruner):
+    """Visual rows come in before `inject_layer`, `keep_tokens` of them go on after `filter_layer`, and they leave
+    before `exit_layer` (the guidelines of section 6, "VisiPruner", EMNLP 2025).
+
+    Meant for models trained that way (`visipruner.training.align`); attached to another it shows what the training is
+    for. See `Alignment` for the settings.
+    """
+
+    name: ClassVar[str] = "staged-vision"
+    about: ClassVar[About] = About(
+        "visual rows in some layers only", paper="EMNLP 2025, section 6", acts="fixed layers", needs="influence"
+    )
+
+    inject_layer: int = 0
+    exit_layer: int | None = None
+    keep_tokens: int | None = None
+    filter_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        self._alignment()
+
+    def _alignment(self) -> Alignment:
+        return Alignment(
+            inject_layer=self.inject_layer,
+            exit_layer=self.exit_layer,
+            keep_tokens=self.keep_tokens,
+            filter_layer=self.filter_layer,
+        )
+
+    def check(self, num_layers: int) -> None:
+        self._alignment().check(num_layers)
+
+    def first_layer(self) -> int:
+        return self.inject_layer
+
+    def start(self) -> PromptRun:
+        return StagedRun(self.keep_tokens, self.filter_layer, self.exit_layer)
+
+
+class StagedRun(PromptRun):
+    """One prompt: the choice at the filter layer, and the exit."""
+
+    def __init__(
+        self, keep: int | None, filter_layer: int | None, exit_layer: int | None, asked: Asked | None = None
+    ) -> None:
+        super().__init__()
+        self.keep, self.filter_layer, self.exit_layer, self.asked = keep, filter_layer, exit_layer, asked
+
+    def observes_entry(self, layer: int) -> bool:
+        return layer == self.exit_layer
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        return view.visual[:0]
+
+    def observes(self, layer: int) -> bool:
+        return layer == self.filter_layer
+
+    @torch.no_grad()
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        assert self.keep is not None
+        return top_tokens(self.scores(view)[0], self.keep)
+
+    def scores(self, view: LayerView) -> Tensor:
+        """`[questions, n_v]` float32, log of the tokens' influence on each question's last prompt row."""
+        last = len(view.columns) - 1
+        rows = view.columns.new_zeros(1) if self.asked is None else self.asked.rows.to(view.columns)
+        # A prompt's last rows are text and never leave, so counting from the end survives what left before.
+        weights = torch.cat(list(view.attention_of(last - rows)), dim=1)
+        return log_influence(weights, view.values, view.visual)
