@@ -20,12 +20,14 @@ class Sample:
     Attributes:
         image: its file. answers: accepted answers, the preferred one first; empty where none is known.
         type: kind of question, for tables; "" where the data do not say.
+        id: tells samples apart that are otherwise equal; "" where none are.
     """
 
     image: Path
     question: str
     answers: tuple[str, ...] = ()
     type: str = ""
+    id: str = ""
 
 
 def load_samples(path: Path) -> list[Sample]:

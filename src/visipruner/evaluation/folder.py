@@ -26,8 +26,8 @@ Record = dict[str, Any]
 
 
 def key_of(sample: Sample) -> str:
-    """The same for the same image, question and answers."""
-    told = json.dumps([str(sample.image), sample.question, sample.answers])
+    """The same for the same image, question and answers, and id where samples have one."""
+    told = json.dumps([str(sample.image), sample.question, sample.answers, *([sample.id] if sample.id else [])])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -59,6 +59,7 @@ class Comparison:
             "question": sample.question,
             "answers": list(sample.answers),
             "type": sample.type,
+            "id": sample.id,
             "given": {name: given[name] for name in order},
         }
 
@@ -86,8 +87,8 @@ def evaluate(
         processes: with several, this one answers and yields only its share; when all have, `folder.join` has the
             records of all. `folder` must be given and be the same for all.
 
-    A record: image, question, answers, type, and `given`: by method answer, tokens, seconds, prefill_seconds (to the
-    first token, vision tower included), flops_cut, visual_attention_cut (the paper's formula), tokens_per_layer
+    A record: image, question, answers, type, id, and `given`: by method answer, tokens, seconds, prefill_seconds (to
+    the first token, vision tower included), flops_cut, visual_attention_cut (the paper's formula), tokens_per_layer
     (visual tokens in each layer).
 
     Raises ConfigError when `folder` holds another evaluation, or an image cannot be read.
