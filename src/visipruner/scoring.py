@@ -25,6 +25,11 @@ def is_right(given: str, expected: str) -> bool:
     return normalize(given) == normalize(expected)
 
 
+def right_by_any(given: str, accepted: Sequence[str]) -> float | None:
+    """1 where any accepted answer is matched, else 0; None where no answer is known."""
+    return float(any(is_right(given, one) for one in accepted)) if accepted else None
+
+
 def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927); (0, 1) for no observations."""
     if total == 0:

@@ -93,3 +93,36 @@ def test_intervals_cover_the_truth() -> None:
 def test_more_accepted_answers(tmp_path: Path) -> None:
     row = summarize([_record(n, "kitten", "cat", ("cat", "kitten")) for n in range(4)])[0]
     assert row["accuracy"]["value"] == 1
+
+
+class _Halves:
+    """Half a point for a cat; something official besides."""
+
+    def score(self, record: dict[str, Any], answer: str) -> float | None:
+        return 0.5 if answer == "cat" else 0.0
+
+    def official(self, records: list[dict[str, Any]], method: str) -> dict[str, Any]:
+        return {"scores": {"points": 100.0 if method == "dense" else 12.345}, "parts": {}}
+
+
+def test_scores_between_wrong_and_right() -> None:
+    dense, half = summarize([_record(n, "cat", "cat" if n < 3 else "dog") for n in range(6)], scoring=_Halves())
+    assert dense["accuracy"]["value"] == 0.5
+    assert half["accuracy"]["value"] == pytest.approx(0.25)
+    assert half["difference"]["value"] == pytest.approx(-0.25)
+    assert (half["broken"], half["repaired"]) == (3, 0)
+    assert half["by_type"] == {"count": {"right": 1.0, "total": 3}, "name": {"right": 0.5, "total": 3}}
+    table = as_markdown([dense, half])
+    assert table.splitlines()[-4:] == [
+        "| official score | points |",
+        "|---|---|",
+        "| dense | 100.00 |",
+        "| half | 12.35 |",
+    ]
+
+
+def test_many_images_do_not_need_the_memory_of_their_square() -> None:
+    generator = np.random.default_rng(0)
+    values = (generator.random(6000) < 0.7).astype(float)
+    found = interval(values, [str(n) for n in range(6000)])
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * (0.21 / 6000) ** 0.5, rel=0.05)

@@ -52,7 +52,8 @@ class Benchmark(ABC):
         return spread(self.samples, count, seed)
 
     def prepare(self, samples: Sequence[Sample]) -> None:
-        """Makes the images of `samples` files, where they are not."""
+        """Makes the images of `samples` files, where the question file holds them."""
+        return None
 
     @abstractmethod
     def score(self, record: Record, answer: str) -> float | None:
@@ -95,9 +96,7 @@ def grouped(records: Sequence[Record], key: Callable[[Record], str]) -> dict[str
     return groups
 
 
-def whole_groups(
-    samples: Sequence[Sample], key: Callable[[Sample], str], count: int, seed: int
-) -> list[Sample]:
+def whole_groups(samples: Sequence[Sample], key: Callable[[Sample], str], count: int, seed: int) -> list[Sample]:
     """Groups that are only worth something whole (a question's rotations, an image's pair), spread over types, as
     many as fit into `count` samples; one at least."""
     groups: dict[str, list[Sample]] = {}

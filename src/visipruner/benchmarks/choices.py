@@ -11,7 +11,9 @@ from visipruner.scoring import normalize
 _OPTION_LINE = re.compile(r"^([A-H])\. (.*)$", re.MULTILINE)
 _ALONE = re.compile(r"[(\[]?([A-H])[)\].:,]*", re.IGNORECASE)
 _FIRST = re.compile(r"[(\[]?([A-H])[)\].:,]")
-_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is)?(?: option)?\s*:?\s*[(\[]?([A-H])(?!\w)(?!(?<=A) [a-z])")
+_NAMED = re.compile(
+    r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is)?(?: option)?\s*:?\s*[(\[]?([A-H])(?!\w)(?!(?<=A) [a-z])"
+)
 
 
 def options_in(question: str) -> dict[str, str]:

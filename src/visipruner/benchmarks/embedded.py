@@ -7,6 +7,7 @@ import binascii
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from visipruner.benchmarks.choices import MultipleChoice
@@ -43,7 +44,11 @@ class EmbeddedImages(MultipleChoice):
             except binascii.Error as error:
                 raise ConfigError(f"{self.questions}: the image {path.stem} is not base64 ({error}).") from error
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, lambda part, content=content: part.write_bytes(content))
+            write_atomic(path, partial(_write, content))
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def image_folder(images: Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:

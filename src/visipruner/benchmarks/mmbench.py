@@ -79,8 +79,7 @@ class MmBench(EmbeddedImages):
         rows = read_tsv(self.questions, "index")
         given = {record["id"]: answer_of(record, method) for record in records}
         columns = [name for name in rows[0] if name not in _NOT_SUBMITTED]
-        place = min(6, len(columns))
-        columns.insert(place, "prediction")
+        columns.insert(1 + max(columns.index(name) for name in "ABCD" if name in columns), "prediction")
         book = _openpyxl().Workbook(write_only=True)
         sheet = book.create_sheet()
         sheet.append(columns)

@@ -54,7 +54,9 @@ class Mme(Benchmark):
             stem = Path(str(line["question_id"])).stem
             answer = truths[category].get((stem, _bare(line["text"])))
             if answer is None:
-                raise ConfigError(f"MME is incomplete: {root / category} has no answer to {_bare(line['text'])!r}, {stem}.")
+                raise ConfigError(
+                    f"MME is incomplete: {root / category} has no answer to {_bare(line['text'])!r}, {stem}."
+                )
             image = _image(root, line["image"])
             samples.append(Sample(image, line["text"], (answer,), category, f"{category}/{stem}/{number}"))
         check_images(cls.title, samples)

@@ -24,7 +24,9 @@ class MmStar(EmbeddedImages):
     @classmethod
     def read(cls, questions: Path, images: Path | None) -> Self:
         if questions.suffix == ".parquet":
-            raise ConfigError(f"{questions} is not read; put VLMEvalKit's MMStar.tsv, the same questions, in its place.")
+            raise ConfigError(
+                f"{questions} is not read; put VLMEvalKit's MMStar.tsv, the same questions, in its place."
+            )
         rows = {row["index"]: row for row in read_tsv(questions, "index", "question", "answer", "category", "image")}
         folder, temporary = image_folder(images)
         samples, encoded = [], {}

@@ -1,4 +1,4 @@
-"""POPE (Li et al. 2023, https://arxiv.org/abs/2305.10355): is this object in the image? Three ways to choose objects."""
+"""POPE (Li et al. 2023, https://arxiv.org/abs/2305.10355): is there this object? Three ways to choose objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visipruner.samples import Sample
 
 
 def yes_or_no(answer: str) -> str:
-    """"no" where the first sentence has the word "No", "no" or "not", else "yes"; commas do not count."""
+    """ "no" where the first sentence has the word "No", "no" or "not", else "yes"; commas do not count."""
     words = answer.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
@@ -69,7 +69,10 @@ class Pope(Benchmark):
             for category, members in grouped(records, lambda record: str(record["type"])).items()
         }
         mean = sum(part["f1"] for part in parts.values()) / len(parts)
-        return {"scores": {**{f"F1 {name}": part["f1"] for name, part in parts.items()}, "F1 mean": mean}, "parts": parts}
+        return {
+            "scores": {**{f"F1 {name}": part["f1"] for name, part in parts.items()}, "F1 mean": mean},
+            "parts": parts,
+        }
 
 
 def _labels(asked: Sequence[Mapping[str, Any]], path: Path) -> list[str]:

@@ -80,7 +80,9 @@ def check_images(title: str, samples: Iterable[Sample]) -> None:
     """Raises ConfigError when images are missing, with the first and how many."""
     missing = sorted({sample.image for sample in samples if not sample.image.is_file()})
     if missing:
-        raise ConfigError(f"{title} is incomplete: {len(missing)} of its images are missing, the first is {missing[0]}.")
+        raise ConfigError(
+            f"{title} is incomplete: {len(missing)} of its images are missing, the first is {missing[0]}."
+        )
 
 
 def with_suffix(question: str, suffix: str) -> str:

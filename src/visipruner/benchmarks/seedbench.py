@@ -15,7 +15,7 @@ _FRAMES = "SEED-Bench-video-image"
 
 
 class SeedBench(MultipleChoice):
-    """Letters are generated, as LLaVA does, not ranked by their likelihood. Without the frames only images are asked."""
+    """Letters are generated, as LLaVA does, not ranked by likelihood. Without the frames only images are asked."""
 
     name = "seedbench"
     title = "SEED-Bench"
@@ -34,24 +34,22 @@ class SeedBench(MultipleChoice):
         has_frames = (folder / _FRAMES).is_dir()
         for line in read_jsonl(questions, "question_id", "image", "text"):
             key = str(line["question_id"])
-            truth = truths.get(key)
+            truth = truths.get(key, {})
             check_keys(path, f"question {key}", truth, ("answer", "question_type_id", "data_type"))
             if truth["data_type"] == "video" and not has_frames:
                 left += 1
                 continue
             kind = types[truth["question_type_id"]]
-            samples.append(Sample(folder / line["image"], line["text"], (truth["answer"],), kind, key))
+            sample_id = f"{truth['data_type']}/{key}"
+            samples.append(Sample(folder / line["image"], line["text"], (truth["answer"],), kind, sample_id))
         check_images(cls.title, samples)
         found = cls(questions, samples)
-        found._medium = {key: str(truth["data_type"]) for key, truth in truths.items()}
         if left:
             found.notes.append(f"{left} questions about videos are not asked: there is no folder {_FRAMES}.")
         return found
 
-    _medium: dict[str, str]
-
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
-        media = grouped(records, lambda record: self._medium[record["id"]])
+        media = grouped(records, lambda record: str(record["id"]).partition("/")[0])
         scores = {name: percent(self.scores(media[name], method)) for name in ("image", "video") if name in media}
         parts = {
             kind: {"accuracy": percent(self.scores(members, method))}

@@ -20,7 +20,9 @@ class TextVqa(SoftVqa):
 
     @classmethod
     def read(cls, questions: Path, images: Path | None) -> Self:
-        root = needed(cls.title, questions.parent / "train_images", questions.parent / "train_val_images" / "train_images")
+        root = needed(
+            cls.title, questions.parent / "train_images", questions.parent / "train_val_images" / "train_images"
+        )
         path = needed(cls.title, questions.parent / "TextVQA_0.5.1_val.json")
         known = {(str(one["image_id"]), one["question"].lower()): one for one in read_json(path)["data"]}
         samples = []
@@ -29,7 +31,9 @@ class TextVqa(SoftVqa):
             image = str(line["question_id"])
             found = known.get((image, _question(line["text"])))
             if found is None:
-                raise ConfigError(f"{path} has no answers to {_question(line['text'])!r} about {image}; get version 0.5.1.")
+                raise ConfigError(
+                    f"{path} has no answers to {_question(line['text'])!r} about {image}; get version 0.5.1."
+                )
             seen[image] = seen.get(image, 0) + 1  # question_id is the image's; an image may be asked several things
             answers = tuple(map(str, found["answers"]))
             samples.append(Sample(root / line["image"], line["text"], answers, "", f"{image}/{seen[image]}"))

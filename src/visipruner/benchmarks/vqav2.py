@@ -35,7 +35,9 @@ class VqaV2(SoftVqa):
         found = cls(questions, samples)
         found.server = "EvalAI's VQA challenge"
         if not (questions.parent / _ALL_TEST).exists():
-            found.notes.append(f"Without {_ALL_TEST} the submission holds only the questions asked; the server wants all.")
+            found.notes.append(
+                f"Without {_ALL_TEST} the submission holds only the questions asked; the server wants all."
+            )
         return found
 
     def score(self, record: Record, answer: str) -> float | None:
@@ -51,7 +53,9 @@ class VqaV2(SoftVqa):
             return None
         given = {record["id"]: normalize_answer(answer_of(record, method)) for record in records}
         whole = self.questions.parent / _ALL_TEST
-        wanted = [line["question_id"] for line in read_jsonl(whole if whole.exists() else self.questions, "question_id")]
+        wanted = [
+            line["question_id"] for line in read_jsonl(whole if whole.exists() else self.questions, "question_id")
+        ]
         if not whole.exists():
             wanted = [one for one in wanted if str(one) in given]
         return write_submission(stem, [{"question_id": one, "answer": given.get(str(one), "")} for one in wanted])

@@ -15,6 +15,7 @@ from visipruner.cli.options import (
     Axis,
     Data,
     DType,
+    EvalData,
     Implementation,
     MaxNewTokens,
     Metric,
@@ -222,6 +223,8 @@ visipruner eval --method visipruner --method fastv --samples 100 --out results/
 visipruner eval --method all --match flops --cut 0.5 --samples 100 --out results/
 
 visipruner eval --method 'divprune:keep_tokens=64+visipruner' --data pairs.jsonl --model ~/models/llava-1.5-7b-hf
+
+visipruner eval --method fastv --data playground/data/eval/pope --model ~/models/llava-1.5-7b-hf --out results/
 """
 
 
@@ -250,7 +253,16 @@ def eval_(
         typer.Option(metavar="FILE", help="A saved pruner.json (or its folder), used as it is. Repeatable."),
     ] = None,
     model: ModelName = "testbed",
-    data: Data = None,
+    data: EvalData = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Read --data as this benchmark: gqa, pope, textvqa, vqav2, vizwiz, scienceqa, mme, mmbench, mmstar, "
+            "mmvet, seedbench, easy-vqa.",
+            show_default="recognised by its files",
+        ),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How many, spread over images.", show_default="all")
     ] = None,
@@ -285,6 +297,7 @@ def eval_(
             configs=config or [],
             model=model,
             data=data,
+            benchmark=benchmark,
             out=out,
             samples=samples,
             seed=seed,

@@ -12,6 +12,7 @@ from visipruner.cli.models import TESTBED
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from visipruner.benchmarks import Benchmark
     from visipruner.samples import Sample
 
 
@@ -19,13 +20,36 @@ def samples_of(model: str, data: Path | None) -> list[Sample]:
     """`--data`, or the test set that ships with the small model. Raises CliError where there is neither."""
     from visipruner.samples import load_samples
 
-    if data is not None:
-        return load_samples(data)
+    return load_samples(data or _shipped(model))
+
+
+def task_of(model: str, data: Path | None, name: str | None, images: Path | None) -> Benchmark:
+    """`--data` read as the benchmark it is or is said to be, or as one's own questions.
+
+    Args:
+        images: where images go that a benchmark's question file holds; None for a temporary folder.
+
+    Raises CliError or ConfigError.
+    """
+    from visipruner.benchmarks import open_benchmark, recognises
+    from visipruner.benchmarks.easyvqa import PACKAGE
+    from visipruner.benchmarks.own import OwnQuestions
+
+    if name == PACKAGE and data is None:
+        data = Path(PACKAGE)
+    if name is not None and data is None:
+        raise CliError("--benchmark needs to know where its files are: --data FOLDER.")
+    if data is not None and (name is not None or recognises(data)):
+        return open_benchmark(data, name, images)
+    return OwnQuestions.read(data or _shipped(model))
+
+
+def _shipped(model: str) -> Path:
     if model != TESTBED:
         raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
     from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
 
-    return load_samples(TEST_FOLDER / QUESTIONS_FILE)
+    return TEST_FOLDER / QUESTIONS_FILE
 
 
 def with_progress(records: Iterable[Any], total: int, console: Console, what: str) -> Iterator[Any]:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from visipruner.cli import models, saving, settings
-from visipruner.cli.data import samples_of, with_progress
+from visipruner.cli import models, saving, settings, submissions
+from visipruner.cli.data import task_of, with_progress
 from visipruner.cli.errors import CliError
 from visipruner.errors import VisiPrunerError
 from visipruner.files import write_json
 
 if TYPE_CHECKING:
+    from visipruner.benchmarks import Benchmark
     from visipruner.cli.models import LoadedModel
     from visipruner.evaluation.processes import Processes
     from visipruner.pruners.base import Pruner
@@ -40,6 +41,7 @@ class Job:
     configs: list[Path]
     model: str
     data: Path | None
+    benchmark: str | None
     out: Path | None
     samples: int | None
     seed: int
@@ -55,7 +57,6 @@ class Job:
 def execute(job: Job) -> None:
     """Answers every sample with every method, shows the table and saves it. Raises CliError and its kin."""
     from visipruner.evaluation.processes import launched
-    from visipruner.samples import spread
 
     if job.match is not None and not job.cuts:
         raise CliError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
@@ -65,8 +66,8 @@ def execute(job: Job) -> None:
     if processes.count > 1 and job.out is None:
         raise CliError("Several processes need --out DIR, a folder that all of them can reach.")
     models.check_name(job.model)
-    available = samples_of(job.model, job.data)
-    chosen = available if job.samples is None else spread(available, job.samples, job.seed)
+    task = task_of(job.model, job.data, job.benchmark, None if job.out is None else job.out / "images")
+    chosen = task.samples if job.samples is None else task.choose(job.samples, job.seed)
     if job.out is not None:
         saving.prepare_folder(job.out)
     for spec in job.methods:  # a wrong name is told before the model loads
@@ -75,6 +76,7 @@ def execute(job: Job) -> None:
     for spec in job.fixed:
         settings.make_pruner(_named(spec)[1], [], None)
     with processes.first_on_each_machine():
+        task.prepare(chosen)
         models.prepare(job.model)
     status = Console(stderr=True, quiet=not processes.is_main)
     with status.status(f"Loading {job.model}"):
@@ -82,7 +84,8 @@ def execute(job: Job) -> None:
     methods, left_out = _methods(job, loaded, chosen, status)
     records = _records(job, loaded, chosen, methods, status, processes)
     if processes.is_main:
-        document = _document(job, loaded, methods, left_out, records, processes.count)
+        document = _document(job, loaded, task, methods, left_out, records, processes.count)
+        submissions.write(task, records, document, job.out, status)
         _conclude(job, document, status)
 
 
@@ -193,6 +196,7 @@ def _records(
 def _document(
     job: Job,
     loaded: LoadedModel,
+    task: Benchmark,
     methods: dict[str, Pruner],
     left_out: dict[str, str],
     records: list[dict[str, Any]],
@@ -206,6 +210,13 @@ def _document(
         "schema": SCHEMA,
         "model": {"name": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
         "data": "the shipped test set" if job.data is None else job.data.name,
+        "benchmark": {
+            "name": task.name,
+            "metric": task.metric,
+            "questions": len(task.samples),
+            "server": task.server or None,
+            "notes": task.notes,
+        },
         "samples": len(records),
         "seed": job.seed,
         "match": job.match,
@@ -215,7 +226,7 @@ def _document(
         "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
         "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
         "left_out": left_out,
-        "rows": summarize(records),
+        "rows": summarize(records, scoring=task),
     }
 
 

@@ -56,6 +56,15 @@ Data = Annotated[
         show_default="the shipped test set, for the testbed",
     ),
 ]
+EvalData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="A JSONL file (image, question, answer or answers, type), the folder of a benchmark as LLaVA's evaluation "
+        "keeps it, a question file in it, or easy-vqa.",
+        show_default="the shipped test set, for the testbed",
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print the results as one JSON document.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")]

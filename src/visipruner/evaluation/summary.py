@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from visipruner.evaluation.folder import Record
 from visipruner.evaluation.runner import DENSE
-from visipruner.scoring import is_right, normalize
+from visipruner.scoring import normalize, right_by_any
 
 _RESAMPLES = 4000
 _MOST_NUMBERS = 2**24  # in memory at once; resampling tens of thousands of images would need gigabytes
@@ -33,23 +33,23 @@ class ExactMatch:
     """Normalised exact match with any of the accepted answers."""
 
     def score(self, record: Record, answer: str) -> float | None:
-        accepted = record["answers"]
-        return float(any(is_right(answer, one) for one in accepted)) if accepted else None
+        return right_by_any(answer, record["answers"])
 
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
         return {}
 
 
-def summarize(
-    records: Sequence[Record], seed: int = 0, scoring: Scoring = ExactMatch()  # noqa: B008
-) -> list[dict[str, Any]]:
+_EXACT_MATCH = ExactMatch()
+
+
+def summarize(records: Sequence[Record], seed: int = 0, scoring: Scoring = _EXACT_MATCH) -> list[dict[str, Any]]:
     """One row a method, the dense model first; fractions, not per cent.
 
     accuracy (the mean score; null where an answer is not known), difference (to dense, paired) and agreement are
     `{"value", "low", "high"}` with 95 % BCa bootstrap intervals over images (Efron 1987), because questions about
     one image are not independent. broken and repaired count answers that score less, or more, than the dense one.
-    official is what `scoring` publishes besides, in its own units. `is_significant` says whether the difference's interval leaves out 0. Ratios above
-    1 mean faster than dense, from the summed seconds of the same samples in one run.
+    official is what `scoring` publishes besides, in its own units. `is_significant` says whether the difference's
+    interval leaves out 0. Ratios above 1 mean faster than dense, from summed seconds of the same samples in one run.
     """
     images = [record["image"] for record in records]
     names = list(records[0]["given"])

@@ -1,0 +1,35 @@
+"""Files for the servers that score a benchmark whose answers are not public, and what is said about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from visipruner.benchmarks import Benchmark
+
+FOLDER = "submission"
+
+
+def write(
+    task: Benchmark, records: Sequence[dict[str, Any]], document: dict[str, Any], out: Path | None, status: Console
+) -> None:
+    """One file a method in `out`/submission, named in `document["submissions"]`; tells the benchmark's notes too."""
+    document["submissions"] = {}
+    for note in task.notes:
+        status.print(f"[yellow]{task.title}: {note}[/yellow]", highlight=False)
+    if not task.server:
+        return
+    if out is None:
+        status.print(f"{task.title} is scored by {task.server}; give --out DIR to get the file for it.")
+        return
+    for number, name in enumerate(records[0]["given"]):
+        stem = out / FOLDER / f"{task.name}-{number}-{re.sub(r'[^A-Za-z0-9_.]+', '-', name).strip('-')[:80]}"
+        path = task.submission(records, name, stem)
+        if path is not None:
+            document["submissions"][name] = str(path.relative_to(out))
+    status.print(f"{task.title} is scored by {task.server}: submit the files in {out / FOLDER}.")
