@@ -62,17 +62,20 @@ def test_accuracy_lost_is_right_answers_lost(studied: tuple[Any, ...]) -> None:
 def test_settings_give_way_until_they_are_harmless(studied: tuple[Any, ...]) -> None:
     model, processor, samples, found = studied
     bold = replace(found, pruner=leaves_at(1), tolerance=0.01, notes=[])
-    cautious = {0.005: leaves_at(1), 0.0025: leaves_at(2), 0.00125: leaves_at(5), 0.000625: leaves_at(6)}
-    yielded = list(
-        settle(
-            model, processor, samples, bold, lambda strict: replace(found, pruner=cautious[strict]), max_new_tokens=3
-        )
-    )
+    stricter = iter([leaves_at(1), leaves_at(2), leaves_at(5), leaves_at(6)])
+    asked = []
+
+    def stages_at(tolerance: float) -> Stages:
+        asked.append(tolerance)
+        return replace(found, pruner=next(stricter))
+
+    yielded = list(settle(model, processor, samples, bold, stages_at, max_new_tokens=3))
+    assert asked == pytest.approx([0.01 * 0.5 ** (step / 2) for step in (1, 2, 3)])
     settled = yielded[-1]
     assert settled.pruner == leaves_at(5)
     assert [attempt.pruner for attempt in settled.attempts] == [leaves_at(1), leaves_at(2), leaves_at(5)]
     assert settled.attempts[-1].loss.value <= 0.01 < settled.attempts[0].loss.value
-    assert "chosen with a tolerance of 0.00125 each" in settled.notes[0]
+    assert "chosen with a tolerance of 0.00354 each" in settled.notes[0]
     assert settled.to_dict()["attempts"][0]["settings"]["exit_layer"] == 1
     assert len(yielded) == 3
 

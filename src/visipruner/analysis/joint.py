@@ -22,7 +22,8 @@ from visipruner.pruners.base import Pruner
 from visipruner.samples import Sample
 from visipruner.scoring import is_right
 
-HALVINGS = 5
+TRIES = 9
+STRICTER = 0.5**0.5
 
 
 def settle(
@@ -39,7 +40,8 @@ def settle(
 
     Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
     more. The proposal is therefore run as a whole, and while it loses more than the tolerance the parts are chosen
-    again at half of it, up to `HALVINGS` times. If none is harmless, the least harmful stays, and a note says so.
+    again at a stricter one (0.7 of it), `TRIES` times at most. If none is harmless, the least harmful stays, and a note
+    says so.
 
     Args:
         found: the stages at the wanted tolerance. stages_at: those at another one, by the same metric.
@@ -51,9 +53,9 @@ def settle(
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
     bootstrap = Bootstrap([sample.image for sample in samples], seed)
     attempts: list[Attempt] = []
-    for halved in range(HALVINGS + 1):
-        tolerance = found.tolerance / 2**halved
-        pruner = found.pruner if halved == 0 else stages_at(tolerance).pruner
+    for number in range(TRIES):
+        tolerance = found.tolerance * STRICTER**number
+        pruner = found.pruner if number == 0 else stages_at(tolerance).pruner
         if pruner is None:
             break
         if any(pruner == attempt.pruner for attempt in attempts):

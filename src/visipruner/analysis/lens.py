@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visipruner.analysis.outcome import ROWS_AT_ONCE
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.results import Labelled, Result
@@ -64,15 +65,17 @@ def value_lens(probe: Probe, reading: Reading, row: int | None = None, top: int 
     Heads that share a value vector (grouped queries) still differ in O_h.
     """
     row = reading.last if row is None else row
-    found = []
-    for layer, (states, module) in enumerate(zip(reading.layers, probe.host.attentions, strict=True)):
+    written = []
+    for states, module in zip(reading.layers, probe.host.attentions, strict=True):
         heads, size = states.queries.shape[0], states.values.shape[-1]
         value = states.values[:, row].repeat_interleave(heads // states.values.shape[0], dim=0)
         projection: Any = getattr(module, probe.host.adapter.output)
         parts = projection.weight.view(-1, heads, size)  # [d, heads, head_dim]
-        written = torch.einsum("hk,dhk->hd", value, parts)
-        best = probe.head(written).float().softmax(-1).topk(top)
-        found.append(
-            [HeadWords(layer, head, best.indices[head].tolist(), best.values[head].tolist()) for head in range(heads)]
-        )
-    return found
+        written.append(torch.einsum("hk,dhk->hd", value, parts))
+    best = [probe.head(rows).float().softmax(-1).topk(top) for rows in torch.split(torch.cat(written), ROWS_AT_ONCE)]
+    words = zip(
+        [tokens for part in best for tokens in part.indices.tolist()],
+        [probability for part in best for probability in part.values.tolist()],
+        strict=True,
+    )
+    return [[HeadWords(layer, head, *next(words)) for head in range(len(rows))] for layer, rows in enumerate(written)]

@@ -22,7 +22,7 @@ from visipruner.scoring import is_right
 
 SAMPLE_FOLDER = "samples"
 SETTINGS_FILE = "settings.json"
-_FORMAT = 2
+_FORMAT = 3
 
 Record = dict[str, Any]
 

@@ -84,10 +84,7 @@ class Study:
         missing = [part for part in NEEDED_FOR_STAGES if part not in self.parts]
         if missing:
             raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
-        scores, budgets = self.result("scores", "scores"), self.result("scores", "budgets")
-        kept = np.concatenate([self.loss(part, metric)[:, 0] for part in (scores, budgets)], axis=1)
-        labels = [*scores["kl"].labels("budget"), *budgets["kl"].labels("budget")]
-        order = np.argsort(labels)
+        budgets = self.result("scores", "budgets")
         influence = self.result("influence", "influence")
         return stages_from(
             Evidence(
@@ -95,9 +92,9 @@ class Study:
                 discard=self.loss(self.result("sweeps", "discard"), metric),
                 window=self.loss(self.result("sweeps", "sweep_window"), metric),
                 window_size=self.records[0]["plan"]["window"],
-                kept=kept[:, order],
-                budgets=[labels[place] for place in order],
-                layers=scores["kl"].labels("layer"),
+                kept=self.loss(budgets, metric)[:, 0],
+                budgets=budgets["kl"].labels("budget"),
+                layers=budgets["kl"].labels("layer"),
                 distance=np.nanmax(influence["distance"].values, axis=-1),
                 relative_norm=influence["relative"].values,
                 images=self.images,

@@ -118,7 +118,7 @@ def _add_stages(
     document: dict[str, Any],
     console: Console,
 ) -> Stages:
-    from visipruner.analysis.joint import HALVINGS
+    from visipruner.analysis.joint import TRIES
     from visipruner.analysis.summary import Study
 
     settling = Study(records).settled(
@@ -129,7 +129,7 @@ def _add_stages(
         job.tolerance,
         job.max_new_tokens,
     )
-    stages: Stages = list(with_progress(settling, HALVINGS + 1, console, "Trying settings"))[-1]
+    stages: Stages = list(with_progress(settling, TRIES, console, "Trying settings"))[-1]
     document["stages"] = stages.to_dict()
     if stages.pruner is not None:
         stages.pruner.check(stages.num_layers)
