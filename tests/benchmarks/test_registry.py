@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.benchmarks.folders import answered, jsonl, picture, pope_folder, scores, tsv, write_json
-from visipruner.benchmarks import names, open_benchmark, recognises
+from tests.benchmarks.folders import SHORT, answered, jsonl, picture, pope_folder, scores, tsv, write_json
+from visipruner.benchmarks import names, open_benchmark, recognises, registry
 from visipruner.errors import ConfigError
 
 
@@ -89,6 +89,7 @@ def test_easy_vqa_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "easy_vqa", package)
     found = open_benchmark(Path("easy-vqa"))
     assert [sample.type for sample in found.samples] == ["shape", "yes or no", "color"]
+    assert found.samples[0].question == "what shape?" + SHORT
     assert scores(found, ["A circle.", "No", "blue"]) == [1, 1, 0]
 
 
@@ -103,3 +104,12 @@ def test_the_help_names_every_benchmark() -> None:
 
     help_ = eval_.__annotations__["benchmark"]
     assert all(name in str(help_) for name in names())
+
+
+def test_the_page_names_every_benchmark_and_its_file() -> None:
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    text = page.read_text(encoding="utf-8")
+    for kind in registry._ALL:
+        assert f"`{kind.name}`" in text
+        for pattern in kind.patterns[:1]:
+            assert pattern.replace("MMStar*", "MMStar") in text

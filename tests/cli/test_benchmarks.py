@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,9 @@ def test_official_scores_of_every_method(cli, planted_folder, tmp_path):
         assert row["official"]["parts"]["popular"] == pytest.approx(rates(given[2:4]))
         assert row["by_type"]["popular"]["total"] == 2
     assert "| official score | F1 random | F1 popular | F1 adversarial | F1 mean |" in (out / "table.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    told = {*document, *document["rows"][0], *document["benchmark"], *records[0], *records[0]["given"]["dense"]}
+    assert [key for key in sorted(told) if f"`{key}`" not in page] == []
     again = cli(*arguments, "--max-new-tokens", 2, "--out", out)
     assert again.exit_code == 0, again.output
     assert json.loads((out / "results.json").read_text())["rows"] == document["rows"]

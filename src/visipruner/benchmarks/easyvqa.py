@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from visipruner.benchmarks.base import Benchmark, Record
-from visipruner.benchmarks.reading import check_images
+from visipruner.benchmarks.reading import SHORT_ANSWER, check_images, with_suffix
 from visipruner.errors import ConfigError
 from visipruner.samples import Sample
 from visipruner.scoring import is_right
@@ -17,7 +17,7 @@ _SHAPES = {"circle", "rectangle", "triangle"}
 
 
 class EasyVqa(Benchmark):
-    """`--data easy-vqa`: the package's own test part, 64 x 64 pixels an image. The questions are asked as they are."""
+    """`--data easy-vqa`: the package's own test part, 64 x 64 pixels an image."""
 
     name = PACKAGE
     title = "easy-VQA"
@@ -36,7 +36,7 @@ class EasyVqa(Benchmark):
         texts, answers, numbers = package.get_test_questions()
         paths = package.get_test_image_paths()
         samples = [
-            Sample(Path(paths[number]), text, (answer,), _kind(answer), str(index))
+            Sample(Path(paths[number]), with_suffix(text, SHORT_ANSWER), (answer,), _kind(answer), str(index))
             for index, (text, answer, number) in enumerate(zip(texts, answers, numbers, strict=True))
         ]
         check_images(cls.title, samples)

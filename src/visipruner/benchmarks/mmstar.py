@@ -18,7 +18,7 @@ class MmStar(EmbeddedImages):
 
     name = "mmstar"
     title = "MMStar"
-    patterns: ClassVar[tuple[str, ...]] = ("mmstar*.tsv", "mmstar*.parquet")
+    patterns: ClassVar[tuple[str, ...]] = ("MMStar*.tsv", "MMStar*.parquet")
     metric = "accuracy of the letter in each category, and their mean"
 
     @classmethod

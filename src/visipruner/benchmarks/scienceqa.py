@@ -17,7 +17,7 @@ class ScienceQa(MultipleChoice):
 
     name = "scienceqa"
     title = "ScienceQA"
-    patterns: ClassVar[tuple[str, ...]] = ("llava_test_cqm-a.json",)
+    patterns: ClassVar[tuple[str, ...]] = ("llava_test_CQM-A.json",)
     metric = "accuracy of the letter, questions with an image (IMG)"
 
     @classmethod

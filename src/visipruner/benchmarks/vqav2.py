@@ -11,7 +11,7 @@ from visipruner.benchmarks.reading import SHORT_ANSWER, check_images, needed, re
 from visipruner.benchmarks.vqa import SoftVqa, normalize_answer, normalize_reference, soft_accuracy
 from visipruner.samples import Sample
 
-_VALIDATION = "v2_openended_mscoco_val2014_questions.json"
+_VALIDATION = "v2_OpenEnded_mscoco_val2014_questions.json"
 _ALL_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 
 
@@ -20,11 +20,11 @@ class VqaV2(SoftVqa):
 
     name = "vqav2"
     title = "VQAv2"
-    patterns: ClassVar[tuple[str, ...]] = ("llava_vqav2_*test-dev*.jsonl", "llava_vqav2_*.jsonl", _VALIDATION)
+    patterns: ClassVar[tuple[str, ...]] = ("llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_*.jsonl", _VALIDATION)
 
     @classmethod
     def read(cls, questions: Path, images: Path | None) -> Self:
-        if questions.name.lower() == _VALIDATION:
+        if questions.name.lower() == _VALIDATION.lower():
             return cls(questions, _validation(cls.title, questions))
         root = needed(cls.title, questions.parent / "test2015")
         samples = [
