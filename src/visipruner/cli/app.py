@@ -312,6 +312,122 @@ def eval_(
     )
 
 
+BENCH_EXAMPLES = """
+[bold]Examples[/bold]
+
+visipruner bench --shape tiny
+
+visipruner bench --shape llava-1.5-7b --schedule filter=14,keep=10,exit=20 --out bench/
+
+visipruner bench --shape llava-onevision-0.5b --visual 576 --visual 2304 --method visipruner --method fastv
+
+visipruner bench --check all --out bench/
+"""
+
+
+@app.command(epilog=BENCH_EXAMPLES)
+@reports_errors
+def bench(
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A shape that ships (tiny, llava-1.5-7b, llava-1.5-13b, llava-onevision-0.5b, qwen2-vl-2b, "
+            "qwen2-vl-7b, qwen2.5-vl-7b, internvl3-8b) or a config.json. Weights are random.",
+            show_default="llava-1.5-7b; a check's own",
+        ),
+    ] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure a promise of docs/performance.md and say whether it is kept: prefill, overhead, scaling, "
+            "batch, questions, or all. Repeatable.",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="As for eval. Repeatable.",
+            show_default="visipruner without shallow stage, with it, and with shallow_visual=ffn",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="Where visipruner filters, how many tokens it keeps, and where they leave. Its evidence is computed "
+            "all the same.",
+            show_default="filter=14,keep=10,exit=20 at 32 layers",
+        ),
+    ] = None,
+    visual: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Visual tokens of the prompt. Repeatable.", show_default="576"),
+    ] = None,
+    before: Annotated[int, typer.Option(min=1, metavar="N", help="Text tokens before them.")] = 35,
+    after: Annotated[int, typer.Option(min=1, metavar="N", help="Text tokens after them.")] = 13,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts at a time.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to generate.")] = 8,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Every method runs once a round.", show_default="3; a check's own"),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Only so many decoder layers.", show_default="all")
+    ] = None,
+    tie_layers: Annotated[
+        bool | None,
+        typer.Option(
+            "--tie-layers/--no-tie-layers",
+            metavar="",
+            help="Let all layers share one layer's weights, which costs the same time and little memory.",
+            show_default="where they would not fit",
+        ),
+    ] = None,
+    dtype: Annotated[
+        DType,
+        typer.Option(metavar="NAME", help="auto is bfloat16, or float32 where the processor is slow at bfloat16."),
+    ] = DType.AUTO,
+    attn: Implementation = Attention.SDPA,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up/--no-warm-up", metavar="", help="Run everything once before, uncounted; else only the text."
+        ),
+    ] = True,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save results as JSON, tables and charts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure speed and memory of pruning at real shapes, with random weights, against dense and what FLOPs promise."""
+    from visipruner.cli.bench import Job, execute
+
+    execute(
+        Job(
+            shape=shape,
+            checks=check or [],
+            methods=method or [],
+            schedule=schedule,
+            visual=visual or [],
+            before=before,
+            after=after,
+            batch=batch,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            layers=layers,
+            tie=tie_layers,
+            dtype=dtype.value,
+            attn=attn.value,
+            device=device,
+            warm_up=warm_up,
+            out=out,
+            as_json=as_json,
+        )
+    )
+
+
 @app.command("list", epilog="[bold]Examples[/bold]\n\nvisipruner list\n\nvisipruner list --json")
 @reports_errors
 def list_(as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print as JSON.")] = False) -> None:

@@ -19,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _EXTRA_OF = {
+    "psutil": "cli",
     "rich": "cli",
     "typer": "cli",
     "accelerate": "testbed",

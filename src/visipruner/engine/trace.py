@@ -199,7 +199,7 @@ def plain_trace(shape: ModelShape, lengths: list[int], seq: int, dtype_bytes: in
             query_lengths=[length] * layers,
             visual_attention=[True] * layers,
             key_lengths=[length] * layers,
-            work=[LayerWork(seq, seq, seq, seq * seq) for _ in range(layers)],
+            work=[LayerWork(seq, seq, seq, seq, seq * seq) for _ in range(layers)],
         )
         for length in lengths
     ]

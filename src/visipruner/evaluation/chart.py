@@ -9,9 +9,9 @@ from typing import Any
 from visipruner.evaluation.runner import DENSE
 from visipruner.files import write_atomic
 
-_MARKERS = "osD^vP*Xh<>pd8"
+MARKERS = "osD^vP*Xh<>pd8"
 # Okabe and Ito's colours, told apart by colour-blind readers.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _AXES = {
     "flops_cut": "FLOPs cut, decoder (counted)",
     "visual_attention_cut": "visual attention cut (the paper's formula)",
@@ -46,8 +46,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, axis: str = "flops_cut") ->
             y,
             yerr=[low, high],
             label=name,
-            marker=_MARKERS[number % len(_MARKERS)],
-            color=_COLORS[number % len(_COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
+            color=COLORS[number % len(COLORS)],
             linewidth=1,
             capsize=2,
             elinewidth=0.6,

@@ -1,0 +1,49 @@
+"""`visipruner bench` on a tiny shape."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from visipruner.bench.checks import CHECKS
+from visipruner.bench.rounds import DENSE, TEXT
+
+
+def test_the_command_measures_and_saves(cli, tmp_path):
+    arguments = ["bench", "--shape", "tiny", "--dtype", "float32", "--rounds", 1, "--new-tokens", 2]
+    result = cli(*arguments, "--visual", 16, "--visual", 64, "--method", "fastv", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert [point["visual"] for point in document["points"]] == [16, 64]
+    assert [row["name"] for row in document["points"][0]["rows"]] == [DENSE, "fastv", TEXT]
+    assert document["points"][0]["tower_seconds"]["median"] > 0
+    assert (tmp_path / "results.png").exists()
+    assert "| fastv |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("name", list(CHECKS))
+def test_every_check_runs_in_small(cli, name):
+    result = cli(
+        "bench", "--check", name, "--shape", "tiny", "--visual", 40, "--rounds", 1, "--dtype", "float32", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    (check,) = json.loads(result.stdout)["checks"]
+    assert check["check"] == name
+    assert check["targets"]
+    assert all(isinstance(target["met"], bool) for target in check["targets"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "prefil"], "Did you mean 'prefill'"),
+        (["--check", "prefill", "--method", "fastv"], "brings its own"),
+        (["--device", "tpu"], "cpu or cuda"),
+        (["--shape", "tiny", "--dtype", "float32", "--method", "visionzip"], "looks at the vision tower"),
+    ],
+)
+def test_commands_that_cannot_be_carried_out(cli, arguments, said):
+    result = cli("bench", *arguments)
+    assert result.exit_code == 1
+    assert said in result.stderr
