@@ -60,6 +60,14 @@ def test_broken_question_files(tmp_path: Path, content: str, message: str) -> No
         open_benchmark(tmp_path)
 
 
+def test_answers_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    (tmp_path / "llava_textvqa_val_v051_ocr.jsonl").write_text("{}")
+    write_json(tmp_path / "TextVQA_0.5.1_val.json", {"questions": []})
+    with pytest.raises(ConfigError, match="its top level has no data; is it the file"):
+        open_benchmark(tmp_path)
+
+
 def test_a_table_of_something_else(tmp_path: Path) -> None:
     tsv(tmp_path / "MMStar.tsv", [{"index": 1, "question": "?"}])
     with pytest.raises(ConfigError, match="has no column answer, category, image"):

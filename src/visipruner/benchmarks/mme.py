@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from visipruner.benchmarks.base import Benchmark, Record, grouped, percent, whole_groups
-from visipruner.benchmarks.reading import SHORT_ANSWER, check_images, needed, read_jsonl
+from visipruner.benchmarks.reading import SHORT_ANSWER, check_images, needed, read_jsonl, read_text
 from visipruner.errors import ConfigError
 from visipruner.samples import Sample
 
@@ -87,7 +87,7 @@ def _truths(folder: Path) -> dict[tuple[str, str], str]:
     nested = folder / "questions_answers_YN"
     found = {}
     for path in sorted((nested if nested.is_dir() else folder).glob("*.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             question, tab, answer = line.partition("\t")
             if tab:
                 found[path.stem, _bare(question)] = answer.strip().lower()

@@ -16,18 +16,29 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises ConfigError."""
+def read_text(path: Path) -> str:
+    """A file's text. Raises ConfigError."""
     try:
-        return json.loads(_text(path))
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text ({error}).") from error
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """A JSON file's content, with `keys` where any are given. Raises ConfigError."""
+    try:
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON ({error}); unpack or download it again.") from error
+    if keys:
+        check_keys(path, "its top level", content, keys)
+    return content
 
 
 def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
     """One object a line, each with `keys`. Raises ConfigError that names the line."""
     records = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -63,7 +74,9 @@ def check_keys(path: Path, where: str, record: Any, keys: Sequence[str]) -> None
     """Raises ConfigError when a record lacks one of `keys`."""
     missing = [key for key in keys if not isinstance(record, Mapping) or key not in record]
     if missing:
-        raise ConfigError(f"{path}, {where} has no {', '.join(missing)}; is it the file that LLaVA's eval.zip holds?")
+        raise ConfigError(
+            f"{path}, {where} has no {', '.join(missing)}; is it the file that its benchmark distributes?"
+        )
 
 
 def needed(title: str, *candidates: Path) -> Path:
@@ -88,10 +101,3 @@ def check_images(title: str, samples: Iterable[Sample]) -> None:
 def with_suffix(question: str, suffix: str) -> str:
     """`question` with the instruction on a line of its own, unless it has it already."""
     return question if suffix in question else f"{question}\n{suffix}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text ({error}).") from error

@@ -26,7 +26,7 @@ class ScienceQa(MultipleChoice):
         problems_file = needed(cls.title, folder / "problems.json")
         problems = read_json(problems_file)
         splits_file = needed(cls.title, folder / "pid_splits.json")
-        test = set(map(str, read_json(splits_file)["test"]))
+        test = set(map(str, read_json(splits_file, "test")["test"]))
         root = needed(cls.title, folder / "images" / "test", folder / "test")
         lines = [line for line in read_json(questions) if str(line["id"]) in test]
         samples = []

@@ -27,7 +27,7 @@ class SeedBench(MultipleChoice):
         folder = questions.parent
         path = needed(cls.title, folder / "SEED-Bench.json")
         needed(cls.title, folder / "SEED-Bench-image")
-        document = read_json(path)
+        document = read_json(path, "question_type", "questions")
         types = {number: name for name, number in document["question_type"].items()}
         truths = {str(one["question_id"]): one for one in document["questions"]}
         samples, left = [], 0

@@ -24,7 +24,7 @@ class TextVqa(SoftVqa):
             cls.title, questions.parent / "train_images", questions.parent / "train_val_images" / "train_images"
         )
         path = needed(cls.title, questions.parent / "TextVQA_0.5.1_val.json")
-        known = {(str(one["image_id"]), one["question"].lower()): one for one in read_json(path)["data"]}
+        known = {(str(one["image_id"]), one["question"].lower()): one for one in read_json(path, "data")["data"]}
         samples = []
         seen: dict[str, int] = {}
         for line in read_jsonl(questions, "question_id", "image", "text"):

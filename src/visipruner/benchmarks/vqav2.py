@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from visipruner.benchmarks.base import Record, answer_of, write_submission
-from visipruner.benchmarks.reading import SHORT_ANSWER, check_images, needed, read_json, read_jsonl, with_suffix
+from visipruner.benchmarks.reading import (
+    SHORT_ANSWER,
+    check_images,
+    check_keys,
+    needed,
+    read_json,
+    read_jsonl,
+    with_suffix,
+)
 from visipruner.benchmarks.vqa import SoftVqa, normalize_answer, normalize_reference, soft_accuracy
 from visipruner.samples import Sample
 
@@ -63,11 +71,12 @@ class VqaV2(SoftVqa):
 
 def _validation(title: str, questions: Path) -> list[Sample]:
     root = needed(title, questions.parent / "val2014")
-    annotations = read_json(needed(title, questions.parent / "v2_mscoco_val2014_annotations.json"))["annotations"]
-    known = {one["question_id"]: one for one in annotations}
+    path = needed(title, questions.parent / "v2_mscoco_val2014_annotations.json")
+    known = {one["question_id"]: one for one in read_json(path, "annotations")["annotations"]}
     samples = []
-    for one in read_json(questions)["questions"]:
-        truth = known[one["question_id"]]
+    for one in read_json(questions, "questions")["questions"]:
+        truth = known.get(one["question_id"], {})
+        check_keys(path, f"question {one['question_id']}", truth, ("answers", "answer_type"))
         image = root / f"COCO_val2014_{one['image_id']:012d}.jpg"
         answers = tuple(given["answer"] for given in truth["answers"])
         prompt = with_suffix(one["question"], SHORT_ANSWER)
