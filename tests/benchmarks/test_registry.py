@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.benchmarks.folders import SHORT, answered, jsonl, picture, pope_folder, scores, tsv, write_json
+from tests.benchmarks.folders import answered, jsonl, picture, pope_folder, scores, tsv, write_json
 from visipruner.benchmarks import names, open_benchmark, recognises, registry
 from visipruner.errors import ConfigError
 
@@ -97,8 +97,9 @@ def test_easy_vqa_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "easy_vqa", package)
     found = open_benchmark(Path("easy-vqa"))
     assert [sample.type for sample in found.samples] == ["shape", "yes or no", "color"]
-    assert found.samples[0].question == "what shape?" + SHORT
     assert scores(found, ["A circle.", "No", "blue"]) == [1, 1, 0]
+    assert scores(found, ["The red shape is a circle", "yes and no", "The circle is red."]) == [1, 0, 1]
+    assert scores(found, ["a circle or a triangle", "there is no red", ""]) == [0, 1, 0]
 
 
 def test_easy_vqa_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
