@@ -18,7 +18,7 @@ _SIDE = {"height": 32, "width": 32}
 _MROPE_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 64}
 
 
-def _tokenizer(special: dict[int, str], named: dict[str, str]) -> PreTrainedTokenizerFast:
+def words_tokenizer(special: dict[int, str], named: dict[str, str]) -> PreTrainedTokenizerFast:
     """Words `w3` to `w92` and the family's special tokens, `named` those the processor asks for by name."""
     vocabulary = {f"w{index}": index for index in range(VOCAB)}
     names = {0: "<pad>", 1: "<s>", 2: "</s>", **special}
@@ -50,21 +50,23 @@ def _pil(name: str, **settings: Any) -> Any:
 
 
 def _llava() -> tuple[Any, str]:
-    tokenizer = _tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
+    tokenizer = words_tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
     images = _pil("CLIP", size={"shortest_edge": 32}, crop_size=_SIDE)
     settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return transformers.LlavaProcessor(images, tokenizer, **settings), "<image>"
 
 
 def _llava_next() -> tuple[Any, str]:
-    tokenizer = _tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
+    tokenizer = words_tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
     images = _pil("LlavaNext", size={"shortest_edge": 32}, crop_size=_SIDE, image_grid_pinpoints=PINPOINTS)
     settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     return transformers.LlavaNextProcessor(images, tokenizer, **settings), "<image>"
 
 
 def _llava_next_video() -> tuple[Any, str]:
-    tokenizer = _tokenizer({IMAGE: "<image>", VIDEO: "<video>"}, {"image_token": "<image>", "video_token": "<video>"})
+    tokenizer = words_tokenizer(
+        {IMAGE: "<image>", VIDEO: "<video>"}, {"image_token": "<image>", "video_token": "<video>"}
+    )
     images = _pil("LlavaNext", size={"shortest_edge": 32}, crop_size=_SIDE, image_grid_pinpoints=PINPOINTS)
     settings = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     cls = images_only(transformers.LlavaNextVideoProcessor)
@@ -76,13 +78,15 @@ def _pixtral(merge: int) -> Callable[[], tuple[Any, str]]:
         special = {IMAGE: "[IMG]", BREAK: "[IMG_BREAK]", END: "[IMG_END]"}
         named = dict(zip(("image_token", "image_break_token", "image_end_token"), special.values(), strict=True))
         images = _pil("Pixtral", size={"longest_edge": 64}, patch_size=8)
-        return pixtral()(images, _tokenizer(special, named), patch_size=8, spatial_merge_size=merge), "[IMG]"
+        return pixtral()(images, words_tokenizer(special, named), patch_size=8, spatial_merge_size=merge), "[IMG]"
 
     return make
 
 
 def _llava_onevision() -> tuple[Any, str]:
-    tokenizer = _tokenizer({IMAGE: "<image>", VIDEO: "<video>"}, {"image_token": "<image>", "video_token": "<video>"})
+    tokenizer = words_tokenizer(
+        {IMAGE: "<image>", VIDEO: "<video>"}, {"image_token": "<image>", "video_token": "<video>"}
+    )
     images = _pil("LlavaOnevision", size=_SIDE, image_grid_pinpoints=PINPOINTS)
     cls = images_only(transformers.LlavaOnevisionProcessor)
     return cls(images, tokenizer, num_image_tokens=16, vision_feature_select_strategy="full"), "<image>"
@@ -98,7 +102,7 @@ def _qwen(cls: Any) -> Callable[[], tuple[Any, str]]:
         }
         images = _pil("Qwen2VL", patch_size=8, merge_size=2, size=_MROPE_SIZE)
         return images_only(cls)(
-            images, _tokenizer(special, {"image_token": "<|image_pad|>"})
+            images, words_tokenizer(special, {"image_token": "<|image_pad|>"})
         ), "<|vision_start|><|image_pad|><|vision_end|>"
 
     return make
@@ -114,7 +118,7 @@ def _internvl() -> tuple[Any, str]:
     }
     images = _pil("GotOcr2", size=_SIDE, crop_to_patches=True, min_patches=1, max_patches=3)
     cls = images_only(transformers.InternVLProcessor)
-    return cls(images, _tokenizer(special, named), image_seq_length=4), "<IMG_CONTEXT>"
+    return cls(images, words_tokenizer(special, named), image_seq_length=4), "<IMG_CONTEXT>"
 
 
 def _idefics3() -> tuple[Any, str]:
@@ -128,7 +132,7 @@ def _idefics3() -> tuple[Any, str]:
     }
     images = _pil("Idefics3", size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     return transformers.Idefics3Processor(
-        images, _tokenizer(special, {"image_token": "<image>"}), image_seq_len=4
+        images, words_tokenizer(special, {"image_token": "<image>"}), image_seq_len=4
     ), "<image>"
 
 
@@ -143,11 +147,11 @@ def _smolvlm() -> tuple[Any, str]:
     }
     images = _pil("SmolVLM", size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     cls = images_only(transformers.SmolVLMProcessor)
-    return cls(images, _tokenizer(special, {"image_token": "<image>"}), None, image_seq_len=4), "<image>"
+    return cls(images, words_tokenizer(special, {"image_token": "<image>"}), None, image_seq_len=4), "<image>"
 
 
 def _paligemma() -> tuple[Any, str]:
-    tokenizer = _tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
+    tokenizer = words_tokenizer({IMAGE: "<image>"}, {"image_token": "<image>"})
     images = _pil("Siglip", size=_SIDE)
     images.image_seq_length = 16
     return transformers.PaliGemmaProcessor(images, tokenizer), "<image>"
@@ -157,7 +161,9 @@ def _gemma3() -> tuple[Any, str]:
     special = {START: "<start_of_image>", IMAGE: "<image_soft_token>", END: "<end_of_image>"}
     named = dict(zip(("boi_token", "image_token", "eoi_token"), special.values(), strict=True))
     images = _pil("Gemma3", size=_SIDE)
-    return transformers.Gemma3Processor(images, _tokenizer(special, named), image_seq_length=16), "<start_of_image>"
+    return transformers.Gemma3Processor(
+        images, words_tokenizer(special, named), image_seq_length=16
+    ), "<start_of_image>"
 
 
 def _glm(images: str, cls: Any) -> Callable[[], tuple[Any, str]]:
@@ -171,7 +177,7 @@ def _glm(images: str, cls: Any) -> Callable[[], tuple[Any, str]]:
             ROW: "<|end_of_video|>",
         }
         pil = _pil(images, patch_size=8, merge_size=2, size=_MROPE_SIZE)
-        tokenizer = _tokenizer(special, {"image_token": "<|image|>"})
+        tokenizer = words_tokenizer(special, {"image_token": "<|image|>"})
         return images_only(cls)(pil, tokenizer), "<|begin_of_image|><|image|><|end_of_image|>"
 
     return make

@@ -9,13 +9,13 @@ import pytest
 from torch import nn
 
 import visipruner as vp
-from tests.families import test_features, test_matrix, test_methods, test_probe, test_run
+from tests.families import test_features, test_matrix, test_methods, test_probe, test_run, test_uses
 from tests.families.tried import TRIED
 from tests.families.zoo import FAMILIES, adapter_of, built, inputs, prompt
 from visipruner import adapters
 from visipruner.adapters.__main__ import main, with_table
 from visipruner.adapters.base import FRAMES
-from visipruner.adapters.features import FEATURES
+from visipruner.adapters.features import FEATURES, USES
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,10 +38,9 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_feature_is_tried() -> None:
     """Importing the tests fills TRIED."""
-    tests = {
-        name for module in (test_matrix, test_features, test_methods, test_probe, test_run) for name in vars(module)
-    }
-    assert set(TRIED) == set(FEATURES)
+    modules = (test_matrix, test_features, test_methods, test_probe, test_run, test_uses)
+    tests = {name for module in modules for name in vars(module)}
+    assert set(TRIED) == set(FEATURES) | set(USES)
     assert all(set(names) <= tests for names in TRIED.values())
 
 

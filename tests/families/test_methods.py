@@ -8,7 +8,7 @@ import torch
 import visipruner as vp
 from tests.families.test_matrix import CLOSE
 from tests.families.tried import tries
-from tests.families.zoo import DISTINCT, LAYERS, adapter_of, built, inputs, prompt, visual_rows
+from tests.families.zoo import EACH_ADAPTER, LAYERS, adapter_of, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 from visipruner.pruners.registry import available, method_class
 
@@ -39,7 +39,7 @@ def test_methods_that_select(name: str, method: str) -> None:
 
 @tries("methods", "vision methods")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", EACH_ADAPTER)
 def test_methods_run_or_say_why_not(name: str, method: str) -> None:
     model, pruner = built(name, "eager"), METHODS[method]
     layouts = [[3, 0, 6], [7], [2, 0, 2, 0, 4]]

@@ -457,6 +457,9 @@ DISTINCT = (
     "gemma3",
 )
 
+# One of each adapter.
+EACH_ADAPTER = (*DISTINCT, "llava-next-video", "llava-onevision", "glm4v")
+
 
 @cache
 def built(name: str, attn: str = "sdpa") -> Any:

@@ -28,6 +28,41 @@ FEATURES: dict[str, str] = {
     "run": "`visipruner run` with the stock processor",
 }
 
+# Ways of calling that do not depend on the family: (does it work, how or what to do instead).
+USES: dict[str, tuple[str, str]] = {
+    "streaming": ("yes", "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`"),
+    "hidden states": (
+        "yes",
+        "`output_hidden_states`: entry i > 0 holds the rows that layer i - 1 ran, the examples' one after another "
+        "once some are gone; the last entry is in the prompt's places again, zeros where rows are gone",
+    ),
+    "attention maps": (
+        "error",
+        "`output_attentions` under eager attention, as soon as a layer runs on fewer rows; attach `NoPruning()` to see "
+        "the plain model's",
+    ),
+    "assisted decoding": (
+        "error",
+        "`assistant_model`, `prompt_lookup_num_tokens`: guesses would be read as the end of the prompt; nor "
+        "`prefill_chunk_size`",
+    ),
+    "static cache": ("error", "a static layer cannot hold fewer rows; leave out `cache_implementation`"),
+    "torch.compile": (
+        "yes",
+        "compiled before or after attaching; the decoder runs uncompiled as long as a pruner is attached, for its row "
+        "counts change from prompt to prompt",
+    ),
+    "device_map": (
+        "yes",
+        "through accelerate, layers on the disk included: the same numbers to the last bit",
+    ),
+    "8- and 4-bit weights": (
+        "yes",
+        "nothing is asked of a linear layer but to be called; tried on a CPU with LLaVA, torchao 0.18.0 (int8) and "
+        "bitsandbytes 0.50.2 (8 and 4 bits)",
+    ),
+}
+
 
 def table(adapters: Sequence[Adapter]) -> str:
     """Families by features in Markdown: yes, no, and numbered notes below."""
@@ -40,7 +75,21 @@ def table(adapters: Sequence[Adapter]) -> str:
     lines += [_row(["family", "which rows are visual tokens"]), _row(["---"] * 2)]
     lines += [_row([adapter.family, adapter.visual]) for adapter in adapters]
     lines += ["", *(f"* *{feature}*: {meaning}." for feature, meaning in FEATURES.items())]
+    lines += ["", "With every family:", "", _row(["use", "works", "how"]), _row(["---"] * 3)]
+    lines += [_row([use, works, how]) for use, (works, how) in USES.items()]
+    lines += ["", "Methods by families:", "", *_methods(adapters)]
     return "\n".join(lines) + "\n"
+
+
+def _methods(adapters: Sequence[Adapter]) -> list[str]:
+    """Every method of the registry with every family; those that look at the vision tower need one they can read."""
+    from visipruner.pruners.registry import available, method_class
+
+    lines = [_row(["method", *(adapter.family for adapter in adapters)]), _row(["---"] * (1 + len(adapters)))]
+    for name in available():
+        looks = bool(method_class(name).for_depth(32).vision_layers(24))
+        lines.append(_row([f"`{name}`", *("no" if looks and not adapter.vision else "yes" for adapter in adapters)]))
+    return lines
 
 
 def _cell(adapter: Adapter, feature: str, notes: list[str]) -> str:

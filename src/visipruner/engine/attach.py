@@ -11,6 +11,7 @@ from visipruner.adapters import Adapter, adapter_for
 from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
+from visipruner.engine.refusals import Refusals
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
@@ -51,7 +52,7 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_free(host)
-    return PruneHandle(host, pruner, visual_mask, _tap(host, pruner))
+    return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner))
 
 
 def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
@@ -71,10 +72,13 @@ def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
 class PruneHandle:
     """A pruner attached to a model, made by `attach`. `trace` tells what happened to the last prompt(s)."""
 
-    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None
+    ) -> None:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         self._attachment = Attachment(host, self._hooks, self._hooks.install())
+        self._refusals = Refusals(model, host.decoder)
         if tap is not None:
             tap.install()
 
@@ -94,6 +98,7 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
+        self._refusals.remove()
         if self._tap is not None:
             self._tap.remove()
         self._hooks.detach()

@@ -16,6 +16,7 @@ from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
+from visipruner.engine.refusals import uncompiled
 from visipruner.engine.replay import ReplayRun
 from visipruner.engine.routed import QKV
 from visipruner.engine.routing import Needed
@@ -57,11 +58,11 @@ class Hooks:
         """Registers all hooks; none costs a text-only prompt more than a Python call per layer."""
         host = self._host
         hooks = [
-            host.decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            host.decoder.register_forward_hook(self._end, always_call=True),
+            host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True),
+            host.decoder.register_forward_hook(uncompiled(self._end), always_call=True),
         ]
         if host.embedder is not None:
-            hooks.append(host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True))
+            hooks.append(host.embedder.register_forward_pre_hook(uncompiled(self._locate), with_kwargs=True))
         for layer, module in enumerate(host.layers):
             hooks.append(module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True))
             hooks += self._install_routing(layer)
@@ -115,14 +116,18 @@ class Hooks:
             if past == 0:
                 self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
             return None
-        self._session = self._started(embeds if cache is None else None, past, visual, real)
+        asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
+        wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
+        self._session = self._started(embeds if cache is None else None, past, visual, real, wants_maps)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
         self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
         return args, {**kwargs, **dict.fromkeys(names)}
 
-    def _started(self, uncached: Tensor | None, past: int, visual: VisualRows, real: Tensor) -> PromptSession:
+    def _started(
+        self, uncached: Tensor | None, past: int, visual: VisualRows, real: Tensor, wants_maps: bool
+    ) -> PromptSession:
         """A session for the rows after `past`; `uncached` are the embeddings of a forward without a cache."""
         seq = real.shape[1] - past
         repeated = self._uncached if self._repeats_prompt(uncached) else None
@@ -134,7 +139,7 @@ class Hooks:
             runs = list(repeated[1])
         elif self._tap is not None:
             found, vision = read_tower(self._tap, found)
-        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end)
+        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_maps)
         self._embeds = uncached
         return PromptSession(self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead, vision)
 

@@ -25,6 +25,7 @@ from visipruner.engine.rows import Rows
 from visipruner.engine.trace import ExampleTrace, LayerWork
 from visipruner.engine.view import LayerView
 from visipruner.engine.vision import Vision
+from visipruner.errors import UnsupportedModelError
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun, Pruner
 
@@ -40,12 +41,14 @@ class Forward:
         seq: rows of this forward, padding included. past: logical rows already in the cache.
         past_real: per example, those of them that are not padding.
         prompt_end: rows from this one on were generated after the prompt (a forward without a cache repeats them).
+        wants_maps: the caller asked for whole attention maps, which only layers with all of their rows can give.
     """
 
     seq: int
     past: int
     past_real: list[int]
     prompt_end: int
+    wants_maps: bool = False
 
 
 class PromptSession:
@@ -121,6 +124,11 @@ class PromptSession:
         biased = any(run.biases(layer) for run in self.runs)
         if present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
             hidden = present.repack(hidden)
+        if present.is_packed and self._forward.wants_maps:
+            raise UnsupportedModelError(
+                f"Layer {layer} runs on fewer rows than the prompt has, so it has no whole attention map; leave out "
+                "output_attentions, or attach NoPruning() to see the maps of the plain model."
+            )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
         held = self._prepare_cache(layer, kwargs.get("past_key_values"))

@@ -1,0 +1,69 @@
+"""What a pruned model must not be put through: ways of `generate` that would judge a prompt by the wrong last row are
+refused, and compilers are kept out of the decoder, whose row counts differ from prompt to prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from visipruner.errors import UnsupportedModelError
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which `torch.compile` will call and not look into."""
+    disable: Any = torch.compiler.disable  # its annotations are not complete
+    return disable(function)  # type: ignore[no-any-return]
+
+
+class Refusals:
+    """Stands in front of methods of one model and of its decoder until `remove`.
+
+    Assisted decoding (an assistant model, prompt lookup) appends guesses to the prompt before it is read, so its last
+    row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. Under `torch.compile`
+    the decoder runs as it is, the rest of the model compiled.
+    """
+
+    def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
+        self._undo: list[Callable[[], None]] = []
+        for name, refusal in _REFUSALS.items():
+            if hasattr(type(model), name):
+                self._replace(model, name, refusal(getattr(model, name)))
+        self._replace(decoder, "forward", uncompiled(decoder.forward))
+
+    def _replace(self, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+        before = vars(module).get(name)  # accelerate, too, replaces methods of instances
+        setattr(module, name, method)
+        self._undo.append(lambda: delattr(module, name) if before is None else setattr(module, name, before))
+
+    def remove(self) -> None:
+        """The model's own methods are back."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+
+
+def _no_assistant(method: Callable[..., Any]) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedModelError(
+            "Assisted decoding does not work while visual tokens are pruned; leave out assistant_model and "
+            "prompt_lookup_num_tokens, or remove the pruner."
+        )
+
+    return refuse
+
+
+def _no_chunks(method: Callable[..., Any]) -> Callable[..., Any]:
+    def prefill(input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.prefill_chunk_size is not None:
+            raise UnsupportedModelError(
+                "A prompt that is read in chunks cannot be pruned; leave out prefill_chunk_size, or remove the pruner."
+            )
+        return method(input_ids, generation_config, *args, **kwargs)
+
+    return prefill
+
+
+_REFUSALS = {"_get_candidate_generator": _no_assistant, "_prefill": _no_chunks}

@@ -1,0 +1,252 @@
+"""Ways of calling that people know from transformers: each works as there, or says in one sentence why not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+import visipruner as vp
+from tests.engine.state import state_of
+from tests.families.checkpoints import words_tokenizer
+from tests.families.test_matrix import CLOSE, PRUNERS
+from tests.families.tried import tries
+from tests.families.zoo import DISTINCT, LAYERS, built, inputs, prompt, visual_rows
+from tests.oracle import oracle, pruned_edit
+from visipruner.pruners.fastervlm import FasterVLM
+
+ONE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": list(range(80, 99))}
+each_family = pytest.mark.parametrize("name", DISTINCT)
+
+
+def _attn(name: str) -> str:
+    return "eager" if name == "paligemma2" else "sdpa"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return words_tokenizer({}, {})
+
+
+# ---- streaming -----------------------------------------------------------------------------------------------------
+
+
+@tries("streaming")
+@each_family
+def test_streaming_gives_the_same_words(name: str, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model, prepared = built(name, _attn(name)), inputs(name, [prompt(name, [3, 0, 5])])
+    with vp.attach(model, PRUNERS["detect"]):
+        output = model.generate(**prepared, **ONE)
+        said = tokenizer.decode(output[0, prepared["input_ids"].shape[1] :])
+        model.generate(**prepared, **ONE, streamer=TextStreamer(tokenizer, skip_prompt=True))
+        assert capsys.readouterr().out.strip() == said
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+        thread = Thread(target=model.generate, kwargs={**prepared, **ONE, "streamer": streamer})
+        thread.start()
+        assert "".join(streamer).strip() == said
+        thread.join()
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "Assisted decoding does not work.*leave out assistant_model"),
+    "chunks": ({"prefill_chunk_size": 8}, "leave out prefill_chunk_size"),
+    "static cache": ({"cache_implementation": "static"}, "use the default dynamic cache"),
+}
+
+
+@tries("assisted decoding", "static cache")
+@each_family
+@pytest.mark.parametrize("use", REFUSED)
+def test_what_does_not_work_says_so(name: str, use: str) -> None:
+    if (name, use) == ("paligemma2", "static cache"):
+        pytest.skip("the host itself fails on its own static cache")
+    model, (settings, message) = built(name, _attn(name)), REFUSED[use]
+    prepared = inputs(name, [prompt(name, [3, 0, 5])])
+    model.generate(**prepared, max_new_tokens=1)  # transformers installs hooks of its own
+    before = state_of(model)
+    with vp.attach(model, PRUNERS["schedule"]), pytest.raises(vp.UnsupportedModelError, match=message):
+        model.generate(**prepared, **ONE, **settings)
+    now = state_of(model)
+    assert {**now, "attributes": 0} == {**before, "attributes": 0}
+    assert not {"_prefill", "_get_candidate_generator", "forward"} & set(vars(model))
+
+
+@tries("assisted decoding")
+def test_an_assistant_is_refused_and_comes_back_when_the_pruner_is_gone() -> None:
+    model, assistant = built("llava"), built("llava", "eager")
+    prepared = inputs("llava", [prompt("llava", [6])])
+    plain = model.generate(**prepared, **ONE)
+    with vp.attach(model, PRUNERS["schedule"]), pytest.raises(vp.UnsupportedModelError, match="Assisted decoding"):
+        model.generate(**prepared, **ONE, assistant_model=assistant)
+    assert torch.equal(model.generate(**prepared, **ONE, prompt_lookup_num_tokens=2), plain)
+
+
+@tries("attention maps")
+@each_family
+def test_attention_maps_are_whole_or_an_error(name: str) -> None:
+    model, prepared = built(name, "eager"), inputs(name, [prompt(name, [3, 0, 5])])
+    with torch.no_grad():
+        plain = model(**prepared, output_attentions=True).attentions
+        with vp.attach(model, vp.NoPruning()):
+            attached = model(**prepared, output_attentions=True).attentions
+        assert len(plain) == len(attached) == LAYERS
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(attached, plain, strict=True))
+        with vp.attach(model, PRUNERS["schedule"]):
+            with pytest.raises(vp.UnsupportedModelError, match="leave out output_attentions"):
+                model(**prepared, output_attentions=True)
+            with pytest.raises(vp.UnsupportedModelError, match="leave out output_attentions"):
+                model.generate(**prepared, **ONE, output_attentions=True, return_dict_in_generate=True)
+            assert torch.isfinite(model(**prepared).logits).all(), "the same handle goes on working"
+
+
+# ---- hidden states -------------------------------------------------------------------------------------------------
+
+
+@tries("hidden states")
+@each_family
+def test_hidden_states_are_those_of_the_rows_that_ran(name: str) -> None:
+    model = built(name, _attn(name))
+    prepared = inputs(name, [prompt(name, [3, 0, 5]), prompt(name, [2, 0, 4], 2)])
+    with vp.attach(model, PRUNERS["schedule"]) as handle, torch.no_grad():
+        output = model(**prepared, output_hidden_states=True)
+        later = model.generate(**prepared, **ONE, output_hidden_states=True, return_dict_in_generate=True)
+    rows = [sum(lengths) for lengths in zip(*handle.trace.query_lengths, strict=True)]
+    batch, seq = prepared["input_ids"].shape
+    states = output.hidden_states
+    assert len(states) == LAYERS + 1
+    assert [tuple(part.shape[:2]) for part in states[2:-1]] == [(1, count) for count in rows[1:-1]]
+    assert tuple(states[-1].shape[:2]) == (batch, seq), "the last entry is in the prompt's places again"
+    logits, cap = model.lm_head(states[-1])[:, -1], getattr(model.config.text_config, "final_logit_softcapping", None)
+    logits = logits if cap is None else cap * (logits / cap).tanh()
+    torch.testing.assert_close(logits, output.logits[:, -1], **CLOSE)
+    assert [tuple(part.shape[:2]) for part in later.hidden_states[1]] == [(batch, 1)] * (LAYERS + 1)
+
+
+# ---- torch.compile -------------------------------------------------------------------------------------------------
+
+
+@tries("torch.compile")
+def test_a_compiled_model_runs_its_decoder_as_it_is() -> None:
+    model, prepared = built("llava"), inputs("llava", [prompt("llava", [3, 0, 5])])
+    decoder, before = model.model.language_model, set(vars(model.model.language_model))
+    compiled = torch.compile(model, backend="eager")
+    with vp.attach(model, PRUNERS["detect"]) as handle, torch.no_grad():
+        expected, kept = model(**prepared).logits, handle.trace.kept
+        assert torch.equal(compiled(**prepared).logits, expected)
+        assert handle.trace.kept == kept
+    assert set(vars(decoder)) == before
+    torch.compiler.reset()
+
+
+# ---- through accelerate --------------------------------------------------------------------------------------------
+
+
+def _places(model: Any) -> dict[str, str]:
+    """A device map with the towers in memory and every other decoder layer on the disk."""
+    names = [name for name, _ in model.named_parameters()]
+    spread = {"lm_head": "cpu"}  # some are tied to the embedding
+    for name in names:
+        parts = name.split(".")
+        if "layers" in parts and ("language_model" in parts or "text_model" in parts):
+            end = parts.index("layers") + 2
+            spread[".".join(parts[:end])] = "disk" if int(parts[end - 1]) % 2 else "cpu"
+        else:
+            spread[name.rsplit(".", 1)[0]] = "cpu"
+    return spread
+
+
+@tries("device_map")
+@pytest.mark.parametrize("name", ["llava", "qwen3-vl", "idefics3", "gemma3"])
+@pytest.mark.parametrize("where", ["auto", "disk"])
+def test_device_maps(name: str, where: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    plain = built(name)
+    plain.save_pretrained(tmp_path)
+    places = "auto" if where == "auto" else _places(plain)
+    model = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "offloaded", attn_implementation="sdpa"
+    )
+    model.generation_config.eos_token_id = None
+    offloaded = [parameter for parameter in model.parameters() if parameter.device.type == "meta"]
+    assert bool(offloaded) == (where == "disk")
+    prepared = inputs(name, [prompt(name, [3, 0, 5]), prompt(name, [2, 0, 4], 2)])
+    pruners = {**PRUNERS, "tower": FasterVLM(keep_ratio=0.3)} if name == "llava" else PRUNERS
+    for pruner in pruners.values():
+        with vp.attach(plain, pruner):
+            expected = plain.generate(**prepared, **ONE, output_logits=True, return_dict_in_generate=True)
+        with vp.attach(model, pruner):
+            output = model.generate(**prepared, **ONE, output_logits=True, return_dict_in_generate=True)
+        assert torch.equal(torch.stack(output.logits), torch.stack(expected.logits))
+
+
+# ---- quantized weights ---------------------------------------------------------------------------------------------
+
+
+class Int8Linear(nn.Module):
+    """Weights as int8 with a scale for each output; no `weight` that anybody could look at."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("packed", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.linear(rows, self.packed.to(rows.dtype) * self.scale)
+
+
+def _replaced(model: Any) -> Any:
+    for module in list(model.model.language_model.layers.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child))
+    return model
+
+
+def _by_torchao(model: Any) -> Any:
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model.model.language_model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+def _by_bitsandbytes(model: Any, folder: Path, bits: int) -> Any:
+    pytest.importorskip("bitsandbytes")
+    settings = {"load_in_8bit": True} if bits == 8 else {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
+    model.save_pretrained(folder)
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(**settings), device_map="cpu", dtype=torch.float32
+    )
+
+
+@tries("8- and 4-bit weights")
+@pytest.mark.parametrize("kind", ["int8", "torchao", "bitsandbytes-8", "bitsandbytes-4"])
+def test_quantized_weights(kind: str, tmp_path: Path) -> None:
+    model = copy.deepcopy(built("llava"))
+    if kind.startswith("bitsandbytes"):
+        model = _by_bitsandbytes(model, tmp_path, int(kind[-1]))
+    else:
+        model = _replaced(model) if kind == "int8" else _by_torchao(model)
+    prepared = inputs("llava", [prompt("llava", [3, 0, 5])])
+    visual = visual_rows(prepared["input_ids"])[0]
+    for pruner in PRUNERS.values():
+        with torch.no_grad(), vp.attach(model, pruner) as handle:
+            logits, kept = model(**prepared).logits[0], handle.trace[0].kept
+        with torch.no_grad(), oracle(model, pruned_edit(visual, kept, pruner)):
+            expected = model(**prepared, use_cache=False).logits[0]
+        assert len(kept[-1]) < int(visual.sum())
+        torch.testing.assert_close(logits[~visual], expected[~visual], **CLOSE)
