@@ -49,8 +49,7 @@ USES: dict[str, tuple[str, str]] = {
     "static cache": ("error", "a static layer cannot hold fewer rows; leave out `cache_implementation`"),
     "torch.compile": (
         "yes",
-        "compiled before or after attaching; the decoder runs uncompiled as long as a pruner is attached, for its row "
-        "counts change from prompt to prompt",
+        "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt",
     ),
     "device_map": (
         "yes",
