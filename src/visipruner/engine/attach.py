@@ -52,7 +52,7 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_free(host)
-    return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner))
+    return PruneHandle(host, pruner, visual_mask, _tap(host, pruner), model)
 
 
 def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
@@ -73,12 +73,17 @@ class PruneHandle:
     """A pruner attached to a model, made by `attach`. `trace` tells what happened to the last prompt(s)."""
 
     def __init__(
-        self, model: nn.Module, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None
+        self,
+        host: Host,
+        pruner: Pruner,
+        visual_mask: Tensor | None,
+        tap: VisionTap | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         self._attachment = Attachment(host, self._hooks, self._hooks.install())
-        self._refusals = Refusals(model, host.decoder)
+        self._refusals = Refusals(model or host.decoder, host.decoder)
         if tap is not None:
             tap.install()
 
