@@ -38,6 +38,7 @@ class Job:
     max_new_tokens: int
     dtype: str
     attn: str
+    device: str
     allow_download: bool
 
 
@@ -57,7 +58,7 @@ def execute(job: Job) -> None:
     models.prepare(job.model)
     status = Console(stderr=True)
     with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
+        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
     task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens)
     check_folder(job.out, task)
     started = time.perf_counter()

@@ -14,6 +14,7 @@ from visipruner.cli.options import (
     Attention,
     Axis,
     Data,
+    Device,
     DType,
     EvalData,
     Implementation,
@@ -111,6 +112,7 @@ def run(
     max_new_tokens: MaxNewTokens = 32,
     dtype: Precision = DType.AUTO,
     attn: Implementation = Attention.SDPA,
+    device: Device = "",
     allow_download: AllowDownload = False,
 ) -> None:
     """Ask a multimodal model about images while its visual tokens are pruned.
@@ -133,6 +135,7 @@ def run(
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
             attn=attn.value,
+            device=device,
             allow_download=allow_download,
         )
     )
@@ -188,6 +191,7 @@ def analyze(
     max_new_tokens: MaxNewTokens = 32,
     dtype: Precision = DType.AUTO,
     attn: Implementation = Attention.SDPA,
+    device: Device = "",
     allow_download: AllowDownload = False,
 ) -> None:
     """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
@@ -210,6 +214,7 @@ def analyze(
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
             attn=attn.value,
+            device=device,
             allow_download=allow_download,
         )
     )
@@ -285,6 +290,7 @@ def eval_(
     max_new_tokens: MaxNewTokens = 32,
     dtype: Precision = DType.AUTO,
     attn: Implementation = Attention.SDPA,
+    device: Device = "",
     allow_download: AllowDownload = False,
 ) -> None:
     """Compare methods on the same samples: accuracy with paired intervals, what was cut, seconds against dense."""
@@ -306,6 +312,7 @@ def eval_(
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
             attn=attn.value,
+            device=device,
             allow_download=allow_download,
             as_json=as_json,
         )

@@ -50,6 +50,7 @@ class Job:
     max_new_tokens: int
     dtype: str
     attn: str
+    device: str
     allow_download: bool
     as_json: bool
 
@@ -80,7 +81,7 @@ def execute(job: Job) -> None:
         models.prepare(job.model)
     status = Console(stderr=True, quiet=not processes.is_main)
     with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
+        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
     methods, left_out = _methods(job, loaded, chosen, status)
     records = _records(job, loaded, chosen, methods, status, processes)
     if processes.is_main:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visipruner.cli import devices
 from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_memory
 from visipruner.errors import VisiPrunerError
 
@@ -46,14 +47,17 @@ def check_name(name: str) -> None:
         raise CliError(f"There is no model {name!r}: it is not a folder here.{hint}")
 
 
-def load(name: str, dtype: str, attn: str, allow_download: bool) -> LoadedModel:
-    """Loads model and processor in evaluation mode. Raises CliError or UnsupportedModelError."""
+def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "") -> LoadedModel:
+    """Loads model and processor in evaluation mode on `device` (see `devices`). Raises CliError or
+    UnsupportedModelError."""
     check_name(name)
+    place = devices.resolve(device)
     _quiet_transformers()
     if name == TESTBED:
         model, processor = _load_testbed(dtype, attn)
+        model = model.to(devices.first() if place == devices.SPREAD else place)
     else:
-        model, processor = _load_checkpoint(name, dtype, attn, local_only=not allow_download)
+        model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
     config = model.config.get_text_config()
     return LoadedModel(
         name, model.eval(), processor, str(model.dtype).removeprefix("torch."), config._attn_implementation
@@ -81,7 +85,7 @@ def _load_testbed(dtype: str, attn: str) -> tuple[Any, Any]:
     return testbed.load(dtype=dtype, attn_implementation=attn)
 
 
-def _load_checkpoint(name: str, dtype: str, attn: str, local_only: bool) -> tuple[Any, Any]:
+def _load_checkpoint(name: str, dtype: str, attn: str, place: str, local_only: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from visipruner.cli import processors
@@ -96,7 +100,7 @@ def _load_checkpoint(name: str, dtype: str, attn: str, local_only: bool) -> tupl
         processor = processors.load(source, config.model_type, **rules)
         _check_template(name, processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn, output_loading_info=True, **rules
+            source, dtype=dtype, attn_implementation=attn, output_loading_info=True, **devices.placed(place), **rules
         )
     except (VisiPrunerError, ImportError):
         raise

@@ -72,6 +72,14 @@ Precision = Annotated[
     DType, typer.Option(metavar="NAME", help="Precision of the weights; auto is the checkpoint's own.")
 ]
 Implementation = Annotated[Attention, typer.Option(help="Attention implementation.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Where the model runs: cpu, cuda, cuda:1, ...; 'spread' over all devices, by accelerate.",
+        show_default="an accelerator where there is one, else cpu",
+    ),
+]
 AllowDownload = Annotated[
     bool,
     typer.Option("--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."),

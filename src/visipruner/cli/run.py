@@ -39,6 +39,7 @@ class Job:
     max_new_tokens: int
     dtype: str
     attn: str
+    device: str
     allow_download: bool
 
 
@@ -57,7 +58,7 @@ def execute(job: Job) -> None:
         pruner = settings.make_pruner(job.method, job.settings, job.config, job.model)
     models.prepare(job.model)
     with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download)
+        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
         pruner.check(loaded.model.config.get_text_config().num_hidden_layers)
     console = Console(highlight=False)
     results: list[Result] = []

@@ -83,7 +83,7 @@ class PruneHandle:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         self._attachment = Attachment(host, self._hooks, self._hooks.install())
-        self._refusals = Refusals(model or host.decoder, host.decoder)
+        self._refusals = None if model is None else Refusals(model, host.decoder)
         if tap is not None:
             tap.install()
 
@@ -103,7 +103,8 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
-        self._refusals.remove()
+        if self._refusals is not None:
+            self._refusals.remove()
         if self._tap is not None:
             self._tap.remove()
         self._hooks.detach()
