@@ -435,6 +435,42 @@ def bench(
     )
 
 
+PLAN_EXAMPLES = """
+[bold]Examples[/bold]
+
+visipruner plan --analysis analysis/
+
+visipruner plan --analysis analysis/ --shape 7b --shape ~/models/my-llava --visual 576 --text 100 --save plan.json
+"""
+
+
+@app.command(epilog=PLAN_EXAMPLES)
+@reports_errors
+def plan(
+    analysis: Annotated[Path, typer.Option(metavar="DIR", help="What `visipruner analyze` wrote.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="7b, 13b (LLaVA-1.5), or a folder or file with a transformers config. Repeatable.",
+            show_default="7b and 13b",
+        ),
+    ] = None,
+    visual: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Visual rows of a prompt.", show_default="the shape's")
+    ] = None,
+    text: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Text rows of a prompt.", show_default="the paper's mean, 74")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a model that needs no pruning: which layers its visual rows should be in, and what each choice saves."""
+    from visipruner.cli.plan import execute
+
+    execute(analysis, shape or [], visual, text, save, as_json)
+
+
 @app.command("list", epilog="[bold]Examples[/bold]\n\nvisipruner list\n\nvisipruner list --json")
 @reports_errors
 def list_(as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print as JSON.")] = False) -> None:

@@ -18,6 +18,7 @@ _BUILD_EXAMPLE = "Example: visipruner testbed build --image-size 336"
 _TEST_EXAMPLE = "Example: visipruner testbed test --limit 20 --json accuracy.json"
 _FETCH_EXAMPLE = "Example: visipruner testbed fetch emoji"
 _DRAW_EXAMPLE = "Example: visipruner testbed draw --emoji emoji --out my-test --seed mine --pictures 20"
+_GUIDELINES_EXAMPLE = "Example: visipruner testbed guidelines --emoji emoji --out guidelines"
 _TRAIN_EXAMPLE = "Example: visipruner testbed train --emoji emoji --images 2000 --out run --resume"
 
 
@@ -127,3 +128,45 @@ def train(
     weights = run(assembled.model, assembled.processor, emoji, out, images, recipe, resume, continue_from=continue_from)
     plot_log(out / LOG_FILE, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)
+
+
+@app.command(epilog=_GUIDELINES_EXAMPLE)
+@reports_errors
+def guidelines(
+    emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`; fetched if it is not there.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; an interrupted experiment goes on from it.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
+    pictures: Annotated[int, typer.Option(min=2, help="Pictures of each training.")] = 120,
+    questions: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
+    test_pictures: Annotated[int, typer.Option(min=1, help="Pictures asked about after each training.")] = 50,
+    inject: Annotated[int, typer.Option(min=0, help="(a): first layer with visual rows.")] = 12,
+    exit_layer: Annotated[int, typer.Option("--exit", min=1, help="(c): first layer without them again.")] = 24,
+    filter_layer: Annotated[int, typer.Option(min=0, help="(b): the layer that chooses tokens.")] = 15,
+    keep_tokens: Annotated[int, typer.Option(min=1, help="(b): tokens that go on after it.")] = 64,
+    learnt: Annotated[bool, typer.Option(help="Also an arm whose start and exit are learnt.")] = False,
+    start: Annotated[
+        str, typer.Option(help="shipped: the trained weights; warm: the warm-started projector alone (needs more).")
+    ] = "shipped",
+    lora_rate: Annotated[float, typer.Option(min=0, help="Learning rate of LoRA.")] = 4e-4,
+    timed: Annotated[int, typer.Option(min=1, help="Rounds of the timing, all arms in turns.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
+) -> None:
+    """Does the paper's advice for training hold here? Plain, late, exiting and sparse models on the same lessons."""
+    from visipruner.testbed.guidelines.arms import Stages
+    from visipruner.testbed.guidelines.command import run_guidelines
+    from visipruner.testbed.guidelines.learner import Pace
+    from visipruner.testbed.guidelines.runner import Plan
+
+    plan = Plan(
+        stages=Stages(inject, exit_layer, filter_layer, keep_tokens),
+        learnt=learnt,
+        seeds=seeds,
+        pictures=pictures,
+        questions=questions,
+        test_pictures=test_pictures,
+        timed=timed,
+        start=start,
+        pace=Pace(lora_rate=lora_rate),
+    )
+    run_guidelines(plan, out, emoji, threads)
+    typer.echo((out / "table.md").read_text())

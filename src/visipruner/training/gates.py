@@ -100,6 +100,10 @@ class VisualGates(nn.Module):
         first = 0 if self.start is not None else self.inject_layer
         return range(first, self.num_layers if self.exit is not None else (self.exit_layer or self.num_layers))
 
+    def expect(self, questions: Sequence[Asked] | None) -> None:
+        """Before a forward: its examples' questions, in order. Models from `align` do this by themselves."""
+        self.pending, self.kept = iter(questions or ()), []
+
     @contextmanager
     def asking(self, questions: Sequence[Asked] | None) -> Iterator[None]:
         """Says, for the forwards within, which rows choose tokens and for whom."""

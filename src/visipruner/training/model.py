@@ -105,8 +105,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
         """As the stock model's; `labels` also say where each prompt ends, which is where tokens are chosen."""
         gates = self.gates
         given = gates.asked if gates.asked is not None else _asked(labels, kwargs.get("attention_mask"))
-        gates.pending = iter(given or ())
-        gates.kept = []
+        gates.expect(given)
         output = super().forward(*args, labels=labels, **kwargs)
         if self.training and output.loss is not None:
             output.loss = output.loss + self.regularizer().to(output.loss)

@@ -1,0 +1,77 @@
+"""The models that are compared: what each trains with, and what is on top when it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from visipruner.adapters.llava import ADAPTER
+from visipruner.engine.attach import PruneHandle
+from visipruner.engine.host import Host
+from visipruner.training import Alignment, VisualGates
+from visipruner.training.guide import Guide
+
+PLAIN = "plain"
+PRUNED = "plain + VisiPruner"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The layers and tokens that the arms are made of; for the small model chosen from its analysis (docs/training.md).
+
+    `inject`, `exit`: first layer with visual rows, first without. `keep` tokens go on after layer `chooser`.
+    """
+
+    inject: int = 12
+    exit: int = 24
+    chooser: int = 15
+    keep: int = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the compared trainings; `letters` are the guidelines it follows."""
+
+    name: str
+    letters: str
+    alignment: Alignment
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.alignment.keep_tokens is not None
+
+
+def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
+    """Plain, (a), (c), (a)+(c), (a)+(b)+(c); with `learnt` also (a)+(c) with learnt layers."""
+    late, early = Alignment(inject_layer=stages.inject), Alignment(exit_layer=stages.exit)
+    both = replace(late, exit_layer=stages.exit)
+    found = [
+        Arm(PLAIN, "-", Alignment()),
+        Arm("late", "a", late),
+        Arm("exit", "c", early),
+        Arm("late-exit", "a+c", both),
+        Arm("late-sparse-exit", "a+b+c", replace(both, keep_tokens=stages.keep, filter_layer=stages.chooser)),
+    ]
+    if learnt:
+        middle = (stages.inject + stages.exit) // 2
+        gated = Alignment(
+            inject_layer="learnt",
+            exit_layer="learnt",
+            start_candidates=(0, middle - 1),
+            exit_candidates=(middle, stages.exit + 2),
+        )
+        found.append(Arm("learnt", "a+c, learnt", gated))
+    return found
+
+
+@contextmanager
+def staged(model: Any, arm: Arm) -> Iterator[tuple[PruneHandle | None, VisualGates | None]]:
+    """The stock model as an arm has it, until the block ends; the plain arm is the model untouched."""
+    if arm.name == PLAIN:
+        yield None, None
+        return
+    gates = VisualGates(arm.alignment, model.config.text_config.num_hidden_layers)
+    with PruneHandle(Host.of(model, ADAPTER), Guide(source=lambda: gates), None) as handle:
+        yield handle, gates

@@ -1,0 +1,135 @@
+"""What an analysis suggests for training another model, and what that would save: numbers only, no model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from visipruner.accounting.exact import Macs, work_macs
+from visipruner.accounting.kv import expected_kv_bytes
+from visipruner.engine.trace import LayerWork
+from visipruner.errors import VisiPrunerError
+from visipruner.shape import ModelShape
+
+# Matrix products of a training step in forward passes: the forward, the gradient of every input, that of every weight.
+FULL_TRAINING, FROZEN_TRAINING = 3, 2
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Layers and tokens read off an analysis of a model of `num_layers` layers and `visual_tokens` visual tokens.
+
+    Attributes:
+        name: "estimate" takes the point estimates; "cautious" the ends of the 95 % intervals that keep more.
+        inject_layer, exit_layer, filter_layer, keep_tokens: see `Alignment`; None where there is no evidence.
+    """
+
+    name: str
+    num_layers: int
+    visual_tokens: int
+    inject_layer: int
+    exit_layer: int | None
+    filter_layer: int | None
+    keep_tokens: int | None
+
+    def scaled(self, num_layers: int, visual_tokens: int) -> Suggestion:
+        """The same relative depth, and share of the visual tokens, in a model of another size."""
+
+        def depth(layer: int | None) -> int | None:
+            return None if layer is None else round(layer * num_layers / self.num_layers)
+
+        kept = (
+            None if self.keep_tokens is None else max(1, round(self.keep_tokens * visual_tokens / self.visual_tokens))
+        )
+        first = depth(self.inject_layer) or 0
+        return Suggestion(
+            self.name, num_layers, visual_tokens, first, depth(self.exit_layer), depth(self.filter_layer), kept
+        )
+
+
+def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
+    """What `analysis.json` supports. Raises VisiPrunerError where it holds no stages."""
+    stages = analysis.get("stages")
+    if not stages:
+        raise VisiPrunerError("This analysis read off no stages; run `visipruner analyze` without --only.")
+    layers, visual = int(analysis["model"]["layers"]), int(analysis["model"]["visual_tokens"])
+    start, end, chosen = stages["overall"]["shallow_end"], stages["overall"]["exit_layer"], stages.get("filter")
+    found = []
+    for name, first, last in (("estimate", "value", "value"), ("cautious", "low", "high")):
+        inject = 0 if start is None else int(start[first])
+        leave = None if end is None or int(end[last]) >= layers else int(end[last])
+        if leave is not None and leave <= inject:
+            leave = None
+        chooser = None if chosen is None else max(inject, int(chosen["layer"]))
+        if chooser is not None and leave is not None and chooser >= leave - 1:
+            chooser = None  # nothing is left to be sparse
+        keep = None if chooser is None or chosen is None else int(chosen["budget"])
+        found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One combination of the guidelines at one shape.
+
+    Attributes:
+        guidelines: letters, "-" for the plain model. rows: visual rows in each layer.
+        prefill: of a prompt. train_full, train_frozen: FLOPs of a step for one example of the same rows, all weights
+            trained or the decoder's frozen (LoRA's own are not counted). kv_bytes: of the prompt, two bytes a number.
+    """
+
+    guidelines: str
+    rows: tuple[int, ...]
+    prefill: Macs
+    kv_bytes: int
+
+    @property
+    def train_full(self) -> int:
+        return FULL_TRAINING * self.prefill.flops
+
+    @property
+    def train_frozen(self) -> int:
+        return FROZEN_TRAINING * self.prefill.flops
+
+
+def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -> list[Choice]:
+    """Plain, (a), (b), (c) and their combinations for a prompt of `visual` and `text` rows; the output head, which
+    is the same for all, is left out."""
+    layers = shape.num_layers
+    own = suggestion.scaled(layers, visual)
+    found = []
+    for letters in ("-", "a", "b", "c", "a+c", "a+b+c"):
+        rows = []
+        for layer in range(layers):
+            count = visual
+            if "b" in letters and own.filter_layer is not None and own.keep_tokens and layer > own.filter_layer:
+                count = min(visual, own.keep_tokens)
+            is_early = "a" in letters and layer < own.inject_layer
+            is_late = "c" in letters and own.exit_layer is not None and layer >= own.exit_layer
+            rows.append(0 if is_early or is_late else count)
+        lengths = [text + count for count in rows]
+        work = [LayerWork(n, n, n, n, attention_pairs=n * n) for n in lengths]
+        found.append(
+            Choice(letters, tuple(rows), work_macs(shape, work), expected_kv_bytes(shape, lengths, dtype_bytes=2))
+        )
+    return found
+
+
+def as_rows(found: Sequence[Choice]) -> list[dict[str, Any]]:
+    """JSON rows with what each choice saves beside the plain model, as fractions."""
+    plain = found[0]
+    return [
+        {
+            "guidelines": one.guidelines,
+            "layers_with_vision": sum(count > 0 for count in one.rows),
+            "visual_rows": list(one.rows),
+            "prefill_flops": one.prefill.flops,
+            "train_flops_full": one.train_full,
+            "train_flops_frozen": one.train_frozen,
+            "flops_cut": 1 - one.prefill.total / plain.prefill.total,
+            "kv_bytes": one.kv_bytes,
+            "kv_cut": 1 - one.kv_bytes / plain.kv_bytes,
+        }
+        for one in found
+    ]

@@ -1,0 +1,180 @@
+"""A miniature of the experiment: a tiny model that learns to name what two kinds of features show."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import GRID, llava_model
+from visipruner import ConfigError, FixedSchedule
+from visipruner.shape import ModelShape
+from visipruner.testbed.guidelines import runner
+from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Stages
+from visipruner.testbed.guidelines.learner import Learner, Pace
+from visipruner.testbed.guidelines.lessons import Lesson
+from visipruner.testbed.guidelines.runner import Bench, Plan, experiment
+from visipruner.testbed.guidelines.summary import as_markdown, draw, summarize
+from visipruner.testbed.scenes import Question
+from visipruner.testbed.training.lora import add_lora
+from visipruner.testbed.training.sequence import Packer
+from visipruner.training.planning import Suggestion, choices
+
+WORDS = ["<image>", "<|im_end|>", "what", "is", "where", "this", "red", "blue", "left", "right"]
+STAGES = Stages(inject=2, exit=5, chooser=3, keep=6)
+PLAN = Plan(stages=STAGES, seeds=2, pictures=20, questions=2, test_pictures=6, timed=1, pace=Pace(5e-3, 5e-3, warmup=1))
+
+
+class Words:
+    """As much of a tokenizer as `Packer` uses: known words have their numbers, all others are one number."""
+
+    pad_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        found = re.findall(r"<image>|<\|im_end\|>|\w+", text)
+        return [98 if word == "<image>" else 3 + WORDS.index(word) if word in WORDS else 50 for word in found]
+
+
+def lessons(seed: int, count: int) -> list[Lesson]:
+    generator = torch.Generator().manual_seed(seed)
+    shown = torch.randint(2, (count, 2), generator=generator)
+    kinds = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(9))
+    found = []
+    for index, (color, place) in enumerate(shown.tolist()):
+        features = 0.1 * torch.randn(GRID * GRID, 32, generator=generator)
+        features[3:7] += 3 * kinds[0, color]
+        features[10:13] += 3 * kinds[1, place]
+        asked = [
+            Question("what is this?", ("red", "blue")[color], "identify"),
+            Question("where is this?", ("left", "right")[place], "where-is"),
+        ]
+        found.append(Lesson(f"{seed}/{index}", features, asked))
+    return found
+
+
+def bench() -> Bench:
+    model = llava_model(text="llama-mha").requires_grad_(False)
+    torch.manual_seed(0)
+    adapted = add_lora(model.model.language_model, 8)
+    processor: Any = SimpleNamespace(tokenizer=Words())
+    packer = Packer(processor, GRID * GRID)
+    pruner = FixedSchedule(layers=(2, 4), keep=(6, 0))
+    return Bench(model, adapted, packer, lambda seed: lessons(seed, 20), lambda: lessons(99, 6), pruner)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("guidelines")
+    return out, experiment(bench(), PLAN, out)
+
+
+def test_every_arm_learns_the_same_lessons(done: tuple[Path, dict[str, Any]]) -> None:
+    records = done[1]["records"]
+    names = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit"]
+    assert [(record["seed"], record["arm"]) for record in records] == [(s, name) for s in (0, 1) for name in names]
+    for record in records:
+        losses = [line["loss"] for line in record["log"]]
+        assert len(losses) == 10
+        assert sum(losses[-3:]) < 0.75 * sum(losses[:3]), record["arm"]
+        assert [one["type"] for one in record["answers"]] == ["identify", "where-is"] * 6
+    sparse = [line["kept_tokens"] for line in records[4]["log"]]
+    assert sparse[-1] == STAGES.keep
+
+
+def test_the_costs_are_those_of_the_plan(done: tuple[Path, dict[str, Any]]) -> None:
+    costs = done[1]["costs"]
+    shape = ModelShape.from_config(llava_model(text="llama-mha").config)
+    text = costs["prompt_rows"] - GRID * GRID
+    own = Suggestion("own", shape.num_layers, GRID * GRID, STAGES.inject, STAGES.exit, STAGES.chooser, STAGES.keep)
+    wanted = {one.guidelines: one for one in choices(shape, GRID * GRID, text, own)}
+    head = 2 * shape.hidden_size * shape.vocab_size
+    for name, letters in ((PLAIN, "-"), ("late", "a"), ("exit", "c"), ("late-exit", "a+c")):
+        assert costs["inference"][name]["flops"] == wanted[letters].prefill.flops + head
+        assert costs["inference"][name]["kv_bytes"] == 2 * wanted[letters].kv_bytes
+        # torch's count of forward and backward, LoRA and head included, follows the rows.
+        ratio = costs["training"][name]["flops"] / costs["training"][PLAIN]["flops"]
+        assert ratio == pytest.approx(wanted[letters].prefill.total / wanted["-"].prefill.total, abs=0.12)
+    assert costs["training"]["late-exit"]["activation_bytes"] < 0.9 * costs["training"][PLAIN]["activation_bytes"]
+
+
+def test_the_table_has_every_arm_and_intervals(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    rows = summarize(done[1])
+    assert [row["arm"] for row in rows] == [PLAIN, PRUNED, "late", "exit", "late-exit", "late-sparse-exit"]
+    for row in rows:
+        accuracy = row["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        right = sum(cell["right"] for cell in row["by_type"].values())
+        assert accuracy["value"] == pytest.approx(right / 24)
+        assert (row["difference"] is None) == (row["arm"] == PLAIN)
+    table = as_markdown(rows)
+    assert table.count("| late-exit |") == 2
+    assert "identify (12)" in table
+    draw(done[1], rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_experiment_ends_as_if_it_had_not_been(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a training, and gone on with in a new process (a new model)."""
+    step = Learner.step
+    plan = replace(PLAN, seeds=1)
+
+    def fails(self: Learner, batch: Any) -> dict[str, Any]:
+        if self.pictures_seen == 10 and self.gates is not None:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Learner, "step", fails)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(bench(), plan, tmp_path, save_every=0.0)
+    monkeypatch.setattr(Learner, "step", step)
+    assert (tmp_path / "runs" / "late-0" / "state.pt").exists()
+    again = experiment(bench(), plan, tmp_path)
+    for mine, wanted in zip(again["records"], done[1]["records"][:5], strict=True):
+        assert mine["fingerprint"] == wanted["fingerprint"], mine["arm"]
+        assert mine["answers"] == wanted["answers"]
+    with pytest.raises(ConfigError, match="other settings"):
+        experiment(bench(), PLAN, tmp_path)
+
+
+def test_asking_alone_and_together_agree() -> None:
+    """Greedy decoding from a cache, one question at a time, and the shared pass tell the same answers right."""
+    made = bench()
+    test = lessons(5, 8)
+    together = runner._examined(made, test, None, alone=False)
+    assert together == runner._examined(made, test, None, alone=True)
+
+
+def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from visipruner.cli.errors import CliError
+    from visipruner.cli.plan import execute
+
+    def interval(value: float, low: float, high: float) -> dict[str, float]:
+        return {"value": value, "low": low, "high": high}
+
+    overall = {"samples": 5, "shallow_end": interval(8, 4, 12), "exit_layer": interval(24, 20, 28)}
+    chosen = {"layer": 10, "budget": 32, "loss": interval(0.02, 0.01, 0.03)}
+    document = {
+        "model": {"name": "made-up", "layers": 32, "visual_tokens": 576},
+        "stages": {"overall": overall, "filter": chosen, "metric": "kl", "tolerance": 0.05, "notes": []},
+    }
+    (tmp_path / "analysis.json").write_text(json.dumps(document))
+    execute(tmp_path, ["7b"], None, None, tmp_path / "plan.json", as_json=False)
+    assert "k = 8, e = 24, n = 32 after layer 10" in " ".join(capsys.readouterr().out.split())
+    estimate, cautious = json.loads((tmp_path / "plan.json").read_text())["shapes"]
+    rows = {row["guidelines"]: row for row in estimate["choices"]}
+    assert rows["a+b+c"]["visual_rows"] == [0] * 8 + [576] * 3 + [32] * 13 + [0] * 8
+    d, m, n, t = 4096, 11008, 650, 74
+    per_layer = {rows: 2 * (4 * rows * d * d + 2 * rows * rows * d + 3 * rows * d * m) for rows in (n, t)}
+    assert rows["a+c"]["prefill_flops"] == 16 * per_layer[n] + 16 * per_layer[t]
+    assert rows["-"]["train_flops_full"] == 3 * 32 * per_layer[n]
+    assert (cautious["suggestion"]["inject_layer"], cautious["suggestion"]["exit_layer"]) == (4, 28)
+    with pytest.raises(CliError, match="no analysis"):
+        execute(tmp_path / "nowhere", [], None, None, None, as_json=False)
