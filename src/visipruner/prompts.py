@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +43,13 @@ class _FirstToken:
 def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
     """The chat prompt as tensors in the model's dtype: the picture first, then the question."""
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return message_inputs(model, processor, [{"role": "user", "content": content}])
+
+
+def message_inputs(model: Any, processor: Any, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A conversation in transformers' form as tensors in the model's dtype, up to where the model is to answer."""
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        list(messages),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,

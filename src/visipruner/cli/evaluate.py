@@ -97,27 +97,16 @@ def _methods(
     from visipruner.pruners.registry import available, load_pruner
 
     layers = loaded.model.config.get_text_config().num_hidden_layers
-    fixed = {name: _pruner(spec, job.model, layers) for name, spec in map(_named, job.fixed)}
+    fixed = {name: settings.pruner_for(spec, job.model, layers) for name, spec in map(_named, job.fixed)}
     fixed |= {str(path): load_pruner(path) for path in job.configs}
     specs = job.methods or ([] if fixed else ["visipruner"])
     if EVERY in specs:
         specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
-    plain = {spec: _pruner(spec, job.model, layers) for spec in specs}
+    plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in specs}
     if job.match is None and EVERY not in job.methods:
         return {**fixed, **plain}, {}
     fitting, left_out = _fitting(job, loaded, samples, plain, status)
     return {**fixed, **fitting}, left_out
-
-
-def _pruner(spec: str, model: str, num_layers: int) -> Pruner:
-    """A bare name has the settings calibrated for the model, or its paper's, their layers at the same depth."""
-    from visipruner.pruners.registry import method_class
-
-    if spec == "visipruner" and model == models.TESTBED:
-        return settings.make_pruner(None, [], None, model)
-    if ":" in spec or "+" in spec:
-        return settings.make_pruner(spec, [], None)
-    return method_class(spec).for_depth(num_layers)
 
 
 def _named(spec: str) -> tuple[str, str]:

@@ -76,3 +76,18 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None, model
     import visipruner
 
     return visipruner.load_pruner(config)
+
+
+def pruner_for(spec: str, model: str, num_layers: int) -> Pruner:
+    """The method that a comparison means by `spec`, for `model` with so many decoder layers.
+
+    A bare name has the settings calibrated for the model, or its paper's, their layers at the same depth. Raises
+    ConfigError.
+    """
+    from visipruner.pruners.registry import method_class
+
+    if spec == "visipruner" and model == TESTBED:
+        return make_pruner(None, [], None, model)
+    if ":" in spec or "+" in spec:
+        return make_pruner(spec, [], None)
+    return method_class(spec).for_depth(num_layers)

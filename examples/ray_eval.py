@@ -1,0 +1,83 @@
+"""`visipruner eval` on a Ray cluster: every actor holds the model, Ray Data hands out the samples.
+
+python examples/ray_eval.py --method visipruner --method fastv --samples 100 --actors 8 --out results/
+
+Every machine needs visipruner, the model (a folder they all reach, or "testbed") and the images under the same paths.
+Tried with ray 2.60.0 on one machine with two actors.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from visipruner.cli import models, settings
+from visipruner.cli.data import samples_of
+from visipruner.evaluation import as_markdown, summarize
+from visipruner.evaluation.runner import Comparison
+from visipruner.files import write_atomic, write_json
+from visipruner.samples import Sample, spread
+
+
+class Answering:
+    """An actor: the model and all methods, so that methods are compared on the same machine."""
+
+    def __init__(self, model: str, methods: list[str], max_new_tokens: int, samples: list[Sample]) -> None:
+        models.prepare(model)
+        loaded = models.load(model, dtype="auto", attn="sdpa", allow_download=False)
+        layers = loaded.model.config.get_text_config().num_hidden_layers
+        pruners = {spec: settings.pruner_for(spec, model, layers) for spec in methods}
+        self.comparison = Comparison(loaded.model, loaded.processor, pruners, max_new_tokens)
+        self.samples = samples
+        self.turn = 0
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Sample numbers to records as JSON, because their fields differ from method to method."""
+        records = []
+        for number in batch["id"]:
+            records.append(json.dumps(self.comparison.record(self.samples[number], self.turn)))
+            self.turn += 1
+        return {"id": batch["id"], "record": records}
+
+
+def main() -> None:
+    """Prints the table of `visipruner eval`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=models.TESTBED)
+    parser.add_argument("--method", action="append", metavar="SPEC", help="as `visipruner eval` takes it; repeatable")
+    parser.add_argument("--data", type=Path, help="JSONL; by default the shipped test set, for the testbed")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--cpus", type=float, default=1, help="cores an actor is given")
+    parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and samples.jsonl")
+    given = parser.parse_args()
+
+    samples = samples_of(given.model, given.data)
+    chosen = samples if given.samples is None else spread(samples, given.samples, given.seed)
+    # Held by the driver: reading them from elsewhere would take a core, and wait for ever where actors have all.
+    numbers = ray.data.from_items([{"id": number} for number in range(len(chosen))], override_num_blocks=len(chosen))
+    answered = numbers.map_batches(
+        Answering,
+        fn_constructor_args=(given.model, given.method or ["visipruner"], given.max_new_tokens, chosen),
+        batch_size=1,  # an actor that is free takes the next sample
+        num_cpus=given.cpus,
+        compute=ray.data.ActorPoolStrategy(size=given.actors),
+    )
+    rows = sorted(answered.take_all(), key=lambda row: int(row["id"]))
+    records = [json.loads(row["record"]) for row in rows]
+    summary = summarize(records)
+    table = as_markdown(summary)
+    print(table)
+    if given.out is not None:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_json(given.out / "rows.json", {"rows": summary})
+        write_atomic(given.out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
+        write_atomic(given.out / "samples.jsonl", lambda part: part.write_text(lines, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
