@@ -14,11 +14,11 @@ from typing import Any
 import ray
 
 from visipruner.cli import models, settings
-from visipruner.cli.data import samples_of
+from visipruner.cli.data import task_of
 from visipruner.evaluation import as_markdown, summarize
 from visipruner.evaluation.runner import Comparison
 from visipruner.files import write_atomic, write_json
-from visipruner.samples import Sample, spread
+from visipruner.samples import Sample
 
 
 class Answering:
@@ -47,7 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=models.TESTBED)
     parser.add_argument("--method", action="append", metavar="SPEC", help="as `visipruner eval` takes it; repeatable")
-    parser.add_argument("--data", type=Path, help="JSONL; by default the shipped test set, for the testbed")
+    parser.add_argument("--data", type=Path, help="as `visipruner eval` takes it")
+    parser.add_argument("--benchmark", help="what --data is, where that is not seen from its files")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -56,8 +57,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and samples.jsonl")
     given = parser.parse_args()
 
-    samples = samples_of(given.model, given.data)
-    chosen = samples if given.samples is None else spread(samples, given.samples, given.seed)
+    task = task_of(given.model, given.data, given.benchmark, None if given.out is None else given.out / "images")
+    chosen = task.samples if given.samples is None else task.choose(given.samples, given.seed)
+    task.prepare(chosen)
     # Held by the driver: reading them from elsewhere would take a core, and wait for ever where actors have all.
     numbers = ray.data.from_items([{"id": number} for number in range(len(chosen))], override_num_blocks=len(chosen))
     answered = numbers.map_batches(
@@ -69,7 +71,7 @@ def main() -> None:
     )
     rows = sorted(answered.take_all(), key=lambda row: int(row["id"]))
     records = [json.loads(row["record"]) for row in rows]
-    summary = summarize(records)
+    summary = summarize(records, scoring=task)
     table = as_markdown(summary)
     print(table)
     if given.out is not None:
