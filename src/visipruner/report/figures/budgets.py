@@ -58,15 +58,15 @@ def budgets(document: Document, measure: str) -> Figure:
         if data and "influence" in data["score"]:
             number = data["score"].index("influence")
             for place, budget in enumerate(data["budget"]):
-                found[budget] = {key: data[measure][key][number][place] for key in ("mean", "low", "high")}
+                curve = {key: data[measure][key][number][place] for key in ("mean", "low", "high")}
+                found[budget] = data["layer"], curve  # the two parts look at layers of their own
     figure, axes = style.new_figure(5.0, 3.5)
     scale = factor(measure)
     for number, budget in enumerate(sorted(found)):
         color, marker = shades[number % len(shades)], style.MARKERS[number % len(style.MARKERS)]
         label = f"{budget} of {document['model']['visual_tokens']} tokens"
-        style.draw_curve(
-            axes, document["scores"]["layer"], found[budget], color, label, scale=scale, marker=marker, band=0.14
-        )
+        layers, curve = found[budget]
+        style.draw_curve(axes, layers, curve, color, label, scale=scale, marker=marker, band=0.14)
     finish(axes, document, measure)
     style.layer_axis(axes, document["model"]["layers"] - 1, "tokens leave after layer")
     style.legend_above(axes)
