@@ -166,6 +166,20 @@ def test_cached_generation_is_repeated_full_forwards(stage: str) -> None:
     torch.testing.assert_close(torch.stack(cached.scores), torch.stack(plain.scores), rtol=1e-4, atol=1e-4)
 
 
+def test_beams_share_their_prompt() -> None:
+    model = aligned(**STAGES["sparse"][0])
+    inputs = llava_inputs([[4, 0, 6], [3, 0, 2, 0, 4]])
+    options = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False}
+    cached = model.generate(**inputs, **options)
+    assert torch.equal(cached, model.generate(**inputs, **options, use_cache=False))
+
+
+def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:
+    model = copy.deepcopy(aligned(inject_layer=2))
+    with pytest.raises(UnsupportedModelError, match="a copy of a model"):
+        model(**llava_inputs([[4, 0, 6]]))
+
+
 @pytest.mark.parametrize("stage", [*STAGES, "learnt"])
 def test_gradient_checkpointing_changes_no_gradient(stage: str) -> None:
     settings = (

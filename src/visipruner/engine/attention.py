@@ -33,7 +33,12 @@ def attached_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Registered with transformers under `visipruner_<implementation>`; same contract as its own functions."""
-    owner, layer = _OWNERS[module]
+    owned = _OWNERS.get(module)
+    if owned is None:
+        raise UnsupportedModelError(
+            "This model is a copy of one with a pruner attached; copy it without, or load it anew."
+        )
+    owner, layer = owned
     return owner.attend(layer, module, (query, key, value), attention_mask, kwargs)
 
 
