@@ -64,6 +64,13 @@ def test_the_cost_of_layers_moves_a_learnt_start_up_and_a_learnt_exit_down() -> 
     assert (gates.inject_layer, gates.exit_layer) == (3, 4)
 
 
+def test_learnt_layers_that_contradict_leave_one_layer() -> None:
+    gates = aligned(inject_layer="learnt", exit_layer="learnt").visual_gates
+    with torch.no_grad():
+        gates.start.logits[3], gates.exit.logits[0] = 5.0, 5.0
+    assert (gates.inject_layer, gates.exit_layer) == (3, 4)
+
+
 def test_both_learnt_layers_have_a_gradient_from_the_answer_alone() -> None:
     model = aligned(inject_layer="learnt", exit_layer="learnt", layer_cost=0.0).train()
     model(**with_labels(llava_inputs([[4, 0, 6]], "right"))).loss.backward()

@@ -72,7 +72,8 @@ class VisualGates(nn.Module):
     def exit_layer(self) -> int | None:
         """The first layer without them again: fixed, or the choice so far."""
         if self.exit is not None:
-            return self.exit.choice if self.exit.choice < self.num_layers else None
+            layer = max(self.exit.choice, self.inject_layer + 1)  # vision is in one layer at least
+            return layer if layer < self.num_layers else None
         fixed = self.settings.exit_layer
         return None if fixed is None else int(fixed)
 
