@@ -9,10 +9,13 @@ from typing import Any
 
 from visipruner.accounting import dense_decode_macs
 from visipruner.bench import subject
-from visipruner.bench.prompt import Rows, embedded, text_only
+from visipruner.bench.measure import run_once, run_shared
+from visipruner.bench.prompt import Rows, asked, embedded, text_only
 from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
 from visipruner.bench.schedule import Schedule
 from visipruner.bench.subject import Subject
+from visipruner.errors import VisiPrunerError
+from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
 
 Progress = Callable[[str], object]
@@ -194,6 +197,33 @@ def batch(effort: Effort, tell: Progress) -> Outcome:
     return Outcome("batch", found.describe(), targets, [_point(shapes[0], table)])
 
 
+def questions(effort: Effort, tell: Progress) -> Outcome:
+    """Eight questions about one image under `image_cache()` cost one image and eight prompts of text."""
+    count, base = 8, effort.sizes(576)[0]
+    found = effort.subject("llava-onevision-0.5b")
+    depth = found.depth
+    pruner = Schedule.for_depth(depth).applied(VisiPruner.for_depth(depth), depth)
+    prompts = asked(found.model, [Rows(35, base, 8 + 2 * number) for number in range(count)])
+    texts = [text_only(found.model, prompt.width - base) for prompt in prompts]
+    targets = []
+    for name, method in (("dense", NoPruning()), ("all stages", pruner)):
+        ratios, saved = [], []
+        for number in range(effort.rounds or 2):
+            tell(f"{name}, round {number + 1}")
+            plain = [run_once(found.model, prompt, None if name == "dense" else method, 4) for prompt in prompts]
+            text = sum(run_once(found.model, prompt, None, 1).prefill for prompt in texts)
+            shared = run_shared(found.model, prompts, method, 4)
+            if [run.tokens for run in plain] != [run.tokens for run in shared]:
+                raise VisiPrunerError("Answers under image_cache() differ from those of separate runs.")
+            ratios.append(sum(run.prefill for run in shared) / (plain[0].prefill + text))
+            saved.append(sum(run.prefill for run in plain) / sum(run.prefill for run in shared))
+        targets += [
+            Target(f"{name}: 8 questions / (1 image + 8 texts)", statistics.median(ratios), 1.15, at_least=False),
+            Target(f"{name}: 8 separate runs / 8 questions", statistics.median(saved), 1.0),
+        ]
+    return Outcome("questions", found.describe(), targets, [])
+
+
 def _point(shape: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"text_before": shape.before, "visual": shape.visual, "text_after": shape.after, "rows": list(table)}
 
@@ -203,4 +233,5 @@ CHECKS: dict[str, Callable[[Effort, Progress], Outcome]] = {
     "overhead": overhead,
     "scaling": scaling,
     "batch": batch,
+    "questions": questions,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from visipruner.bench.clock import EngineClock
 from visipruner.bench.machine import peak_memory, synchronize
 from visipruner.bench.prompt import Prompt
 from visipruner.engine.attach import attach
+from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.pruners.base import Pruner
 from visipruner.shape import ModelShape
@@ -56,12 +58,14 @@ class _Stamps:
         self.at: list[float] = []
         self.first: tuple[float, float] = (0.0, 0.0)
         self._device, self._clock = device, clock
+        self._before = (clock.selection.seconds, clock.bookkeeping)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         synchronize(self._device)
         self.at.append(time.perf_counter())
         if len(self.at) == 1:
-            self.first = (self._clock.selection.seconds, self._clock.bookkeeping)
+            selection, bookkeeping = self._before
+            self.first = (self._clock.selection.seconds - selection, self._clock.bookkeeping - bookkeeping)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
@@ -70,28 +74,42 @@ def run_once(model: Any, prompt: Prompt, pruner: Pruner | None, new_tokens: int,
 
     `count` lets torch count the FLOPs of a prefill of one token, which takes a little time of its own.
     """
-    device = torch.device(model.device)
     clock = EngineClock()
-    stamps = _Stamps(device, clock)
-    new = 1 if count else new_tokens
     with clock.running(pruner), _attached(model, prompt, pruner) as handle, torch.inference_mode():
-        counting = count_flops() if count else nullcontext()
-        with peak_memory(device) as peak, counting as counted:
-            start = time.perf_counter()
-            output = model.generate(
-                **prompt.inputs,
-                max_new_tokens=new,
-                min_new_tokens=new,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=0,
-                stopping_criteria=[stamps],
-                return_dict_in_generate=True,
-            )
-        trace = None if handle is None else handle.trace
+        return _generated(model, prompt, handle, clock, 1 if count else new_tokens, count)
+
+
+def run_shared(model: Any, prompts: Sequence[Prompt], pruner: Pruner, new_tokens: int) -> list[Run]:
+    """As `run_once` for prompts about one image, one after another under one `image_cache()`."""
+    clock, cache = EngineClock(), ImageCache()
+    runs = []
+    with clock.running(pruner), torch.inference_mode():
+        for prompt in prompts:  # embeddings of other lengths need other masks, hence to be attached anew
+            with _attached(model, prompt, pruner) as handle, handle.image_cache(cache):
+                runs.append(_generated(model, prompt, handle, clock, new_tokens, count=False))
+    return runs
+
+
+def _generated(model: Any, prompt: Prompt, handle: Any, clock: EngineClock, new: int, count: bool) -> Run:
+    device = torch.device(model.device)
+    stamps = _Stamps(device, clock)
+    counting = count_flops() if count else nullcontext()
+    with peak_memory(device) as peak, counting as counted:
+        start = time.perf_counter()
+        output = model.generate(
+            **prompt.inputs,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+            stopping_criteria=[stamps],
+            return_dict_in_generate=True,
+        )
+    trace = None if handle is None else handle.trace
     steps = [after - before for before, after in zip(stamps.at, stamps.at[1:], strict=False)]
     shape = ModelShape.from_config(model.config)
-    own = pruner is not None and device.type == "cpu"
+    own = handle is not None and device.type == "cpu"
     return Run(
         prefill=stamps.at[0] - start,
         decode=statistics.median(steps) if steps else None,

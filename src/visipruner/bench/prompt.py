@@ -59,6 +59,17 @@ def embedded(model: Any, batch: Sequence[Rows], seed: int = 0) -> Prompt:
     return Prompt(inputs, visual.to(model.device), [r.total for r in batch], [r.visual for r in batch])
 
 
+def asked(model: Any, batch: Sequence[Rows], seed: int = 0) -> list[Prompt]:
+    """Single prompts that begin with the same text and image and end with questions of their own."""
+    begun = embedded(model, [batch[0]], seed).inputs["inputs_embeds"][:, : batch[0].before + batch[0].visual]
+    prompts = []
+    for number, rows in enumerate(batch):
+        own = embedded(model, [rows], seed + 1 + number)
+        own.inputs["inputs_embeds"][:, : begun.shape[1]] = begun
+        prompts.append(own)
+    return prompts
+
+
 def text_only(model: Any, length: int, batch: int = 1, seed: int = 0) -> Prompt:
     """Random token ids without an image."""
     config = model.config.get_text_config()

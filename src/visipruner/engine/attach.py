@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +13,7 @@ from visipruner.adapters import Adapter, adapter_for
 from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
+from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.refusals import Refusals
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
@@ -97,6 +100,24 @@ class PruneHandle:
         if self._hooks.trace is None:
             raise VisiPrunerError("There is no trace yet: run the model on a prompt first.")
         return self._hooks.trace
+
+    @contextmanager
+    def image_cache(self, cache: ImageCache | None = None) -> Iterator[ImageCache]:
+        """While it is open, prompts that begin with the same image (the text before it included) share the work on it.
+
+        What belongs to the image is computed for the first of them; after it a question costs little more than a
+        prompt without an image. Answers are those of separate runs up to rounding. One example at a time, read into
+        a cache of keys and values (as `generate` does); only the last image is remembered.
+
+        Args:
+            cache: one to go on with, for instance after attaching the same method again; a new one by default.
+
+        Raises UnsupportedModelError for methods whose visual rows cannot be shared, and, while reading, for models
+        whose image rows attend to the question.
+        """
+        used = ImageCache() if cache is None else cache
+        with self._hooks.image_cache(used):
+            yield used
 
     def remove(self) -> None:
         """Restores the model: hooks, config and attention implementation are what they were. Safe to call twice."""

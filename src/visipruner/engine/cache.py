@@ -101,6 +101,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.incoming = None
         return key_states, value_states
 
+    def seed(self, keys: Tensor, values: Tensor, columns: Tensor, bias: Tensor, logical: int) -> None:
+        """Begins with what another prompt left of its first `logical` rows; of a single example, before any update.
+
+        Keys and values are `[kv_heads, n, head_dim]`, columns and bias `[n]`.
+        """
+        self.lazy_initialization(keys[None], values[None])
+        self.keys, self.values, self.columns = keys[None], values[None], columns[None]
+        self.bias = bias[None] if bool(bias.any()) else None
+        self.logical = logical
+
     def _store(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
         keys, values, columns, biases = [], [], [], []
         for example, span in enumerate(new.spans):

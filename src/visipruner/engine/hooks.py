@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from visipruner.engine.arguments import bound
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
+from visipruner.engine.image_cache import ImageCache, SharedPrefix
 from visipruner.engine.refusals import uncompiled
 from visipruner.engine.replay import ReplayRun
 from visipruner.engine.routed import QKV
@@ -23,8 +25,8 @@ from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.engine.vision import Vision, VisionTap, read_tower
-from visipruner.errors import LayoutError, UnsupportedModelError
-from visipruner.layout import VisualRows, layouts, mask_for_forward
+from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
+from visipruner.layout import TokenLayout, VisualRows, layouts, mask_for_forward
 from visipruner.pruners.base import PromptRun, Pruner
 
 
@@ -47,6 +49,7 @@ class Hooks:
         # The last prompt that ran without a cache: its embeddings, and runs that repeat its selections.
         self._uncached: tuple[Tensor, list[ReplayRun]] | None = None
         self._is_projecting = False
+        self._image_cache: ImageCache | None = None
 
     def detach(self) -> None:
         """Lets go of everything that belongs to a forward."""
@@ -118,7 +121,7 @@ class Hooks:
             return None
         asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
         wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
-        self._session = self._started(embeds if cache is None else None, past, visual, real, wants_maps)
+        self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
@@ -126,10 +129,11 @@ class Hooks:
         return args, {**kwargs, **dict.fromkeys(names)}
 
     def _started(
-        self, uncached: Tensor | None, past: int, visual: VisualRows, real: Tensor, wants_maps: bool
+        self, embeds: Tensor | None, is_cached: bool, past: int, visual: VisualRows, real: Tensor, wants_maps: bool
     ) -> PromptSession:
-        """A session for the rows after `past`; `uncached` are the embeddings of a forward without a cache."""
+        """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
         seq = real.shape[1] - past
+        uncached = None if is_cached else embeds
         repeated = self._uncached if self._repeats_prompt(uncached) else None
         prompt_end = seq if repeated is None else repeated[0].shape[1]
         found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
@@ -141,7 +145,40 @@ class Hooks:
             found, vision = read_tower(self._tap, found)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_maps)
         self._embeds = uncached
-        return PromptSession(self._pruner, self._host, weakref.ref(self), found, runs, forward, self._run_ahead, vision)
+        owner = weakref.ref(self)
+        shared = None if past or wants_maps or not is_cached else self._shared_prefix(embeds, found)
+        return PromptSession(self._pruner, self._host, owner, found, runs, forward, self._run_ahead, vision, shared)
+
+    def _shared_prefix(self, embeds: Tensor | None, found: Sequence[TokenLayout]) -> SharedPrefix | None:
+        """What is known of a prompt's rows up to the end of its image, under an image cache."""
+        if self._image_cache is None or embeds is None or torch.is_grad_enabled() or not len(found[0].visual):
+            return None
+        if len(found) != 1:
+            raise VisiPrunerError(
+                "Under image_cache() prompts are read one at a time; pass one example and no beams, or leave it out."
+            )
+        prefix = self._image_cache.prefix_for(embeds, int(found[0].visual[-1]) + 1)
+        return SharedPrefix(prefix, embeds.shape[1])
+
+    @contextmanager
+    def image_cache(self, cache: ImageCache) -> Iterator[None]:
+        """Lets prompts share what `cache` knows of their image. Raises UnsupportedModelError, VisiPrunerError."""
+        if self._image_cache is not None:
+            raise VisiPrunerError("This handle has an image cache already; leave its context first.")
+        if self._pruner.blends or self._pruner.first_layer():
+            raise UnsupportedModelError(
+                f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
+                "leave it out."
+            )
+        cache.bind((weakref.ref(self._host.decoder), self._pruner, self._host.implementation))
+        self._image_cache = cache
+        # A method that looks into the vision tower must see it run.
+        embedder = self._host.embedder if self._tap is None else None
+        try:
+            with nullcontext() if embedder is None else cache.remembering(embedder):
+                yield
+        finally:
+            self._image_cache = None
 
     def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
         found, self._found = self._found, None

@@ -30,6 +30,7 @@ class Present:
         self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
         self.is_packed = self.has_dropped = self.is_waiting = False
         self._waiting: tuple[Rows, Tensor] | None = None
+        self._first = 0
 
     def hold_back(self, hidden: Tensor) -> None:
         """Before the first layer: visual rows wait, as they are in `hidden` `[batch, seq, d]`, for `bring_in`."""
@@ -63,11 +64,22 @@ class Present:
         for layout, tokens, visual in zip(self._layouts, self.tokens, self._is_visual, strict=True):
             alive = ~visual
             alive[layout.visual[tokens]] = True
-            index.append(layout.real[alive[layout.real]])
+            index.append(layout.real[alive[layout.real] & (layout.real >= self._first)])
         rows = Rows(tuple(index), self._seq)
         hidden = hidden.index_select(1, rows.within(self.rows)) if self.is_packed else rows.gather(hidden, -2)
         self.rows, self.is_packed, self.has_dropped = rows, True, False
         return hidden
+
+    def fold(self, length: int, hidden: Tensor) -> Tensor:
+        """Lets the first `length` host rows rest: they do not run until `unfold`. Of a single example only."""
+        self._first = length
+        return self.repack(hidden)
+
+    def unfold(self, resting: Tensor, hidden: Tensor) -> Tensor:
+        """The rows that rested run again, with states `resting` `[1, n, d]`; none of them has been dropped."""
+        self._first = 0
+        self.rows = Rows((self._layouts[0].real,), self._seq)
+        return torch.cat([resting, hidden], dim=1)
 
     def route(self, routing: Routing) -> None:
         """Sets which of the packed rows attend in a layer of this routing."""

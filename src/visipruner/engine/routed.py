@@ -19,12 +19,14 @@ QKV = tuple[Tensor, Tensor, Tensor]
 @dataclass(frozen=True, eq=False)
 class Older:
     """What the cache held for one example before this forward: keys and values `[kv_heads, n, head_dim]`, their
-    logical `columns` and logit `bias`, `[n]`."""
+    logical `columns` and logit `bias`, `[n]`. `visual`, `[n]` bool: which are visual tokens of the prompt that is being
+    read (no older turn's are)."""
 
     keys: Tensor
     values: Tensor
     columns: Tensor
     bias: Tensor
+    visual: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +73,13 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
     visual = part.visual
     if part.older is not None:
         columns = torch.cat([part.older.columns, columns])
-        visual = torch.cat([torch.zeros_like(part.older.columns, dtype=torch.bool), visual])
+        visual = torch.cat([part.older.visual, visual])
         if bias is not None or bool(part.older.bias.any()):
             bias = torch.cat(
                 [part.older.bias, torch.zeros_like(part.rows, dtype=torch.float32) if bias is None else bias]
             )
     edges = []
-    for members, edge in _groups(routing, part):
+    for members, edge in _groups(routing, part, bool(visual.any())):
         rows = part.rows if members is None else part.rows[members]
         if not rows.numel():
             continue
@@ -94,8 +96,8 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
     return edges
 
 
-def _groups(routing: Routing, part: PackedExample) -> list[tuple[Tensor | None, Edge]]:
-    if routing.is_plain or not routing.visual_rows_attend or not bool(part.visual.any()):
+def _groups(routing: Routing, part: PackedExample, any_visual: bool) -> list[tuple[Tensor | None, Edge]]:
+    if routing.is_plain or not routing.visual_rows_attend or not any_visual:
         return [(None, "attend")]
     text = ~part.visual
     later = torch.zeros_like(text) if part.later is None or not routing.prompt_only else part.later

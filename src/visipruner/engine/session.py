@@ -17,6 +17,7 @@ from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
 from visipruner.engine.host import Host
+from visipruner.engine.image_cache import SharedPrefix
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
@@ -62,6 +63,7 @@ class PromptSession:
         owner: weak reference to the engine; caches refuse to go on without it.
         layouts, runs: one of each per example.
         run_ahead: runs a layer up to its attention, for pruners that ask. vision: what the tower saw, per example.
+        shared: what other prompts know of the rows up to the end of the image; of a single example only.
     """
 
     def __init__(
@@ -74,8 +76,9 @@ class PromptSession:
         forward: Forward,
         run_ahead: RunAhead,
         vision: Sequence[Vision | None],
+        shared: SharedPrefix | None = None,
     ) -> None:
-        self._pruner, self._owner = pruner, owner
+        self._pruner, self._owner, self._shared = pruner, owner, shared
         self._kernel, self._eager = host.kernel, host.is_eager
         self._features: AddedFeatures | None = None
         self._layouts, self.runs, self._forward = layouts, runs, forward
@@ -116,10 +119,15 @@ class PromptSession:
             present.hold_back(hidden)
         if present.is_waiting and layer == self._first_layer:
             hidden = present.bring_in(hidden)
-        elif present.has_dropped:
+        elif present.has_dropped and self._shared is None:
             hidden = present.repack(hidden)
         hidden = self._with_features(layer - 1, hidden)
+        if self._shared is not None:
+            hidden = self._shared.before_look(layer, hidden, kwargs, present, self.runs[0])
         hidden, entry_work = self._entering.look(layer, hidden, kwargs)
+        if self._shared is not None:
+            is_changed = layer in self.merged[0]
+            hidden = self._shared.after_look(layer, hidden, present, is_changed, self._reads_queries(layer))
         self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         biased = any(run.biases(layer) for run in self.runs)
         if present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
@@ -153,6 +161,8 @@ class PromptSession:
         for trace, merged in zip(self.examples, self.merged, strict=True):
             trace.merged = list(merged)
         hidden = self._with_features(len(self.examples[0].work) - 1, hidden)
+        if self._shared is not None:
+            hidden = self._shared.complete(len(self.examples[0].work), hidden, self._present)
         return self._present.rows.scatter(hidden) if self._present.is_packed else hidden
 
     def blend(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
@@ -196,8 +206,9 @@ class PromptSession:
             stored = incoming.stored[example] if incoming is not None else None
             past = held.held_rows(example) if isinstance(held, PrunedLayer) else self._forward.past_real[example]
             tokens = present.tokens[example]
+            visual = 0 if self._shared is not None and self._shared.is_folded else tokens.numel()
             keys, values = (
-                self._projected_rows(needed, attending, tokens.numel()) + padding
+                self._projected_rows(needed, attending, visual) + padding
                 for needed in (self._routing.visual_keys, self._routing.visual_values)
             )
             trace.kept.append(tokens.tolist())
@@ -267,12 +278,14 @@ class PromptSession:
                 cache.layers.append(cache.layer_class_to_replicate())
         held = cache.layers[layer]
         as_is = self._present.rows.is_whole and self._forward.past == 0 and self._stores_all()
-        if not self._present.is_packed or (as_is and not isinstance(held, PrunedLayer)):
+        if not self._present.is_packed or (as_is and not isinstance(held, PrunedLayer) and self._shared is None):
             return held
         pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._layouts), self._owner)
         if self._forward.past:
-            self._older = [Older(*pruned.past(example)) for example in range(len(self._layouts))]
+            self._older = [_older_turns(pruned, example) for example in range(len(self._layouts))]
         pruned.incoming = self._incoming()
+        if self._shared is not None:
+            self._older = [self._shared.begin(layer, pruned)]
         return pruned
 
     def _stores_all(self) -> bool:
@@ -334,7 +347,9 @@ class PromptSession:
         if part.older is not None:
             k, v = torch.cat([part.older.keys[None], k], -2), torch.cat([part.older.values[None], v], -2)
             columns = torch.cat([part.older.columns, columns])
-            keys_visual = torch.cat([torch.zeros_like(part.older.columns, dtype=torch.bool), keys_visual])
+            keys_visual = torch.cat([part.older.visual, keys_visual])
+        elif self._shared is not None:
+            self._shared.note_attention(layer, part, k[0], v[0], self._host_mask)
         edges = self._edges(layer, part, q.dtype)
         self.examples[example].work[layer].attention_pairs += sum(group.pairs for group in edges)
         output = attend(self._kernel, module, (q, k, v), edges, keys_visual, kwargs)
@@ -396,6 +411,10 @@ class PromptSession:
         can_be_seen = self._present.tokens[example].numel() > 0 and self._routing.visual_rows_attend
         return can_be_seen and self.runs[example].observes(layer)
 
+    def _reads_queries(self, layer: int) -> bool:
+        """Whether the pruner will look at more rows' queries than the last one's."""
+        return self._is_observed(layer, 0) and not self._pruner.reads_last_row_only
+
     def _look(
         self,
         layer: int,
@@ -442,6 +461,11 @@ class PromptSession:
             first = len(self._layouts[example].visual) == self._present.tokens[example].numel()
             run.trigger_layer = trigger if first else None
         self._present.drop(example, kept)
+
+
+def _older_turns(layer: PrunedLayer, example: int) -> Older:
+    keys, values, columns, bias = layer.past(example)
+    return Older(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
 
 @dataclass(frozen=True, eq=False)

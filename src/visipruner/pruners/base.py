@@ -88,12 +88,15 @@ class Pruner(ABC):
         name: what it is called in the registry. about: what lists say of it.
         merges: whether kept tokens may take over what others held (the run answers with a `Merge`).
         blends: whether a run has an `output_share`.
+        reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
+            about the same image then need not run.
     """
 
     name: ClassVar[str]
     about: ClassVar[About]
     merges: ClassVar[bool] = False
     blends: ClassVar[bool] = False
+    reads_last_row_only: ClassVar[bool] = False
 
     @abstractmethod
     def start(self) -> PromptRun:

@@ -31,6 +31,7 @@ class FastV(ScoredPruner):
         acts="before layer 2",
         needs="last row's attention",
     )
+    reads_last_row_only: ClassVar[bool] = True
 
     def score(self, view: LayerView) -> Tensor:
         return view.attention[:, view.visual].mean(0)

@@ -59,6 +59,7 @@ class VisiPruner(Pruner):
         acts="shallow layers, then where the evidence is",
         needs="last row's attention, values",
     )
+    reads_last_row_only: ClassVar[bool] = True
 
     stages: tuple[Stage, ...] = STAGES
     shallow_end: int = 6

@@ -1,0 +1,256 @@
+"""What several questions about one image share: all rows up to the end of the image, which no later row can change.
+
+Causal attention never lets a row see the question behind it. As long as no visual token was dropped, states, keys and
+values of these prefix rows are therefore those of the prompt before; once some were, they depend on which ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visipruner.engine.arguments import map_tensors, per_row
+from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.masks import HostMask
+from visipruner.engine.present import Present
+from visipruner.engine.routed import Older, PackedExample
+from visipruner.errors import UnsupportedModelError
+from visipruner.pruners.base import PromptRun
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The rows of one prompt up to the end of its last image, as far as layers ran with all of them.
+
+    Attributes:
+        length: host rows. embeds: `[1, length, d]`. placed: the decoder's per-row arguments for these rows.
+        hidden: `hidden[l]`, `[1, n, d]`, enter layer l; one entry more than layers known.
+        seen: `seen[l]`, what attention of layer l was given for these rows. stored: `stored[l]`, what later rows need.
+    """
+
+    length: int
+    embeds: Tensor
+    placed: dict[str, Any] = field(default_factory=dict)
+    hidden: list[Tensor] = field(default_factory=list)
+    seen: list[Older] = field(default_factory=list)
+    stored: list[Older] = field(default_factory=list)
+
+    def matches(self, embeds: Tensor) -> bool:
+        """Whether a prompt `[1, seq, d]` begins with these rows."""
+        same = embeds.shape[1] > self.length and embeds.dtype == self.embeds.dtype
+        return same and torch.equal(embeds[:, : self.length], self.embeds)
+
+    def is_placed_alike(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a layer is given the same positions for these rows; the first layer asked sets them."""
+        placed = {name: map_tensors(_beginning(self.length, dim), given) for name, given, dim in per_row(kwargs)}
+        if not self.placed:
+            self.placed = placed
+            return True
+        return placed.keys() == self.placed.keys() and all(_equal(placed[name], self.placed[name]) for name in placed)
+
+    def forget(self) -> None:
+        """Keeps only which rows these are."""
+        self.placed = {}
+        self.hidden, self.seen, self.stored = [], [], []
+
+
+def _beginning(length: int, dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda part: part.narrow(dim, 0, length).clone()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    return all(map(torch.equal, one, other))
+
+
+class ImageCache:
+    """Memory of the last image (or images) that prompts began with. Holds as much as the rows of one prompt need:
+    hidden states of every layer, keys and values. May outlive the handle it was used with.
+
+    Attributes:
+        reused: prompts that found their image here. read: prompts that did not.
+    """
+
+    def __init__(self) -> None:
+        self.reused = self.read = 0
+        self._owner: Any = None
+        self._prefix: Prefix | None = None
+        self._call: tuple[Any, Any] | None = None
+        self._features: Any = None
+
+    def bind(self, owner: Any) -> None:
+        """Forgets everything where `owner`, what the states belong to, is another than before."""
+        if owner != self._owner:
+            self.clear()
+            self._owner = owner
+
+    def clear(self) -> None:
+        """Forgets the image."""
+        self._owner = self._prefix = self._call = self._features = None
+
+    def prefix_for(self, embeds: Tensor, length: int) -> Prefix:
+        """The known prefix of a prompt `[1, seq, d]` whose first `length` rows end with its image, or a new one."""
+        known = self._prefix
+        if known is not None and known.length == length and known.matches(embeds):
+            self.reused += 1
+            return known
+        self.read += 1
+        self._prefix = Prefix(length, embeds[:, :length].clone())
+        return self._prefix
+
+    @contextmanager
+    def remembering(self, embedder: nn.Module) -> Iterator[None]:
+        """Lets `embedder.get_image_features` answer from memory when it is asked the same twice."""
+        original = getattr(embedder, "get_image_features", None)
+        if original is None:
+            yield
+            return
+
+        @wraps(original)  # `generate` asks for its signature
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            if self._call is None or not _same(self._call, (args, kwargs)):
+                self._features = original(*args, **kwargs)
+                self._call = _copied((args, kwargs))
+            return self._features
+
+        embedder.get_image_features = remembered  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            del embedder.get_image_features
+
+
+def _copied(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return given.clone()
+    if isinstance(given, (list, tuple)):
+        return type(given)(map(_copied, given))
+    return {key: _copied(value) for key, value in given.items()} if isinstance(given, dict) else given
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return isinstance(other, type(one)) and len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    return bool(one == other)
+
+
+class SharedPrefix:
+    """One prompt's use of a prefix: its rows rest in layers that they went through before, and run in the others.
+
+    Attributes:
+        is_folded: True while the prefix rows rest.
+    """
+
+    def __init__(self, prefix: Prefix, seq: int) -> None:
+        self.is_folded = False
+        self._prefix, self._seq = prefix, seq
+        self._is_untouched = True  # until a visual token leaves or is merged; those that stay then run in every layer
+        self._held: PrunedLayer | None = None
+
+    def before_look(
+        self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], present: Present, run: PromptRun
+    ) -> Tensor:
+        """All rows run, packed, where the pruner looks at them or tokens left; what enters the layer is noted."""
+        if run.biases(layer):
+            raise UnsupportedModelError("A method that biases attention cannot share images; leave image_cache() out.")
+        if layer == 0:
+            if not self._prefix.is_placed_alike(kwargs):
+                self._prefix.forget()
+                self._prefix.is_placed_alike(kwargs)
+            hidden = present.repack(hidden)
+        if present.has_dropped or run.observes_entry(layer):
+            hidden = self._unfolded(layer, hidden, present)
+        self._note_entry(layer, hidden, present)
+        if present.has_dropped:
+            self._is_untouched = False
+            hidden = present.repack(hidden)
+        return hidden
+
+    def after_look(self, layer: int, hidden: Tensor, present: Present, is_changed: bool, reads_queries: bool) -> Tensor:
+        """Lets the prefix rows rest where their way through the layer is known and nobody reads their queries."""
+        if present.has_dropped or is_changed:
+            self._is_untouched = False
+        if reads_queries or not self._knows(layer):
+            return self._unfolded(layer, hidden, present)
+        if not self.is_folded:
+            hidden = present.fold(self._prefix.length, hidden)
+            self.is_folded = True
+        return hidden
+
+    def begin(self, layer: int, cache: PrunedLayer) -> Older | None:
+        """A layer's cache begins with what resting rows left; returns the keys and values that attention adds."""
+        self._held = cache
+        if not self.is_folded:
+            return None
+        left = self._prefix.stored[layer]
+        cache.seed(left.keys, left.values, left.columns, left.bias, self._prefix.length)
+        assert cache.incoming is not None
+        cache.incoming.logical -= self._prefix.length
+        return self._prefix.seen[layer]
+
+    def note_attention(self, layer: int, part: PackedExample, keys: Tensor, values: Tensor, mask: HostMask) -> None:
+        """Keeps what an unfolded layer's attention is given for the prefix rows; `[kv_heads, n, head_dim]` of all.
+
+        Raises UnsupportedModelError where prefix rows see the question.
+        """
+        if not self._is_untouched or len(self._prefix.seen) != layer:
+            return
+        assert self._held is not None
+        length = self._prefix.length
+        mine = part.rows < length
+        rows = part.rows[mine]
+        if mask.tensor is not None:
+            later = torch.arange(length, self._seq, device=rows.device)
+            _check_closed(mask.allowed(0, rows, later))
+        bias = torch.zeros_like(rows, dtype=torch.float32) if part.sink_bias is None else part.sink_bias[mine]
+        seen = Older(keys[:, mine], values[:, mine], rows, bias, part.visual[mine])
+        self._prefix.seen.append(seen)
+        self._prefix.stored.append(_stored(self._held, length, seen))
+
+    def complete(self, layers: int, hidden: Tensor, present: Present) -> Tensor:
+        """After the last layer: all rows, for hosts that want them all."""
+        self._note_entry(layers, hidden, present)
+        return self._unfolded(layers, hidden, present)
+
+    def _knows(self, layer: int) -> bool:
+        return self._is_untouched and layer < len(self._prefix.seen)
+
+    def _note_entry(self, layer: int, hidden: Tensor, present: Present) -> None:
+        if self._is_untouched and not self.is_folded and len(self._prefix.hidden) == layer:
+            count = int((present.rows.index[0] < self._prefix.length).sum())
+            self._prefix.hidden.append(hidden[:, :count].clone())
+
+    def _unfolded(self, layer: int, hidden: Tensor, present: Present) -> Tensor:
+        if not self.is_folded:
+            return hidden
+        self.is_folded = False
+        return present.unfold(self._prefix.hidden[layer], hidden)
+
+
+def _stored(held: PrunedLayer, length: int, seen: Older) -> Older:
+    """What the cache keeps of the first `length` rows; shares memory with `seen` where that is the same."""
+    keys, values, columns, bias = held.past(0)
+    old = columns < length
+    keys, values, columns, bias = keys[:, old], values[:, old], columns[old], bias[old]
+    if torch.equal(columns, seen.columns) and torch.equal(values, seen.values):
+        return seen
+    return Older(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
+
+
+def _check_closed(allowed: Tensor) -> None:
+    if bool(allowed.any()):
+        raise UnsupportedModelError(
+            "In this model the rows of an image attend to the question behind it, so their states cannot be shared "
+            "between questions; leave image_cache() out."
+        )

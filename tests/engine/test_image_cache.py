@@ -1,0 +1,167 @@
+"""Several questions about one image share the work on it, and are answered as if they did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import visipruner as vp
+from tests.engine.cases import METHODS, PRUNERS
+from tests.engine.state import state_of
+from tests.families.prompts import words
+from tests.families.zoo import built, inputs, prompt
+from tests.models import llava_inputs, llava_model, text_model
+from tests.models import prompt as embedded
+from visipruner.engine.image_cache import ImageCache
+from visipruner.errors import UnsupportedModelError, VisiPrunerError
+
+BEFORE, IMAGE = 4, 16
+METHODS_TRIED = {"dense": vp.NoPruning(), **METHODS}
+CELLS = [(name, "sdpa") for name in METHODS_TRIED] + [(name, "eager") for name in ("dense", "fastv", *PRUNERS)]
+
+
+def questions(count: int = 3, seed: int = 1) -> list[dict[str, Tensor]]:
+    """Prompts with the same picture and the same text before it, and questions of different lengths behind."""
+    first = llava_inputs([[BEFORE, 0, 5]], seed=seed)
+    prompts = []
+    for number in range(count):
+        tail = llava_inputs([[4 + number]], seed=50 + number)["input_ids"]
+        ids = torch.cat([first["input_ids"][:, : BEFORE + IMAGE], tail], dim=1)
+        prompts.append(
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": first["pixel_values"]}
+        )
+    return prompts
+
+
+def ask(model: Any, inputs: dict[str, Tensor], tokens: int = 5) -> tuple[list[int], Tensor]:
+    output = model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return output.sequences[0].tolist(), torch.stack(output.logits)
+
+
+def check_agreement(model: Any, pruner: vp.Pruner, prompts: list[dict[str, Tensor]], mask: Any = None) -> ImageCache:
+    """Every prompt alone and then under one cache: the same answer, kept tokens and keys, logits up to rounding."""
+    with vp.attach(model, pruner, mask) as handle:
+        alone = [(*ask(model, one), handle.trace[0]) for one in prompts]
+        with handle.image_cache() as cache:
+            for one, (expected, expected_logits, trace) in zip(prompts, alone, strict=True):
+                answer, logits = ask(model, one)
+                assert answer == expected
+                assert handle.trace[0].kept == trace.kept
+                assert handle.trace[0].key_lengths == trace.key_lengths
+                torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=2e-5)
+    return cache
+
+
+@pytest.mark.parametrize(("method", "attn"), CELLS)
+def test_answers_are_those_of_separate_runs(method: str, attn: str) -> None:
+    cache = check_agreement(llava_model(attn=attn), METHODS_TRIED[method], questions())
+    assert (cache.read, cache.reused) == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["qwen2-sliding", "mistral-sliding", "qwen3"])
+@pytest.mark.parametrize("method", ["dense", "middle-deep", "prefix", "ffn"])
+def test_other_text_models(method: str, text: str) -> None:
+    check_agreement(llava_model(text=text), METHODS_TRIED[method], questions(2))
+
+
+@pytest.mark.parametrize("method", ["dense", "budget", "ffn", "sparsevlm"])
+@pytest.mark.parametrize("name", ["llava-next", "qwen2-vl", "qwen3-vl", "internvl", "idefics3", "gemma3", "glm4v"])
+def test_families(name: str, method: str) -> None:
+    pruner = METHODS_TRIED[method]
+    pruner = vp.VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=3, exit_layer=3) if method == "budget" else pruner
+    cache = check_agreement(built(name), pruner, family_questions(name))
+    assert (cache.read, cache.reused) == (1, 1)
+
+
+def family_questions(name: str) -> list[dict[str, Any]]:
+    begun = prompt(name, [3, 0, 4])[:-1]
+    tails = [words(4 + number, torch.Generator().manual_seed(number)) for number in range(2)]
+    return [inputs(name, [[*begun, tail]]) for tail in tails]
+
+
+def test_images_that_see_the_question_are_refused() -> None:
+    model = built("paligemma")
+    with (
+        vp.attach(model, vp.NoPruning()) as handle,
+        handle.image_cache(),
+        pytest.raises(UnsupportedModelError, match="attend to the question"),
+    ):
+        ask(model, family_questions("paligemma")[0])
+
+
+def test_a_prompt_of_embeddings() -> None:
+    model = text_model("llama")
+    embeds, mask = embedded()
+    later = embeds.clone()
+    later[:, -3:] = embeds[:, :3]
+    prompts = [{"inputs_embeds": part} for part in (embeds, later)]
+    assert check_agreement(model, PRUNERS["middle-deep"], prompts, mask).reused == 1
+
+
+@pytest.mark.parametrize("method", ["dense", "budget", "ffn"])
+def test_the_image_runs_once(method: str) -> None:
+    """What layers ran: all rows the first time, then the question's, and what the method kept where it left."""
+    model, prompts = llava_model(), questions(2)
+    with vp.attach(model, METHODS_TRIED[method]) as handle, handle.image_cache():
+        ask(model, prompts[0])
+        first, length = handle.trace[0], prompts[1]["input_ids"].shape[1]
+        ask(model, prompts[1])
+        second = handle.trace[0]
+    filtered = 6 if method == "dense" else 4 if method == "budget" else len(first.kept)
+    for layer, (rows, tokens) in enumerate(zip(second.query_lengths, second.kept, strict=False)):
+        untouched = len(tokens) == IMAGE and layer < filtered
+        assert rows == (length - BEFORE - IMAGE if untouched else length - IMAGE + len(tokens)), layer
+    assert sum(work.attention_pairs for work in second.work) < sum(work.attention_pairs for work in first.work)
+
+
+def test_the_vision_tower_runs_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = llava_model(), []
+    handle_of_tower = model.model.vision_tower.register_forward_hook(lambda *_: seen.append(1))
+    other = questions(1, seed=9)[0]
+    with vp.attach(model, vp.NoPruning()) as handle:
+        with handle.image_cache() as cache:
+            for inputs in (*questions(3), other, other):
+                ask(model, inputs)
+        assert (len(seen), cache.read, cache.reused) == (2, 2, 3)
+        ask(model, other)
+    handle_of_tower.remove()
+    assert len(seen) == 3, "after the context every prompt is read in full"
+
+
+def test_a_cache_goes_on_with_the_same_method_only() -> None:
+    model, prompts, cache = llava_model(), questions(2), ImageCache()
+    for pruner, reused in ((vp.FastV(), 0), (vp.FastV(), 1), (vp.FastV(layer=3), 0)):
+        cache.reused = 0
+        with vp.attach(model, pruner) as handle, handle.image_cache(cache):
+            ask(model, prompts[0])
+        assert cache.reused == reused
+
+
+def test_a_model_is_left_as_it_was() -> None:
+    model = llava_model()
+    ask(model, questions(1)[0])  # the host's own first-use hooks
+    before = state_of(model)
+    with vp.attach(model, PRUNERS["prefix"]) as handle:
+        with handle.image_cache():
+            ask(model, questions(1)[0])
+        assert "get_image_features" not in vars(model.model)
+    assert state_of(model) == before
+
+
+def test_what_cannot_share() -> None:
+    model, one = llava_model(), questions(1)[0]
+    with vp.attach(model, vp.NoPruning()) as handle, handle.image_cache():
+        with pytest.raises(VisiPrunerError, match="one at a time"):
+            model.generate(**one, num_beams=2, max_new_tokens=2)
+        with pytest.raises(VisiPrunerError, match="already"), handle.image_cache():
+            pass
