@@ -18,7 +18,7 @@ DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner
 DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-001.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo compare test browser-test lint format clean
+.PHONY: help demo compare bench test browser-test lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -32,6 +32,9 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 120 --out docs/comparison \
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6"
+
+bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; half an hour on two cores
+	$(BIN)/visipruner bench --check all --out docs/bench
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
