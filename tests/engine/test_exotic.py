@@ -3,6 +3,7 @@ images side by side, padding anywhere. Each example equals the full-length model
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -76,6 +77,24 @@ def _check(model: Any, pruner: vp.Pruner, traced: Any, embeds: Tensor, visual: T
         with torch.no_grad():
             expected = model(inputs_embeds=embeds[None], use_cache=False).logits[0]
     torch.testing.assert_close(logits[~held], expected[~held], atol=2e-5, rtol=1e-4)
+
+
+def test_four_thousand_visual_tokens() -> None:
+    config = copy.deepcopy(_model("sdpa").config)
+    config.num_hidden_layers = 2
+    torch.manual_seed(0)
+    model, count = type(_model("sdpa"))(config).eval(), 4000
+    pruner = vp.FixedSchedule(layers=(0,), keep=(7,))
+    visual = torch.zeros(count + 12, dtype=torch.bool)
+    visual[5 : 5 + count] = True
+    embeds = torch.randn(1, *visual.shape, WIDTH, generator=torch.Generator().manual_seed(0))
+    with vp.attach(model, pruner, visual[None]) as handle, torch.no_grad():
+        logits = model(inputs_embeds=embeds).logits[0]
+    trace = handle.trace[0]
+    assert (trace.num_visual, trace.query_lengths) == (count, [count + 12, 7 + 12])
+    with oracle(model, pruned_edit(visual, trace.kept, pruner)), torch.no_grad():
+        expected = model(inputs_embeds=embeds, use_cache=False).logits[0]
+    torch.testing.assert_close(logits[~visual], expected[~visual], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

@@ -154,15 +154,18 @@ def _influence(random: np.random.Generator) -> dict[str, Any]:
 
 
 def _scores(random: np.random.Generator, answers_known: bool) -> dict[str, Any]:
-    def result(names: list[str], budgets: list[int]) -> dict[str, Any]:
-        coords: dict[str, list[Any]] = {"score": names, "budget": budgets, "layer": [0, 2, 4]}
+    def result(names: list[str], budgets: list[int], layers: list[int]) -> dict[str, Any]:
+        coords: dict[str, list[Any]] = {"score": names, "budget": budgets, "layer": layers}
         shape = tuple(map(len, coords.values()))
         right = random.integers(0, 2, shape).astype(float) if answers_known else np.full(shape, np.nan)
         arrays = {"kl": random.random(shape), "agrees": random.random(shape), "overlap": random.random(shape)}
         found = {name: Labelled(values, tuple(coords), "", coords) for name, values in arrays.items()}
         return Result("scores", {**found, "right": Labelled(right, tuple(coords), "", coords)}).to_dict()
 
-    return {"scores": result(["influence", "last_row", "random"], [2, 5]), "budgets": result(["influence"], [3])}
+    return {
+        "scores": result(["influence", "last_row", "random"], [2, 5], [0, 2, 4]),
+        "budgets": result(["influence"], [3], [0, 2, 3, 4]),
+    }
 
 
 def _lens(random: np.random.Generator) -> dict[str, Any]:

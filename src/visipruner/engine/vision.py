@@ -24,7 +24,7 @@ from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import TokenLayout, square
 
 CHUNK = 256
-MAX_WINDOW = 4  # Gemma 3 makes one token of 4 x 4 patches
+MAX_WINDOW = 4  # the largest square of patches that a known model makes one token of
 
 
 @dataclass(frozen=True, eq=False)
