@@ -382,7 +382,7 @@ def bench(
         typer.Option(min=1, metavar="N", help="Every method runs once a round.", show_default="3; a check's own"),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Only so many decoder layers.", show_default="all")
+        int | None, typer.Option(min=4, metavar="N", help="Only so many decoder layers.", show_default="all")
     ] = None,
     tie_layers: Annotated[
         bool | None,
