@@ -176,7 +176,7 @@ def test_beams_share_their_prompt() -> None:
 
 def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:
     model = copy.deepcopy(aligned(inject_layer=2))
-    with pytest.raises(UnsupportedModelError, match="a copy of a model"):
+    with pytest.raises(UnsupportedModelError, match="is a copy of one"):
         model(**llava_inputs([[4, 0, 6]]))
 
 
