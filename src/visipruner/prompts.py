@@ -1,13 +1,23 @@
-"""Chat prompts about a picture, and greedy answers to them; stock processors and `generate`."""
+"""Chat prompts about a picture, methods at work on them, and greedy answers; stock processors and `generate`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from PIL import Image
+
+from visipruner.adapters import adapter_for
+from visipruner.engine.attach import PruneHandle, attach
+from visipruner.engine.host import Host
+from visipruner.engine.trace import PruneTrace
+from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.pruners.base import Pruner
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,44 @@ class _FirstToken:
         return self.never
 
 
-def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
+class ChatPrompt(dict[str, Any]):
+    """A prompt as `model(**prompt)` takes it, with what it was made from, so that it can be made again otherwise.
+
+    Attributes:
+        full: the prompt with the picture in full size where this one has it smaller, else None.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, picture: Image.Image, question: str, full: ChatPrompt | None = None
+    ) -> None:
+        super().__init__(_tensors(model, processor, picture, question))
+        self.model, self.processor, self.picture, self.question, self.full = model, processor, picture, question, full
+
+    def smaller(self, processor: Any, picture: Image.Image) -> ChatPrompt:
+        """The same question about the same picture, which `processor` or `picture` show smaller."""
+        return ChatPrompt(self.model, processor, picture, self.question, self.full or self)
+
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return int(self["input_ids"].shape[1])
+
+    @cached_property
+    def num_visual(self) -> int:
+        """Visual rows among them."""
+        host = Host.of(self.model, adapter_for(self.model.config))
+        assert host.embedder is not None
+        assert host.adapter.locate is not None
+        mask = host.adapter.locate(host.embedder, self)
+        return 0 if mask is None else int(mask.sum())
+
+
+def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str) -> ChatPrompt:
     """The chat prompt as tensors in the model's dtype: the picture first, then the question."""
+    return ChatPrompt(model, processor, picture, question)
+
+
+def _tensors(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     return message_inputs(model, processor, [{"role": "user", "content": content}])
 
@@ -58,7 +104,53 @@ def message_inputs(model: Any, processor: Any, messages: Sequence[Mapping[str, A
     return dict(inputs.to(model.device, model.dtype))
 
 
-def greedy_reply(model: Any, tokenizer: Any, inputs: dict[str, Any], max_new_tokens: int) -> Reply:
+class Turn:
+    """A method at work on one prompt, made by `attached`.
+
+    Attributes:
+        inputs: what the model is to be given.
+    """
+
+    def __init__(self, handle: PruneHandle, inputs: Mapping[str, Any]) -> None:
+        self._handle, self.inputs = handle, inputs
+
+    @property
+    def trace(self) -> PruneTrace:
+        """What was done to the prompt, against the dense model's prompt with the picture in full size."""
+        trace = self._handle.trace
+        full = getattr(self.inputs, "full", None)
+        if full is not None:
+            trace[0].unseen_rows = full.length - trace[0].prompt_length
+            trace[0].unseen_visual = full.num_visual - trace[0].num_visual
+        return trace
+
+
+@contextmanager
+def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[Turn]:
+    """`attach`, also for methods that show the picture smaller, for one prompt, which must then be a `ChatPrompt`.
+
+    Raises ConfigError where the prompt, or the model, cannot have the picture smaller; and what `attach` raises.
+    """
+    if not pruner.shrinks:
+        with attach(model, pruner) as handle:
+            yield Turn(handle, prompt)
+        return
+    if not isinstance(prompt, ChatPrompt):
+        raise ConfigError(f"{pruner.name} needs the picture: make the prompt with visipruner.prompts.chat_inputs.")
+    smaller = pruner.prompt(prompt)
+    try:
+        with attach(model, pruner.inside()) as handle:
+            yield Turn(handle, smaller)
+    except (VisiPrunerError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{pruner.name}: this {model.config.model_type} cannot be given the picture at another size ({error}); "
+            "take pool where its vision tower knows one size only."
+        ) from error
+
+
+def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
     """What the model says to one prompt, special tokens left out, with its times."""
     clock = _FirstToken()
     start = time.perf_counter()

@@ -25,11 +25,16 @@ KEEPS_EVERYTHING: dict[str, Pruner] = {
     "schedule-keeps-all": FixedSchedule(layers=(1,), keep=(10_000,)),
 }
 
-# Every method of the registry, a new one too, with its published settings at the tiny models' depth.
+# Every method of the registry that is attached to a model, a new one too, with its published settings at the tiny
+# models' depth.
 _BY_HAND = {"none", "schedule", "visipruner", "visipruner-reference"}
 METHODS: dict[str, Pruner] = {
     **PRUNERS,
-    **{name: method_class(name).for_depth(LAYERS) for name in available() if name not in _BY_HAND},
+    **{
+        name: method_class(name).for_depth(LAYERS)
+        for name in available()
+        if name not in _BY_HAND and not method_class(name).shrinks
+    },
 }
 # Those whose rows are the plain model's own, so that dropping rows is cutting edges.
 SELECTS = {name: pruner for name, pruner in METHODS.items() if not pruner.merges}

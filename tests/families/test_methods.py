@@ -12,8 +12,10 @@ from tests.families.zoo import EACH_ADAPTER, LAYERS, adapter_of, built, inputs, 
 from tests.oracle import oracle, pruned_edit
 from visipruner.pruners.registry import available, method_class
 
+# Those that show the picture smaller are not attached: tests/pruners/test_downsample.py has them.
+_SHRINK = {name for name in available() if method_class(name).shrinks}
 _BY_HAND = {"none", "schedule", "visipruner", "visipruner-reference"}  # test_matrix has them, at settings of their own
-METHODS = {name: method_class(name).for_depth(LAYERS) for name in available() if name not in _BY_HAND}
+METHODS = {name: method_class(name).for_depth(LAYERS) for name in available() if name not in _BY_HAND | _SHRINK}
 SELECTS = {name: method for name, method in METHODS.items() if not method.merges}
 
 

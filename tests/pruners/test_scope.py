@@ -19,7 +19,7 @@ from visipruner.pruners.registry import available, make, make_from_spec, method_
 from visipruner.pruners.sparsevlm import SparseVLM
 
 SIZE = 16  # tokens of an image
-WITHOUT = {"none", "schedule", "composed", "pool", "vtw"}  # nothing to choose, or no budget
+WITHOUT = {"none", "schedule", "composed", "pool", "vtw", "downsample"}  # nothing to choose, or no budget
 OF_THE_TOWER = {"fastervlm", "hiprune", "visionzip", "vispruner"}
 SCOPED = sorted(set(available()) - WITHOUT)
 MODEL_ALONE = {"random", "uniform", "divprune", *OF_THE_TOWER}  # what text there is does not matter to them

@@ -150,8 +150,9 @@ def schedule_from_trace(example: ExampleTrace) -> tuple[LayerSpan, ...]:
 
 
 def model_from_trace(shape: ModelShape, example: ExampleTrace, name: str = "this prompt") -> PaperModel:
-    """The prompt of a trace as the formulas see it: its visual tokens, and all other rows as text."""
-    return PaperModel(name, shape, example.num_visual, example.prompt_length - example.num_visual)
+    """The dense prompt of a trace as the formulas see it: its visual tokens, and all other rows as text."""
+    visual = example.dense_visual
+    return PaperModel(name, shape, visual, example.prompt_length + example.unseen_rows - visual)
 
 
 def _cut(part: float, whole: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from visipruner.cli.models import LoadedModel
 from visipruner.engine.trace import PruneTrace
-from visipruner.prompts import Reply, chat_inputs, greedy_reply
+from visipruner.prompts import ChatPrompt, Reply, attached, chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 
 
@@ -23,23 +24,21 @@ class Exchange:
     dense: Reply | None = None
 
 
-def prepare(loaded: LoadedModel, picture: Image.Image, question: str) -> dict[str, Any]:
+def prepare(loaded: LoadedModel, picture: Image.Image, question: str) -> ChatPrompt:
     """The chat prompt as tensors."""
     return chat_inputs(loaded.model, loaded.processor, picture, question)
 
 
-def answer(loaded: LoadedModel, inputs: dict[str, Any], max_new_tokens: int) -> Reply:
+def answer(loaded: LoadedModel, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
     """Greedy answer of the model as it is now, pruned or not."""
     return greedy_reply(loaded.model, loaded.processor.tokenizer, inputs, max_new_tokens)
 
 
 def ask(loaded: LoadedModel, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int) -> Exchange:
     """The pruned answer and what was pruned."""
-    import visipruner
-
-    with visipruner.attach(loaded.model, pruner) as handle:
-        reply = answer(loaded, inputs, max_new_tokens)
-        return Exchange(reply, handle.trace)
+    with attached(loaded.model, pruner, inputs) as turn:
+        reply = answer(loaded, turn.inputs, max_new_tokens)
+        return Exchange(reply, turn.trace)
 
 
 def compare(loaded: LoadedModel, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int, repeats: int) -> Exchange:

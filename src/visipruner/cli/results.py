@@ -20,8 +20,8 @@ class Result:
     """One question about one image.
 
     Attributes:
-        visual_tokens: visual tokens of the prompt; `kept_tokens`: those left by the first cut, `trigger_layer` (all of
-            them where nothing was cut but an exit may follow).
+        visual_tokens: visual tokens of the prompt, its picture in full size; `kept_tokens`: those left by the first
+            cut, `trigger_layer` (all of them where nothing was cut but an exit may follow).
         exit_layer: first layer that runs without any visual token, or None.
         flops_cut: fraction of the prompt's multiply-adds that were not done.
         visual_attention_cut: fraction of the attention to and from visual tokens that was not done.
@@ -58,7 +58,7 @@ def summarize(image: Path, question: str, exchange: Exchange) -> Result:
         question=question,
         answer=reply.text,
         tokens=reply.tokens,
-        visual_tokens=example.num_visual,
+        visual_tokens=example.dense_visual,
         kept_tokens=len(example.kept[after]) if example.num_visual else 0,
         trigger_layer=example.trigger_layer,
         exit_layer=example.exit_layer,

@@ -17,7 +17,7 @@ from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.refusals import Refusals
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
-from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
+from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
 from visipruner.layout import check_visual_mask
 from visipruner.pruners.base import Pruner
 
@@ -41,9 +41,14 @@ def attach(
         UnsupportedModelError: the model's family or attention implementation is not supported, or it has no vision
             tower that the pruner could look at.
         LayoutError: the mask is malformed, or missing where it is needed.
-        ConfigError: the pruner's settings do not fit the model.
+        ConfigError: the pruner's settings do not fit the model, or it works on the picture.
         VisiPrunerError: the model has a pruner attached already.
     """
+    if pruner.shrinks:
+        raise ConfigError(
+            f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
+            "visipruner.prompts.attached(model, pruner, chat_inputs(model, processor, picture, question))."
+        )
     chosen = adapter or adapter_for(model.config)
     if visual_mask is not None:
         check_visual_mask(visual_mask)

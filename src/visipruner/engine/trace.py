@@ -37,6 +37,8 @@ class ExampleTrace:
     Attributes:
         prompt_length: rows of the prompt, padding excluded.
         num_visual: visual rows among them.
+        unseen_rows, unseen_visual: rows, and visual rows among them, that the prompt would have had on top with its
+            picture in full size; 0 but for methods that show it smaller.
         grids: per image `(rows, columns)` of its visual tokens, where the layout is a grid, else None.
         tokens_per_image: visual tokens of each image, in prompt order; sums to `num_visual`.
         trigger_layer: the last layer that ran with every visual token, or None where no layer did, or all did.
@@ -62,6 +64,13 @@ class ExampleTrace:
     visual_attention: list[bool] = field(default_factory=list)
     key_lengths: list[int] = field(default_factory=list)
     work: list[LayerWork] = field(default_factory=list)
+    unseen_rows: int = 0
+    unseen_visual: int = 0
+
+    @property
+    def dense_visual(self) -> int:
+        """Visual tokens of the dense model's prompt."""
+        return self.num_visual + self.unseen_visual
 
     @property
     def exit_layer(self) -> int | None:
@@ -149,11 +158,12 @@ class PruneTrace:
         return prompt_macs(self.shape, self.examples[example]).flops
 
     def flops_cut(self, example: int = 0) -> float:
-        """The fraction of the dense decoder's FLOPs for the same rows that was not spent; counted, not the paper's."""
+        """The fraction of the dense decoder's FLOPs for the same rows that was not spent; counted, not the paper's.
+        A picture shown smaller is held against its full size."""
         from visipruner.accounting import prompt_cut
 
         traced = self.examples[example]
-        dense = max([traced.prompt_length, *(work.rows for work in traced.work)])
+        dense = max([traced.prompt_length, *(work.rows for work in traced.work)]) + traced.unseen_rows
         return prompt_cut(self.shape, traced, dense_length=dense)
 
     def visual_attention_cut(self, example: int = 0) -> float:

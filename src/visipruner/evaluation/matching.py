@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from visipruner.engine.attach import attach
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError
+from visipruner.prompts import attached
 from visipruner.pruners.base import Pruner
 
 AXES: dict[str, Callable[[PruneTrace], float]] = {
-    "tokens": lambda trace: 1 - sum(map(len, trace[0].kept[:-1])) / (len(trace[0].work) * trace[0].num_visual),
+    "tokens": lambda trace: 1 - sum(map(len, trace[0].kept[:-1])) / (len(trace[0].work) * trace[0].dense_visual),
     "flops": lambda trace: trace.flops_cut(0),
     "attention": lambda trace: trace.visual_attention_cut(0),
 }
@@ -27,13 +27,15 @@ def matched(
     pruner: Pruner,
     axis: str,
     target: float,
-    tolerance: float = 0.01,
+    tolerance: float | None = None,
 ) -> Pruner:
     """`pruner` with its budget set so that it cuts the share `target` on average over `prompts`.
 
     Args:
-        prompts: what `model` takes, one example each; only prompts are read.
+        prompts: what `model` takes, one example each; only prompts are read. Methods that show the picture smaller
+            need those of `visipruner.prompts.chat_inputs`.
         axis: "tokens" (visual tokens summed over layers), "flops" (counted), or "attention" (the paper's formula).
+        tolerance: how far off the target may be met; by default what the method says (`match_tolerance`).
 
     Raises ConfigError for methods without a budget, and where no budget comes within `tolerance` of the target.
     """
@@ -51,7 +53,7 @@ def matched(
             best = (abs(cut - target), candidate)
         low, high = (share, high) if cut > target else (low, share)
     assert best is not None
-    if best[0] > tolerance:
+    if best[0] > (pruner.match_tolerance if tolerance is None else tolerance):
         raise ConfigError(
             f"{pruner.name} cannot cut {target:.0%} of {axis} by its budget alone (nearest: off by {best[0]:.1%}); "
             "give it other layers, or leave it out."
@@ -75,14 +77,14 @@ def with_share(pruner: Pruner, share: float, model: Any, prompt: Mapping[str, An
 
 def share_cut(model: Any, prompt: Mapping[str, Any], pruner: Pruner, axis: str = "flops") -> float:
     """What `pruner` cuts while `model` reads one prompt."""
-    with attach(model, pruner) as handle, torch.inference_mode():
-        model(**prompt, use_cache=False)
-        return AXES[axis](handle.trace)
+    with attached(model, pruner, prompt) as turn, torch.inference_mode():
+        model(**turn.inputs, use_cache=False)
+        return AXES[axis](turn.trace)
 
 
 def _visual_tokens(model: Any, prompt: Mapping[str, Any]) -> int:
     from visipruner.pruners.none import NoPruning
 
-    with attach(model, NoPruning()) as handle, torch.inference_mode():
-        model(**prompt, use_cache=False)
-        return handle.trace[0].num_visual
+    with attached(model, NoPruning(), prompt) as turn, torch.inference_mode():
+        model(**turn.inputs, use_cache=False)
+        return turn.trace[0].num_visual

@@ -8,12 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
 from visipruner.evaluation.processes import Processes
-from visipruner.prompts import chat_inputs, greedy_reply
+from visipruner.prompts import attached, chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
 from visipruner.samples import Sample
@@ -124,9 +123,9 @@ def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Pro
 
 
 def _give(model: Any, processor: Any, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int) -> Record:
-    with attach(model, pruner) as handle:
-        reply = greedy_reply(model, processor.tokenizer, inputs, max_new_tokens)
-        trace = handle.trace
+    with attached(model, pruner, inputs) as turn:
+        reply = greedy_reply(model, processor.tokenizer, turn.inputs, max_new_tokens)
+        trace = turn.trace
     return {
         "answer": reply.text,
         "tokens": reply.tokens,

@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from visipruner.engine.view import LayerView
 from visipruner.files import write_json
 from visipruner.pruners.about import About
 from visipruner.pruners.checked import checked
+
+if TYPE_CHECKING:
+    from visipruner.prompts import ChatPrompt
 
 FORMAT_VERSION = 1
 FILE_NAME = "pruner.json"
@@ -90,6 +93,9 @@ class Pruner(ABC):
         blends: whether a run has an `output_share`.
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
             about the same image then need not run.
+        shrinks: whether `prompt` shows the picture smaller; then `visipruner.prompts.attached` puts it to work, and
+            not `attach`.
+        match_tolerance: how far a share asked of its budget may be missed, which comes in steps.
     """
 
     name: ClassVar[str]
@@ -97,10 +103,20 @@ class Pruner(ABC):
     merges: ClassVar[bool] = False
     blends: ClassVar[bool] = False
     reads_last_row_only: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = False
+    match_tolerance: ClassVar[float] = 0.01
 
     @abstractmethod
     def start(self) -> PromptRun:
         """Begins one prompt of one example."""
+
+    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
+        """What the model is to be given in place of `prompt`. Asked where `shrinks`."""
+        return prompt
+
+    def inside(self) -> Pruner:
+        """What is attached to the model while it reads that. Asked where `shrinks`."""
+        return self
 
     def first_layer(self) -> int:
         """The layer before which visual rows come in; earlier ones run on text rows alone."""

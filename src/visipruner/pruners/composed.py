@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
+
+if TYPE_CHECKING:
+    from visipruner.prompts import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Composed(Pruner):
         if not self.parts or not all(isinstance(part, Pruner) for part in self.parts):
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
+        object.__setattr__(self, "shrinks", any(part.shrinks for part in self.parts))
 
     def settings(self) -> dict[str, Any]:
         return {"parts": [{"method": part.name, "settings": part.settings()} for part in self.parts]}
@@ -70,6 +74,14 @@ class Composed(Pruner):
             routed = [part.name for part in self.parts if not part.routing(layer).is_plain]
             if len(routed) > 1:
                 raise ConfigError(f"{' and '.join(routed)} both change the attention edges of layer {layer}.")
+
+    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
+        for part in self.parts:
+            prompt = part.prompt(prompt)
+        return prompt
+
+    def inside(self) -> Pruner:
+        return Composed(parts=tuple(part.inside() for part in self.parts))
 
     def routing(self, layer: int) -> Routing:
         return next((part.routing(layer) for part in self.parts if not part.routing(layer).is_plain), PLAIN)
