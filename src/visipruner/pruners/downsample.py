@@ -61,7 +61,7 @@ def _smaller(prompt: ChatPrompt, share: float) -> tuple[Any, Image.Image]:
     """The processor and the picture with which a prompt has about `share` of its visual tokens."""
     processor, picture = prompt.processor, prompt.picture
     images = processor.image_processor
-    size = _given(images.size)
+    size = _given(getattr(images, "size", None))
     if "image_grid_thw" in prompt:
         step = images.patch_size * images.merge_size
         rows, columns = (int(side) // images.merge_size for side in prompt["image_grid_thw"][0, 1:])
