@@ -131,6 +131,7 @@ def test_a_processor_that_follows_the_picture(
     ("name", "size", "counts"),
     [
         ("pixtral", (64, 48), (48, 12)),  # 6 x 8 patches become 3 x 4
+        ("mistral3", (64, 64), (16, 4)),
         ("glm4v", (160, 120), (4, 1)),
         ("idefics3", (160, 120), (20, 4)),  # four tiles and the overview; one tile
         ("internvl", (96, 32), (16, 4)),  # three tiles and the overview; one tile

@@ -81,11 +81,11 @@ def table(adapters: Sequence[Adapter]) -> str:
 
 
 def _methods(adapters: Sequence[Adapter]) -> list[str]:
-    """Every method of the registry with every family; those that look at the vision tower need one they can read."""
+    """Every method that is attached with every family; those that look at the vision tower need one they can read."""
     from visipruner.pruners.registry import available, method_class
 
     lines = [_row(["method", *(adapter.family for adapter in adapters)]), _row(["---"] * (1 + len(adapters)))]
-    for name in available():
+    for name in (name for name in available() if not method_class(name).shrinks):
         looks = bool(method_class(name).for_depth(32).vision_layers(24))
         lines.append(_row([f"`{name}`", *("no" if looks and not adapter.vision else "yes" for adapter in adapters)]))
     return lines
