@@ -59,6 +59,17 @@ def test_matched_budgets(cli, planted_folder, data, tmp_path):
     assert "has no budget" in document["left_out"]["schedule:layers=[1],keep=[3] @ 30%"]
 
 
+def test_budgets_of_their_own_kind_are_matched_too(cli, planted_folder, data, tmp_path):
+    methods = ["--method", "vtw", "--method", "fitprune", "--match", "tokens", "--cut", 0.5]
+    result = cli("eval", "--model", planted_folder, "--data", data, *methods, "--json", "--max-new-tokens", 1)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["methods"]["vtw @ 50%"]["settings"]["layer"] == 3  # of 6
+    tokens = {row["method"]: row["visual_tokens"] for row in document["rows"]}
+    assert tokens["vtw @ 50%"] == pytest.approx(tokens["dense"] / 2)
+    assert tokens["fitprune @ 50%"] == pytest.approx(tokens["dense"] / 2, rel=0.1)
+
+
 def test_every_method_that_runs(cli, planted_folder, data, tmp_path):
     result = cli(
         "eval",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "visipruner.eval/1"
 _MATCHED_ON = 4  # prompts on which budgets are matched
+_ANY_DEPTH = 32
 EVERY = "all"
 # Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
 _NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference"}
@@ -71,11 +72,9 @@ def execute(job: Job) -> None:
     chosen = task.samples if job.samples is None else task.choose(job.samples, job.seed)
     if job.out is not None:
         saving.prepare_folder(job.out)
-    for spec in job.methods:  # a wrong name is told before the model loads
-        if spec != EVERY:
-            settings.make_pruner(spec, [], None)
-    for spec in job.fixed:
-        settings.make_pruner(_named(spec)[1], [], None)
+    for spec in [*job.methods, *(_named(spec)[1] for spec in job.fixed)]:
+        if spec != EVERY:  # a wrong name is told before the model loads
+            settings.pruner_for(spec, job.model, _ANY_DEPTH)
     with processes.first_on_each_machine():
         task.prepare(chosen)
         models.prepare(job.model)

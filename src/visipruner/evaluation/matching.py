@@ -19,6 +19,7 @@ AXES: dict[str, Callable[[PruneTrace], float]] = {
     "attention": lambda trace: trace.visual_attention_cut(0),
 }
 _STEPS = 12
+_NEAR_ENOUGH = 0.003
 
 
 def matched(
@@ -47,10 +48,12 @@ def matched(
     best: tuple[float, Pruner] | None = None
     for _ in range(_STEPS):
         share = (low + high) / 2
-        candidate = with_share(pruner, share, model, prompts[0])
+        candidate = with_share(pruner, share, model, prompts)
         cut = sum(share_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
         if best is None or abs(cut - target) < best[0]:
             best = (abs(cut - target), candidate)
+        if best[0] <= _NEAR_ENOUGH:
+            break
         low, high = (share, high) if cut > target else (low, share)
     assert best is not None
     if best[0] > (pruner.match_tolerance if tolerance is None else tolerance):
@@ -61,8 +64,11 @@ def matched(
     return best[1]
 
 
-def with_share(pruner: Pruner, share: float, model: Any, prompt: Mapping[str, Any]) -> Pruner:
+def with_share(pruner: Pruner, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Pruner:
     """`pruner` keeping about `share` of the tokens where it filters. Raises ConfigError where it has no budget."""
+    own = pruner.with_share(share, model, prompts)
+    if own is not None:
+        return own
     names = {field.name for field in fields(pruner)}
     if "keep_ratio" in names:
         without = {"keep_tokens": None} if "keep_tokens" in names else {}
@@ -71,7 +77,7 @@ def with_share(pruner: Pruner, share: float, model: Any, prompt: Mapping[str, An
         count = len(pruner.keep_ratios)  # type: ignore[attr-defined]
         return replace(pruner, keep_ratios=tuple(share ** (cut + 1) for cut in range(count)))  # type: ignore[call-arg]
     if "keep_tokens" in names and getattr(pruner, "keep_tokens", None) is not None:
-        return replace(pruner, keep_tokens=round(share * _visual_tokens(model, prompt)))  # type: ignore[call-arg]
+        return replace(pruner, keep_tokens=round(share * _visual_tokens(model, prompts[0])))  # type: ignore[call-arg]
     raise ConfigError(f"{pruner.name} with these settings has no budget that could be matched.")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -137,6 +138,11 @@ class Pruner(ABC):
     def for_depth(cls, num_layers: int) -> Self:
         """The defaults for a model of `num_layers` layers: layer numbers at the same relative depth."""
         return cls()
+
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self | None:
+        """This method keeping about `share` of the visual tokens, where no `keep_tokens`, `keep_ratio` or
+        `keep_ratios` says it; `prompts` are some calls of `model`. None: it has no budget of its own kind."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values."""

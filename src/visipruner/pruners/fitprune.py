@@ -6,9 +6,9 @@ arXiv 2409.10197.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ class FitPrune(Pruner):
                 f"remove has {len(self.remove)} entries but the model has {num_layers} layers; fit a recipe with "
                 "visipruner.pruners.fitprune.fit."
             )
+
+    match_tolerance: ClassVar[float] = 0.02
+
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
+        """A recipe fitted on `prompts`."""
+        fitted = fit(cast(nn.Module, model), prompts, max(share, 0.02))
+        return replace(self, remove=fitted.remove)
 
     def start(self) -> PromptRun:
         return _FitPruneRun(self.remove, self.scope)

@@ -6,8 +6,8 @@ arXiv 2405.05803.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -37,6 +37,7 @@ class VTW(Pruner):
     )
 
     layer: int = 15
+    match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -48,6 +49,12 @@ class VTW(Pruner):
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
         return cls(layer=scaled_layer(cls.layer, num_layers))
+
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
+        """All tokens in the first `share` of the layers."""
+        from visipruner.engine.host import depth_of
+
+        return replace(self, layer=min(depth_of(model) - 1, round(share * depth_of(model))))
 
     def start(self) -> PromptRun:
         return _Withdrawal(self.layer)
