@@ -62,7 +62,7 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
             "hits": 0.9,
             "token_threshold": 0.1,
         }
-        stages["pruner"] = {"method": "visipruner", "filter_layer": 3}
+        stages["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 5}
         stages["attempts"] = [
             {"tolerance": allowed, "settings": {}, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
             for allowed, lost in ((0.05, 0.123), (0.025, 0.045))

@@ -6,8 +6,10 @@ finds it ahead of most methods.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class Pool(Pruner):
 
     stride: int = 2
     layer: int = 0
+    match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers and windows
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.layer < 0:
@@ -46,6 +49,15 @@ class Pool(Pruner):
 
     def check(self, num_layers: int) -> None:
         check_layers(num_layers, self.layer)
+
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
+        """The smallest windows that can leave so few, at the layer where they leave `share` on average over layers."""
+        from visipruner.engine.host import depth_of
+
+        depth = depth_of(model)
+        stride = max(self.stride, math.ceil(max(share, 1e-3) ** -0.5))
+        left = stride**-2
+        return replace(self, stride=stride, layer=min(depth - 1, round(depth * (share - left) / (1 - left))))
 
     def start(self) -> PromptRun:
         return _PoolRun(self)

@@ -107,13 +107,13 @@ def check(document: Document) -> Section | None:
                 f"{percent(choice['hits'])} of samples."
             )
         text.append(
-            f"Proposed: after layer {choice['layer']} the {choice['budget']} most influential visual tokens go on "
-            f"(this step alone: {_loss(choice['loss'], stages['metric'])}); {fires}"
+            f"The filter by itself: after layer {choice['layer']} the {choice['budget']} most influential tokens "
+            f"can go on ({_loss(choice['loss'], stages['metric'])}); {fires}"
         )
     if stages and (attempts := stages.get("attempts")):
         best = min(attempts, key=lambda attempt: float(attempt["loss"]["value"]))
         text.append(
-            "All parts at work together, on the analysed samples: "
+            "The proposal, all parts at work together, on the analysed samples: "
             f"{_loss(best['loss'], stages['metric'])}; parts chosen at a tolerance of {best['tolerance']:.3g} each "
             f"({len(attempts)} tried)."
         )

@@ -61,10 +61,12 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     told.append(_key("fusion", f"fusion, layers {places}" if places else "no single place of fusion", places))
     told.append(_key("deep", f"deep, from {layers(leave)}" if leave else "no deep stage", leave))
     told.append(_key("between", "between", True))
-    choice = stages["filter"]
-    if choice:
-        words = f"proposed filter: after layer {choice['layer']}, {choice['budget']} tokens go on"
-        told += axes.plot(choice["layer"] + 1, 0.93, "v", color=style.INK, markersize=7, linestyle="none", label=words)
+    proposed = stages["pruner"]
+    if proposed:
+        words = f"proposed filter: after layer {proposed['filter_layer']}, {proposed['keep_tokens']} tokens go on"
+        told += axes.plot(
+            proposed["filter_layer"] + 1, 0.93, "v", color=style.INK, markersize=7, linestyle="none", label=words
+        )
     axes.legend(
         handles=told,
         loc="lower left",
