@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from visipruner.adapters import adapter_for
 from visipruner.engine.attach import PruneHandle, attach
 from visipruner.engine.host import Host
+from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError, VisiPrunerError
 from visipruner.pruners.base import Pruner
@@ -113,6 +114,10 @@ class Turn:
 
     def __init__(self, handle: PruneHandle, inputs: Mapping[str, Any]) -> None:
         self._handle, self.inputs = handle, inputs
+
+    def image_cache(self, cache: ImageCache) -> AbstractContextManager[ImageCache]:
+        """As the handle's: prompts that begin with the same image share the work on it."""
+        return self._handle.image_cache(cache)
 
     @property
     def trace(self) -> PruneTrace:

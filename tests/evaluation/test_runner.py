@@ -45,6 +45,20 @@ def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -
     assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
 
 
+def test_questions_about_one_image_can_share_it(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    samples = pictures(tmp_path, 2)
+    mixed = [samples[0], samples[2], samples[1], samples[3]]
+    alone = list(evaluate(*tiny, samples, METHODS, max_new_tokens=3))
+    shared = list(evaluate(*tiny, mixed, METHODS, max_new_tokens=3, share_images=True))
+    assert [record["key"] for record in shared] == [record["key"] for record in alone]
+    for name in (DENSE, *METHODS):
+        given = [record["given"][name] for record in shared]
+        assert [one["answer"] for one in given] == [record["given"][name]["answer"] for record in alone]
+        assert [one["tokens_per_layer"] for one in given] == [r["given"][name]["tokens_per_layer"] for r in alone]
+        for number in (1, 3):  # the second question about each image finds the image's work done
+            assert given[number]["flops_cut"] > alone[number]["given"][name]["flops_cut"]
+
+
 def test_an_interrupted_evaluation_goes_on(
     tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,8 +69,8 @@ def test_an_interrupted_evaluation_goes_on(
     with (out / "samples.jsonl").open("a") as file:
         file.write('{"key": "half a li')  # the power went off here
     asked: list[int] = []
-    original = runner_module._give
-    monkeypatch.setattr(runner_module, "_give", lambda *args: asked.append(args[-1]) or original(*args))
+    original = runner_module.Comparison._give
+    monkeypatch.setattr(runner_module.Comparison, "_give", lambda *args: asked.append(args[-1]) or original(*args))
     records = list(evaluate(*tiny, samples, METHODS, max_new_tokens=2, folder=out))
     assert records[0] == json.loads(json.dumps(first))
     assert len(asked) == 3 + 3 * (len(samples) - 1)  # one warm-up each, then what was missing

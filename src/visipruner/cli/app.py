@@ -278,6 +278,15 @@ def eval_(
         list[float] | None,
         typer.Option(min=0, max=1, metavar="X", help="Share to cut of what --match names. Repeatable."),
     ] = None,
+    share_images: Annotated[
+        bool,
+        typer.Option(
+            "--share-images",
+            metavar="",
+            help="Questions about one image share the work on it: the same answers in less time. Seconds and FLOPs are "
+            "then those of what was left to do.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -309,6 +318,7 @@ def eval_(
             seed=seed,
             match=None if match is None else match.value,
             cuts=cut or [],
+            share_images=share_images,
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
             attn=attn.value,

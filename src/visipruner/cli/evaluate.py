@@ -48,6 +48,7 @@ class Job:
     seed: int
     match: str | None
     cuts: list[float]
+    share_images: bool
     max_new_tokens: int
     dtype: str
     attn: str
@@ -169,6 +170,7 @@ def _records(
         folder=job.out,
         identity={"model": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
         processes=processes,
+        share_images=job.share_images,
     )
     if processes.count == 1:
         return list(with_progress(running, len(samples), status, "Answering"))
@@ -209,6 +211,7 @@ def _document(
         "samples": len(records),
         "seed": job.seed,
         "match": job.match,
+        "share_images": job.share_images,
         "max_new_tokens": job.max_new_tokens,
         "threads": torch.get_num_threads(),
         "processes": processes,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
@@ -24,10 +26,21 @@ _ALONE = Processes()
 class Comparison:
     """A model and the methods to compare on it, the dense one added as "dense".
 
+    Args:
+        share_images: questions about one image that follow each other share the work on it (`handle.image_cache`);
+            times and FLOPs are then those of what was left to do.
+
     Raises ConfigError for a method that cannot run on the model's number of layers, or is called "dense".
     """
 
-    def __init__(self, model: Any, processor: Any, methods: Mapping[str, Pruner], max_new_tokens: int = 32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        methods: Mapping[str, Pruner],
+        max_new_tokens: int = 32,
+        share_images: bool = False,
+    ) -> None:
         if DENSE in methods:
             raise ConfigError(f"No method can be called {DENSE!r}: the dense model is always measured.")
         self.model = model
@@ -35,6 +48,7 @@ class Comparison:
         self.max_new_tokens = max_new_tokens
         self.methods: dict[str, Pruner] = {DENSE: NoPruning(), **methods}
         self._is_warm = False
+        self._caches = {name: ImageCache() for name in self.methods} if share_images else {}
         for pruner in self.methods.values():
             pruner.check(model.config.get_text_config().num_hidden_layers)
 
@@ -43,15 +57,12 @@ class Comparison:
         each that does not count. So neither a busy machine nor a warm cache favours one."""
         inputs = chat_inputs(self.model, self.processor, _picture(sample), sample.question)
         if not self._is_warm:
-            for pruner in self.methods.values():
-                _give(self.model, self.processor, pruner, inputs, 1)
+            for name in self.methods:
+                self._give(name, inputs, 1)
             self._is_warm = True
         order = list(self.methods)
         first = turn % len(order)
-        given = {
-            name: _give(self.model, self.processor, self.methods[name], inputs, self.max_new_tokens)
-            for name in order[first:] + order[:first]
-        }
+        given = {name: self._give(name, inputs, self.max_new_tokens) for name in order[first:] + order[:first]}
         return {
             "key": files.key_of(sample),
             "image": str(sample.image),
@@ -60,6 +71,22 @@ class Comparison:
             "type": sample.type,
             "id": sample.id,
             "given": {name: given[name] for name in order},
+        }
+
+    def _give(self, name: str, inputs: Mapping[str, Any], max_new_tokens: int) -> Record:
+        with attached(self.model, self.methods[name], inputs) as turn:
+            shared = turn.image_cache(self._caches[name]) if name in self._caches else nullcontext()
+            with shared:
+                reply = greedy_reply(self.model, self.processor.tokenizer, turn.inputs, max_new_tokens)
+            trace = turn.trace
+        return {
+            "answer": reply.text,
+            "tokens": reply.tokens,
+            "seconds": round(reply.seconds, 5),
+            "prefill_seconds": round(reply.first_token_seconds, 5),
+            "flops_cut": round(trace.flops_cut(0), 6),
+            "visual_attention_cut": round(trace.visual_attention_cut(0), 6),
+            "tokens_per_layer": [len(kept) for kept in trace[0].kept[:-1]],
         }
 
 
@@ -73,6 +100,7 @@ def evaluate(
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     processes: Processes = _ALONE,
+    share_images: bool = False,
 ) -> Iterator[Record]:
     """Yields one record a sample, with what the dense model and every method did with it.
 
@@ -85,6 +113,7 @@ def evaluate(
         identity: what else must be equal for a run to go on (the model's name, its dtype).
         processes: with several, this one answers and yields only its share; when all have, `folder.join` has the
             records of all. `folder` must be given and be the same for all.
+        share_images: as `Comparison` says; samples about one image are then answered one after the other.
 
     A record: image, question, answers, type, id, and `given`: by method answer, tokens, seconds, prefill_seconds (to
     the first token, vision tower included), flops_cut, visual_attention_cut (the paper's formula), tokens_per_layer
@@ -92,10 +121,15 @@ def evaluate(
 
     Raises ConfigError when `folder` holds another evaluation, or an image cannot be read.
     """
-    comparison = Comparison(model, processor, methods, max_new_tokens)
+    comparison = Comparison(model, processor, methods, max_new_tokens, share_images)
+    if share_images:
+        images = list(dict.fromkeys(sample.image for sample in samples))
+        samples = sorted(samples, key=lambda sample: images.index(sample.image))
     done: dict[str, Record] = {}
     if folder is not None:
         settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
+        if share_images:
+            settings["share_images"] = True
         if processes.is_main:
             files.claim(folder, comparison.methods, settings)
             files.join(folder, samples)
@@ -120,21 +154,6 @@ def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Pro
         numbers = [number for number, this in enumerate(is_done) if this == state]
         mine += numbers[processes.rank :: processes.count]
     return [samples[number] for number in sorted(mine)]
-
-
-def _give(model: Any, processor: Any, pruner: Pruner, inputs: dict[str, Any], max_new_tokens: int) -> Record:
-    with attached(model, pruner, inputs) as turn:
-        reply = greedy_reply(model, processor.tokenizer, turn.inputs, max_new_tokens)
-        trace = turn.trace
-    return {
-        "answer": reply.text,
-        "tokens": reply.tokens,
-        "seconds": round(reply.seconds, 5),
-        "prefill_seconds": round(reply.first_token_seconds, 5),
-        "flops_cut": round(trace.flops_cut(0), 6),
-        "visual_attention_cut": round(trace.visual_attention_cut(0), 6),
-        "tokens_per_layer": [len(kept) for kept in trace[0].kept[:-1]],
-    }
 
 
 def _picture(sample: Sample) -> Image.Image:
