@@ -235,7 +235,8 @@ def _save(job: Job, document: dict[str, Any], name: str, points: Sequence[dict[s
     from visipruner.bench.present import draw, table
     from visipruner.files import write_atomic
 
-    write_json(job.out / ("checks.json" if job.checks else "results.json"), document)
+    told = {**document, "checks": document["checks"][-1:]} if job.checks else document
+    write_json(job.out / f"{name}.json", told)
     text = "\n\n".join(table(point) for point in points) + "\n"
     write_atomic(job.out / f"{name}.md", lambda part: part.write_text(text, encoding="utf-8"))
     if points and points[-1]["visual"]:
