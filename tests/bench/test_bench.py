@@ -11,11 +11,11 @@ from transformers import AutoModelForImageTextToText
 from visipruner import VisiPruner
 from visipruner.bench import build, machine, shapes, subject
 from visipruner.bench.checks import Target
-from visipruner.bench.clock import EngineClock
 from visipruner.bench.measure import run_once
 from visipruner.bench.prompt import Rows, embedded, text_only
 from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
 from visipruner.bench.schedule import Schedule
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.session import PromptSession
 from visipruner.errors import ConfigError

@@ -43,6 +43,7 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
     assert document["samples"] == 6
     assert (out / "table.md").read_text().strip() == result.stdout.strip()
     assert (out / "chart.png").exists()
+    assert (out / "ranking.png").exists()
     assert len((out / "samples.jsonl").read_text().splitlines()) == 6
 
 

@@ -22,7 +22,7 @@ from visipruner.evaluation.processes import Processes
 
 METHODS = {"early": VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4)}
 _LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-_TIMES = {"prefill_ratio", "answer_ratio", "threads", "processes"}
+_TIMES = {"prefill_ratio", "answer_ratio", "selection_share", "threads", "processes"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FixedSchedule, VisiPruner, attach
@@ -40,9 +41,24 @@ def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -
         assert schedule["tokens_per_layer"] == [25, 25, 3, 3, 3, 3]
         assert 0 < schedule["flops_cut"] < 1
         assert 0 < schedule["prefill_seconds"] <= schedule["seconds"]
+        assert "kept" not in schedule
+        early = record["given"]["early"]
+        assert 0 < early["selection_seconds"] < early["prefill_seconds"]
+        assert dense["selection_seconds"] < early["selection_seconds"]
     plain = chat_inputs(*tiny, runner_module._picture(samples[0]), samples[0].question)
     said = tiny[0].generate(**plain, max_new_tokens=3, do_sample=False)[0, plain["input_ids"].shape[1] :]
     assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
+
+
+def test_kept_sets_are_written_where_they_change(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    sample = pictures(tmp_path, 1)[0]
+    [record] = evaluate(*tiny, [sample], METHODS, max_new_tokens=1, keep_sets=True)
+    with attach(tiny[0], METHODS["early"]) as handle, torch.no_grad():
+        tiny[0](**chat_inputs(*tiny, runner_module._picture(sample), sample.question))
+        kept = handle.trace[0].kept
+    given = record["given"]["early"]["kept"]
+    assert list(given) == ["0", "3", "4"]
+    assert all(given[layer] == kept[int(layer)] for layer in given)
 
 
 def test_questions_about_one_image_can_share_it(tiny: tuple[Any, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visipruner.evaluation import as_markdown, summarize
+from visipruner.evaluation import as_markdown, ranking, summarize
 from visipruner.evaluation.chart import draw
 from visipruner.evaluation.summary import interval
 
@@ -21,6 +21,7 @@ def _record(number: int, dense: str, other: str, answers: tuple[str, ...] = ("ca
             "tokens": 2,
             "seconds": seconds,
             "prefill_seconds": seconds / 2,
+            "selection_seconds": seconds / 20,
             "flops_cut": cut,
             "visual_attention_cut": cut,
             "tokens_per_layer": [10, round(10 * (1 - cut))],
@@ -52,6 +53,7 @@ def test_rows_say_what_happened() -> None:
     assert half["difference"]["low"] <= half["difference"]["value"] <= half["difference"]["high"]
     assert half["visual_tokens"] == 7.5
     assert half["prefill_ratio"] == half["answer_ratio"] == 2.0
+    assert half["selection_share"] == pytest.approx(0.1)
     assert half["by_type"]["name"]["total"] == 7
     table = as_markdown([dense, half])
     assert "| half | 50.0 %" in table
@@ -75,6 +77,8 @@ def test_unknown_answers_leave_agreement(tmp_path: Path) -> None:
     assert "not known" in as_markdown(rows)
     draw(rows, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 600
+    ranking.draw(rows, tmp_path / "ranking.png")
+    assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 
 def test_intervals_cover_the_truth() -> None:

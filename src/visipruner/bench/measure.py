@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_macs
-from visipruner.bench.clock import EngineClock
 from visipruner.bench.machine import peak_memory, synchronize
 from visipruner.bench.prompt import Prompt
 from visipruner.engine.attach import attach
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.pruners.base import Pruner

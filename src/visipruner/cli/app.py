@@ -287,11 +287,15 @@ def eval_(
             "then those of what was left to do.",
         ),
     ] = False,
+    keep_sets: Annotated[
+        bool,
+        typer.Option("--keep-sets", metavar="", help="Also write which visual tokens each layer had to samples.jsonl."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Save results.json, table.md, chart.png and samples.jsonl; an interrupted run goes on from it.",
+            help="Save results.json, table.md, chart.png, ranking.png, samples.jsonl; an interrupted run goes on.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -319,6 +323,7 @@ def eval_(
             match=None if match is None else match.value,
             cuts=cut or [],
             share_images=share_images,
+            keep_sets=keep_sets,
             max_new_tokens=max_new_tokens,
             dtype=dtype.value,
             attn=attn.value,

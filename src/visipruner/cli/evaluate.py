@@ -49,6 +49,7 @@ class Job:
     match: str | None
     cuts: list[float]
     share_images: bool
+    keep_sets: bool
     max_new_tokens: int
     dtype: str
     attn: str
@@ -171,6 +172,7 @@ def _records(
         identity={"model": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
         processes=processes,
         share_images=job.share_images,
+        keep_sets=job.keep_sets,
     )
     if processes.count == 1:
         return list(with_progress(running, len(samples), status, "Answering"))
@@ -233,9 +235,10 @@ def _conclude(job: Job, document: dict[str, Any], status: Console) -> None:
     write_json(job.out / "results.json", document)
     write_atomic(job.out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
     try:
-        from visipruner.evaluation.chart import draw
+        from visipruner.evaluation import chart, ranking
 
-        draw(document["rows"], job.out / "chart.png")
+        chart.draw(document["rows"], job.out / "chart.png")
+        ranking.draw(document["rows"], job.out / "ranking.png")
     except ImportError:
         status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[report]').[/yellow]")
     status.print(f"Results: {job.out / 'results.json'}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
@@ -29,6 +30,7 @@ class Comparison:
     Args:
         share_images: questions about one image that follow each other share the work on it (`handle.image_cache`);
             times and FLOPs are then those of what was left to do.
+        keep_sets: records also say which visual tokens each layer had.
 
     Raises ConfigError for a method that cannot run on the model's number of layers, or is called "dense".
     """
@@ -40,6 +42,7 @@ class Comparison:
         methods: Mapping[str, Pruner],
         max_new_tokens: int = 32,
         share_images: bool = False,
+        keep_sets: bool = False,
     ) -> None:
         if DENSE in methods:
             raise ConfigError(f"No method can be called {DENSE!r}: the dense model is always measured.")
@@ -48,6 +51,7 @@ class Comparison:
         self.max_new_tokens = max_new_tokens
         self.methods: dict[str, Pruner] = {DENSE: NoPruning(), **methods}
         self._is_warm = False
+        self._keep_sets = keep_sets
         self._caches = {name: ImageCache() for name in self.methods} if share_images else {}
         for pruner in self.methods.values():
             pruner.check(model.config.get_text_config().num_hidden_layers)
@@ -74,20 +78,27 @@ class Comparison:
         }
 
     def _give(self, name: str, inputs: Mapping[str, Any], max_new_tokens: int) -> Record:
-        with attached(self.model, self.methods[name], inputs) as turn:
+        pruner, clock = self.methods[name], EngineClock()
+        with clock.running(pruner.inside()), attached(self.model, pruner, inputs) as turn:
             shared = turn.image_cache(self._caches[name]) if name in self._caches else nullcontext()
             with shared:
                 reply = greedy_reply(self.model, self.processor.tokenizer, turn.inputs, max_new_tokens)
             trace = turn.trace
-        return {
+        kept = trace[0].kept[:-1]
+        given = {
             "answer": reply.text,
             "tokens": reply.tokens,
             "seconds": round(reply.seconds, 5),
             "prefill_seconds": round(reply.first_token_seconds, 5),
+            "selection_seconds": round(clock.selection.seconds, 6),
             "flops_cut": round(trace.flops_cut(0), 6),
             "visual_attention_cut": round(trace.visual_attention_cut(0), 6),
-            "tokens_per_layer": [len(kept) for kept in trace[0].kept[:-1]],
+            "tokens_per_layer": [len(tokens) for tokens in kept],
         }
+        if self._keep_sets:
+            sets = [list(tokens) for tokens in kept]
+            given["kept"] = {str(layer): now for layer, now in enumerate(sets) if layer == 0 or now != sets[layer - 1]}
+        return given
 
 
 def evaluate(
@@ -101,6 +112,7 @@ def evaluate(
     identity: Mapping[str, Any] | None = None,
     processes: Processes = _ALONE,
     share_images: bool = False,
+    keep_sets: bool = False,
 ) -> Iterator[Record]:
     """Yields one record a sample, with what the dense model and every method did with it.
 
@@ -113,23 +125,23 @@ def evaluate(
         identity: what else must be equal for a run to go on (the model's name, its dtype).
         processes: with several, this one answers and yields only its share; when all have, `folder.join` has the
             records of all. `folder` must be given and be the same for all.
-        share_images: as `Comparison` says; samples about one image are then answered one after the other.
+        share_images, keep_sets: as `Comparison` says; samples that share an image are answered one after the other.
 
     A record: image, question, answers, type, id, and `given`: by method answer, tokens, seconds, prefill_seconds (to
-    the first token, vision tower included), flops_cut, visual_attention_cut (the paper's formula), tokens_per_layer
-    (visual tokens in each layer).
+    the first token, vision tower included), selection_seconds (in the method's own code), flops_cut,
+    visual_attention_cut (the paper's formula), tokens_per_layer (visual tokens in each layer), and with `keep_sets`
+    kept (`{layer: positions}`, where they change).
 
     Raises ConfigError when `folder` holds another evaluation, or an image cannot be read.
     """
-    comparison = Comparison(model, processor, methods, max_new_tokens, share_images)
+    comparison = Comparison(model, processor, methods, max_new_tokens, share_images, keep_sets)
     if share_images:
         images = list(dict.fromkeys(sample.image for sample in samples))
         samples = sorted(samples, key=lambda sample: images.index(sample.image))
     done: dict[str, Record] = {}
     if folder is not None:
         settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
-        if share_images:
-            settings["share_images"] = True
+        settings |= {name: True for name, on in (("share_images", share_images), ("keep_sets", keep_sets)) if on}
         if processes.is_main:
             files.claim(folder, comparison.methods, settings)
             files.join(folder, samples)

@@ -50,6 +50,7 @@ def summarize(records: Sequence[Record], seed: int = 0, scoring: Scoring = _EXAC
     one image are not independent. broken and repaired count answers that score less, or more, than the dense one.
     official is what `scoring` publishes besides, in its own units. `is_significant` says whether the difference's
     interval leaves out 0. Ratios above 1 mean faster than dense, from summed seconds of the same samples in one run.
+    selection_share is the part of the method's own code in the seconds to the first token.
     """
     images = [record["image"] for record in records]
     names = list(records[0]["given"])
@@ -77,6 +78,8 @@ def summarize(records: Sequence[Record], seed: int = 0, scoring: Scoring = _EXAC
                 "visual_attention_cut": float(np.mean([one["visual_attention_cut"] for one in given])),
                 "prefill_ratio": _ratio(dense, given, "prefill_seconds"),
                 "answer_ratio": _ratio(dense, given, "seconds"),
+                "selection_share": sum(one["selection_seconds"] for one in given)
+                / sum(one["prefill_seconds"] for one in given),
                 "by_type": {} if right is None else _by_type(records, right),
                 "official": scoring.official(records, name),
             }
@@ -142,8 +145,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """
     lines = [
         "| method | accuracy (95 % CI) | against dense (95 % CI) | same answer | broken / repaired | "
-        "visual tokens per layer | FLOPs cut (counted) | prefill | whole answer |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "visual tokens per layer | FLOPs cut (counted) | prefill | whole answer | selection |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         difference = row["difference"]
@@ -152,7 +155,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['method']} | {_share(row['accuracy'])} | {told} | {100 * row['agreement']['value']:.1f} % "
             f"| {changed} | {row['visual_tokens']:.0f} | {100 * row['flops_cut']:.1f} % "
-            f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x |"
+            f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x | {100 * row['selection_share']:.1f} % |"
         )
     return "\n".join(lines + _official_table(rows))
 
