@@ -176,6 +176,16 @@ def test_equal_embeddings_are_not_chosen_twice() -> None:
     assert len(set(greedy_map(same, 4).tolist())) == 4
 
 
+def test_of_equal_embeddings_the_earliest_is_chosen() -> None:
+    """Copies differ by rounding, in another batch or under another attention implementation in another way."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.nn.functional.normalize(torch.randn(8, 64, generator=generator), dim=-1)
+    for _ in range(8):
+        copies = torch.cat([few, few, few]) + 3e-8 * torch.randn(24, 64, generator=generator)
+        assert most_diverse(copies, 8).tolist() == most_diverse(few.repeat(3, 1), 8).tolist()
+        assert len({place % 8 for place in most_diverse(copies, 8).tolist()}) == 8
+
+
 def _determinant(kernel: Tensor, chosen: list[int]) -> float:
     return float(torch.det(kernel[chosen][:, chosen]))
 

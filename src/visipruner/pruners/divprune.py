@@ -18,6 +18,7 @@ from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
 
 CHUNK = 256
+SAME = 1e-6  # copies of one embedding (a newline's) are equally far but for rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def most_diverse(embeddings: Tensor, count: int) -> Tensor:
     """Ascending positions of `count` of `embeddings` `[n, d]`, chosen greedily for the largest least distance.
 
     The first is the one whose nearest neighbour is farthest; then always the one farthest from its nearest chosen
-    one. Time O(n d (n + count)), no n x n matrix is held. Distances are taken in float32.
+    one, the earliest of equals. Time O(n d (n + count)), no n x n matrix is held. Distances are taken in float32.
     """
     if not count:
         return torch.empty(0, dtype=torch.long, device=embeddings.device)
@@ -56,10 +57,14 @@ def most_diverse(embeddings: Tensor, count: int) -> Tensor:
         own = torch.arange(len(likeness), device=unit.device)
         likeness[own, own + start] = -2.0
         nearest.append(1 - likeness.max(-1).values)
-    chosen = [int(torch.cat(nearest).argmax())]
+    chosen = [_farthest(torch.cat(nearest))]
     distance = 1 - unit @ unit[chosen[0]]
     for _ in range(count - 1):
         distance[chosen[-1]] = -1.0
-        chosen.append(int(distance.argmax()))
+        chosen.append(_farthest(distance))
         distance = torch.minimum(distance, 1 - unit @ unit[chosen[-1]])
     return torch.tensor(sorted(chosen), device=embeddings.device)
+
+
+def _farthest(distance: Tensor) -> int:
+    return int((distance >= distance.max() - SAME).nonzero()[0])
