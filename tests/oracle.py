@@ -5,8 +5,9 @@ No row is ever dropped here. The oracle shares no code with the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import AttentionInterface
 
 from visipruner import VisiPruner
+from visipruner.pruners.visipruner import ReferenceVisiPruner
 
 # (layer, weights-to-be as logits [heads, n, n], values [heads, n, d]) -> weights
 Edit = Callable[[int, Tensor], Tensor]
@@ -50,6 +52,47 @@ def oracle(model: Any, edit: Edit) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@dataclass(frozen=True)
+class Entering:
+    """What a method was shown of the tokens that enter a layer, and what those that stay were to hold from there on.
+
+    Attributes:
+        tokens: `[k]` long, numbers in the prompt. embeddings: `[k, d]`, their hidden states.
+        kept: `[j]` long, tokens that take over what others held; `states`: `[j, d]`, what they hold. None: no merge.
+    """
+
+    layer: int
+    tokens: Tensor
+    embeddings: Tensor
+    kept: Tensor | None = None
+    states: Tensor | None = None
+
+
+@contextmanager
+def merged(layers: Sequence[Any], visual: Tensor, entering: Sequence[Entering]) -> Iterator[None]:
+    """Before each layer of the full-length model, its rows must be what the method was shown, and become what the
+    method merged. `visual`: `[n]` bool over the prompt."""
+    places = visual.nonzero().flatten()
+
+    def enter(shown: Entering) -> Callable[..., Any]:
+        def before(_module: Any, args: Any, kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            torch.testing.assert_close(hidden[0, places[shown.tokens]], shown.embeddings, atol=2e-4, rtol=1e-4)
+            if shown.kept is None or shown.states is None:
+                return None
+            hidden = hidden.index_copy(1, places[shown.kept], shown.states[None].to(hidden))
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return before
+
+    hooks = [layers[shown.layer].register_forward_pre_hook(enter(shown), with_kwargs=True) for shown in entering]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def softmax(logits: Tensor) -> Tensor:
     """Softmax whose rows without any key are zero."""
     return logits.softmax(-1).nan_to_num(0)
@@ -72,6 +115,8 @@ def pruned_edit(visual: Tensor, kept: list[list[int]], pruner: Any = None) -> Ed
         logits = logits.masked_fill(gone, float("-inf"))
         if not isinstance(pruner, VisiPruner) or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
             return softmax(logits)
+        if isinstance(pruner, ReferenceVisiPruner):
+            return _zeroed(layer, logits, is_visual & ~gone, len(visual))
         return _shallow(layer, logits, is_visual & ~gone, pruner)
 
     return edit
@@ -94,3 +139,16 @@ def _shallow(layer: int, logits: Tensor, is_visual: Tensor, pruner: VisiPruner) 
         raised[..., sink] += torch.log(is_visual.sum().float())
         text_only = softmax(raised)
     return text_only.masked_fill(is_visual[:, None], 0)
+
+
+def _zeroed(layer: int, logits: Tensor, is_visual: Tensor, prompt: int) -> Tensor:
+    """The authors' code ("7b"): weights of prompt rows go after the softmax, and nothing takes their place."""
+    full = softmax(logits)
+    weights = full.masked_fill(is_visual, 0)
+    if layer == 0:
+        sink = is_visual.nonzero().flatten()[0]
+        weights[..., ~is_visual, sink] = full[..., ~is_visual, :][..., is_visual].sum(-1)
+    else:
+        weights = torch.where(is_visual[:, None], full, weights)
+    generated = torch.arange(len(is_visual)) >= prompt
+    return torch.where(generated[:, None], full, weights)

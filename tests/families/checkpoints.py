@@ -39,7 +39,8 @@ def words_tokenizer(special: dict[int, str], named: dict[str, str]) -> PreTraine
 
 def _template(image: str) -> str:
     return (
-        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% for message in messages %} {{ 'w3' if message['role'] == 'user' else 'w4' }} "
+        "{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}" + image + "{% else %} {{ part['text'] }} {% endif %}"
         "{% endfor %}{% endfor %}"
     )
@@ -209,10 +210,15 @@ PROCESSORS: dict[str, Callable[[], tuple[Any, str]]] = {
 }
 
 
+def processor_of(name: str) -> Any:
+    """A family's processor with a chat template."""
+    processor, image = PROCESSORS[name]()
+    processor.chat_template = _template(image)
+    return processor
+
+
 def save(name: str, folder: Path) -> Path:
     """Model and processor of a family in `folder`."""
     built(name, "eager").save_pretrained(folder)
-    processor, image = PROCESSORS[name]()
-    processor.chat_template = _template(image)
-    processor.save_pretrained(folder)
+    processor_of(name).save_pretrained(folder)
     return folder

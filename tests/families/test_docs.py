@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import visipruner as vp
-from tests.families import test_features, test_matrix, test_methods, test_probe, test_run, test_uses
+from tests.families import test_chats, test_features, test_matrix, test_methods, test_probe, test_run, test_uses
 from tests.families.tried import TRIED
 from tests.families.zoo import FAMILIES, adapter_of, built, inputs, prompt
 from visipruner import adapters
@@ -38,7 +38,7 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_feature_is_tried() -> None:
     """Importing the tests fills TRIED."""
-    modules = (test_matrix, test_features, test_methods, test_probe, test_run, test_uses)
+    modules = (test_matrix, test_chats, test_features, test_methods, test_probe, test_run, test_uses)
     tests = {name for module in modules for name in vars(module)}
     assert set(TRIED) == set(FEATURES) | set(USES)
     assert all(set(names) <= tests for names in TRIED.values())

@@ -1,6 +1,7 @@
 """Every invariant of the engine with every family, method and attention implementation.
 
-The numbers are those of the invariants the README lists; `tests/engine` tests the same on more text models and methods.
+The numbers are those of `visipruner.adapters.methods.INVARIANTS`. The methods here are tuned by hand, one for each way
+to drop rows; `test_methods.py` asks the same of every method of the registry, `tests/engine` of more text models.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import visipruner as vp
-from tests.engine.state import state_of
-from tests.families.prompts import IMAGE, Prompt, extended
+from tests.engine.state import state_of, untouched
+from tests.families.prompts import IMAGE, extended
 from tests.families.tried import tries
-from tests.families.zoo import FAMILIES, LAYERS, built, inputs, prompt, visual_rows
+from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.divprune import DivPrune
@@ -40,7 +40,8 @@ each_cell = pytest.mark.parametrize(("name", "attn"), CELLS)
 each_pruner = pytest.mark.parametrize("pruner", PRUNERS)
 
 
-def _generate(model: Any, prepared: dict[str, Any], **settings: Any) -> Any:
+def generate(model: Any, prepared: dict[str, Any], **settings: Any) -> Any:
+    """`STEPS` words, never a special token, with the logits they were chosen by."""
     return model.generate(
         **prepared,
         **settings,
@@ -52,11 +53,11 @@ def _generate(model: Any, prepared: dict[str, Any], **settings: Any) -> Any:
     )
 
 
-def _follows_the_oracle(name: str, attn: str, pruner: str, pieces: Prompt) -> None:
+def follows_the_oracle(name: str, attn: str, pruner: str, prepared: dict[str, Any]) -> None:
+    """A prompt and its answer under a pruner."""
     model, family = built(name, attn), FAMILIES[name]
-    prepared = inputs(name, [pieces])
     with vp.attach(model, PRUNERS[pruner]) as handle:
-        output = _generate(model, prepared)
+        output = generate(model, prepared)
     trace, visual = handle.trace[0], visual_rows(prepared["input_ids"])[0]
     assert trace.num_visual == int(visual.sum())
     assert sum(trace.tokens_per_image) == trace.num_visual
@@ -76,14 +77,14 @@ def _follows_the_oracle(name: str, attn: str, pruner: str, pieces: Prompt) -> No
 @each_cell
 @each_pruner
 def test_decoding_equals_the_full_model_with_edges_cut(name: str, attn: str, pruner: str) -> None:
-    _follows_the_oracle(name, attn, pruner, prompt(name, [3, 0, 2, 0, 5]))
+    follows_the_oracle(name, attn, pruner, inputs(name, [prompt(name, [3, 0, 2, 0, 5])]))
 
 
 @tries("video")
 @each_pruner
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is not None])
 def test_videos(name: str, pruner: str) -> None:
-    _follows_the_oracle(name, "sdpa", pruner, prompt(name, [3, -1, 5]))
+    follows_the_oracle(name, "sdpa", pruner, inputs(name, [prompt(name, [3, -1, 5])]))
 
 
 @tries("cache")
@@ -93,9 +94,9 @@ def test_without_a_cache_the_prompts_selections_hold(name: str, attn: str, prune
     model = built(name, attn)
     prepared = inputs(name, [prompt(name, [3, 0, 5])])
     with vp.attach(model, PRUNERS[pruner]) as handle:
-        cached = _generate(model, prepared)
+        cached = generate(model, prepared)
         kept = handle.trace.kept
-        uncached = _generate(model, prepared, use_cache=False)
+        uncached = generate(model, prepared, use_cache=False)
         assert handle.trace.kept == kept
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), **CLOSE)
 
@@ -108,10 +109,10 @@ def test_a_second_turn_on_the_same_cache(name: str, attn: str, pruner: str) -> N
     first, more = inputs(name, [prompt(name, [3, 0, 5])]), torch.tensor([[5, 6, 7]])
     visual = visual_rows(first["input_ids"])[0]
     with vp.attach(model, PRUNERS[pruner]) as handle:
-        answer = _generate(model, first)
+        answer = generate(model, first)
         kept, cache = handle.trace[0].kept, answer.past_key_values
         ids = torch.cat([answer.sequences, more], 1)
-        output = _generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache)
+        output = generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache)
         assert handle.trace[0].kept == kept, "text brings nothing to prune"
     later = output.sequences[:, len(visual) : -1]
     longer = extended(first, later, family.types, family.later_type)
@@ -155,9 +156,9 @@ def test_decoding_in_a_batch(name: str, attn: str, pruner: str) -> None:
     model = built(name, attn)
     prompts = [prompt(name, layout, seed) for seed, layout in enumerate(LAYOUTS)]
     with vp.attach(model, PRUNERS[pruner]):
-        together = torch.stack(_generate(model, inputs(name, prompts)).logits, 1)
+        together = torch.stack(generate(model, inputs(name, prompts)).logits, 1)
         for logits, pieces in zip(together, prompts, strict=True):
-            alone = torch.stack(_generate(model, inputs(name, [pieces])).logits, 1)[0]
+            alone = torch.stack(generate(model, inputs(name, [pieces])).logits, 1)[0]
             torch.testing.assert_close(logits, alone, **CLOSE)
 
 
@@ -170,10 +171,10 @@ def test_decoding_in_a_batch(name: str, attn: str, pruner: str) -> None:
 def test_nothing_pruned_is_bit_identical(name: str, attn: str, layout: list[int]) -> None:
     model = built(name, attn)
     prepared = inputs(name, [prompt(name, layout), prompt(name, [11], 2)])
-    plain = _generate(model, prepared)
+    plain = generate(model, prepared)
     for pruner in [KEEPS_ALL] if 0 in layout else PRUNERS.values():
         with vp.attach(model, pruner) as handle:
-            attached = _generate(model, prepared)
+            attached = generate(model, prepared)
         assert torch.equal(torch.stack(plain.logits), torch.stack(attached.logits))
         assert handle.trace[1].query_lengths == [11] * LAYERS
 
@@ -189,36 +190,13 @@ def test_on_changes_off_restores_and_no_tensor_is_touched(name: str, attn: str, 
     with torch.no_grad():
         plain = model(**prepared).logits
         before = state_of(model)  # taken after a first forward: transformers installs hooks of its own then
-        seen: list[tuple[Tensor, int, Tensor]] = []
-
-        def remember(_module: Any, args: Any, kwargs: Any, output: Any = None) -> None:
-            values = [part for value in (*args, *kwargs.values(), output) for part in _parts(value)]
-            seen.extend((value, value._version, value.clone()) for value in values)
-
-        hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in _layers(model)]
-        with vp.attach(model, PRUNERS[pruner]):
-            remember(model, (), {**prepared, **dict(model.named_parameters())})
+        with untouched(model, layers_of(model), prepared), vp.attach(model, PRUNERS[pruner]):
             pruned = model(**prepared).logits
             with pytest.raises(vp.VisiPrunerError, match="attached already"):
                 vp.attach(model, vp.NoPruning())
-        for hook in hooks:
-            hook.remove()
-        assert len(seen) > LAYERS
-        for tensor, version, copy in seen:
-            assert tensor._version == version
-            assert torch.equal(tensor, copy)
         assert state_of(model) == before
         assert torch.equal(model(**prepared).logits, plain)
     assert not torch.equal(pruned[:, -1], plain[:, -1])
-
-
-def _parts(value: Any) -> list[Tensor]:
-    return [part for part in (value if isinstance(value, tuple | list) else [value]) if torch.is_tensor(part)]
-
-
-def _layers(model: Any) -> list[Any]:
-    decoder = getattr(model.model, "language_model", None) or model.model.text_model
-    return list(decoder.layers)
 
 
 # ---- 9: never a silent no-op ---------------------------------------------------------------------------------------

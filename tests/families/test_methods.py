@@ -1,57 +1,220 @@
-"""Every method of the registry with families that differ most: the rows it drops are edges cut, whoever chose them."""
+"""Every method of the registry with every adapter: the nine invariants of a pair in one test that shares its runs.
+
+What is not asked of a method, and which pairs are errors, `visipruner.adapters.methods` declares for this test and for
+the table of the docs alike.
+"""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import visipruner as vp
-from tests.families.test_matrix import CLOSE
+from tests.engine.state import state_of, untouched
+from tests.families.prompts import extended
+from tests.families.test_matrix import CLOSE, PRUNERS
 from tests.families.tried import tries
-from tests.families.zoo import EACH_ADAPTER, LAYERS, adapter_of, built, inputs, prompt, visual_rows
-from tests.oracle import oracle, pruned_edit
+from tests.families.zoo import EACH_ADAPTER, FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
+from tests.oracle import Entering, merged, oracle, pruned_edit
+from visipruner.adapters.methods import asked, is_refused
+from visipruner.engine.entry import EntryView, Merge
+from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
+from visipruner.pruners.visipruner import ReferenceVisiPruner
 
-# Those that show the picture smaller are not attached: tests/pruners/test_downsample.py has them.
-_SHRINK = {name for name in available() if method_class(name).shrinks}
-_BY_HAND = {"none", "schedule", "visipruner", "visipruner-reference"}  # test_matrix has them, at settings of their own
-METHODS = {name: method_class(name).for_depth(LAYERS) for name in available() if name not in _BY_HAND | _SHRINK}
-SELECTS = {name: method for name, method in METHODS.items() if not method.merges}
+STEPS = 3
+LAYOUTS = [[3, 0, 2, 0, 5], [2, 0, 6], [7]]
+TEXT = 2  # which of them has no image
+
+# Published thresholds need not be met by random models.
+_TUNED: dict[str, vp.Pruner] = {
+    "schedule": PRUNERS["schedule"],
+    "visipruner": PRUNERS["detect"],
+    "visipruner-reference": replace(
+        ReferenceVisiPruner.for_depth(LAYERS), shallow_end=2, filter_layer=2, keep_tokens=3
+    ),
+}
+METHODS: dict[str, vp.Pruner] = {
+    name: _TUNED[name] if name in _TUNED else method_class(name).for_depth(LAYERS) for name in available()
+}
+_KEEPS_ALL: dict[str, dict[str, Any]] = {
+    "fitprune": {"remove": (0.0,) * LAYERS},
+    "none": {},
+    "pool": {"stride": 1},
+    "pyramiddrop": {"keep_ratios": (1.0,) * 3},
+    "schedule": {"keep": (10_000,) * 2},
+    "sparsevlm": {"keep": (10_000,) * 3},
+    "visipruner": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
+    "visipruner-reference": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
+}
 
 
-@tries("methods")
-@pytest.mark.parametrize("method", SELECTS)
-@pytest.mark.parametrize("name", ["llava-next", "qwen3-vl", "idefics3", "mistral3", "paligemma", "gemma3"])
-def test_methods_that_select(name: str, method: str) -> None:
-    model, pruner = built(name), SELECTS[method]
-    prepared = inputs(name, [prompt(name, [3, 0, 2, 0, 5])])
+def keeping_everything(pruner: vp.Pruner) -> vp.Pruner:
+    """The method with settings that keep every token; a method without a `keep_ratio` needs an entry above."""
+    if isinstance(pruner, Composed):
+        return Composed(parts=tuple(keeping_everything(part) for part in pruner.parts))
+    if pruner.name in _KEEPS_ALL:
+        return replace(pruner, **_KEEPS_ALL[pruner.name])
+    assert "keep_ratio" in {item.name for item in fields(pruner)}
+    return replace(pruner, keep_ratio=1.0)  # type: ignore[call-arg]
+
+
+def _is_refused(name: str, method: str) -> bool:
+    # Pixtral's encoder reads all images as one sequence and masks them from each other.
+    unreadable = name == "pixtral" and bool(METHODS[method].vision_layers(24))
+    return unreadable or is_refused(METHODS[method], adapter_of(name)) is not None
+
+
+_PAIRS = [(name, method) for name in EACH_ADAPTER for method in METHODS]
+WORKS = [pair for pair in _PAIRS if not _is_refused(*pair)]
+ERRORS = [pair for pair in _PAIRS if _is_refused(*pair)]
+
+
+def _attn(name: str) -> str:
+    return "eager" if name == "paligemma2" else "sdpa"
+
+
+def _generate(model: Any, prepared: dict[str, Any], **settings: Any) -> Any:
+    return model.generate(
+        **prepared,
+        **settings,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        suppress_tokens=list(range(80, 99)),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+
+
+def _logits(output: Any) -> Tensor:
+    """`[batch, STEPS, vocabulary]`."""
+    return torch.stack(output.logits, 1)
+
+
+@cache
+def _prepared(name: str, example: int | None = None, side: str = "left") -> dict[str, Any]:
+    """One example, or the batch of all."""
+    chosen = list(enumerate(LAYOUTS)) if example is None else [(example, LAYOUTS[example])]
+    return inputs(name, [prompt(name, layout, seed) for seed, layout in chosen], side)
+
+
+@cache
+def _plain(name: str, example: int | None = None) -> Tensor:
+    return _logits(_generate(built(name, _attn(name)), _prepared(name, example)))
+
+
+def _remembered(pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> list[Entering]:
+    """Filled with what the method's runs are shown on entry and answer."""
+    seen: list[Entering] = []
+    start = type(pruner).start
+
+    def remembering(self: vp.Pruner) -> Any:
+        run: Any = start(self)
+        inner = run.select_entry
+
+        def select_entry(layer: int, view: EntryView) -> Tensor | Merge | None:
+            answer = inner(layer, view)
+            is_merge = isinstance(answer, Merge)
+            held = (view.tokens[answer.kept], answer.states) if is_merge else (None, None)
+            seen.append(Entering(layer, view.tokens, view.embeddings, *held))
+            return answer  # type: ignore[no-any-return]
+
+        run.select_entry = select_entry
+        return run
+
+    monkeypatch.setattr(type(pruner), "start", remembering)
+    return seen
+
+
+def _alone(name: str, pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, vp.ExampleTrace]:
+    """1, 2, 5, 6, 8 under eager attention: the logits of the first example and its trace."""
+    model, family, prepared = built(name, "eager"), FAMILIES[name], _prepared(name, 0)
     visual = visual_rows(prepared["input_ids"])[0]
-    if pruner.vision_layers(24) and not adapter_of(name).vision:
-        with pytest.raises(vp.UnsupportedModelError, match="vision tower"):
-            vp.attach(model, pruner)
-        return
-    with vp.attach(model, pruner) as handle, torch.no_grad():
-        logits = model(**prepared).logits[0]
-        kept = handle.trace[0].kept
-    assert len(kept[-1]) < int(visual.sum())
-    with oracle(model, pruned_edit(visual, kept, pruner)), torch.no_grad():
-        expected = model(**prepared, use_cache=False).logits[0]
-    torch.testing.assert_close(logits[~visual], expected[~visual], **CLOSE)
+    with (
+        monkeypatch.context() as patch,
+        untouched(model, layers_of(model), prepared),
+        vp.attach(model, pruner) as handle,
+    ):
+        shown = _remembered(pruner, patch)
+        output = _generate(model, prepared)
+        trace: vp.ExampleTrace = handle.trace[0]
+    _holds_the_rows_that_ran(pruner, visual, trace, output.past_key_values)
+    assert bool(trace.merged) == pruner.merges
+    tokens = output.sequences[:, -STEPS:]
+    longer = extended(prepared, tokens[:, :-1], family.types, family.later_type)
+    edit = pruned_edit(visual, trace.kept, pruner)
+    with oracle(model, edit), merged(layers_of(model), visual, shown), torch.no_grad():
+        expected = model(**longer, use_cache=False).logits[0, len(visual) - 1 :]
+    torch.testing.assert_close(_logits(output)[0], expected, **CLOSE)
+    return _logits(output)[0], trace
+
+
+def _holds_the_rows_that_ran(pruner: vp.Pruner, visual: Tensor, trace: vp.ExampleTrace, cache: Any) -> None:
+    """1, 2."""
+    assert trace.num_visual == sum(trace.tokens_per_image) == int(visual.sum())
+    if 5 in asked(pruner.name):
+        assert len(trace.kept[-1]) < trace.num_visual, "the case must prune to test anything"
+    for earlier, later in zip(trace.kept, trace.kept[1:], strict=False):
+        assert later == sorted(set(later) & set(earlier))
+    rows = [int((~visual).sum()) + len(kept) for kept in trace.kept[:-1]]
+    assert trace.query_lengths == rows
+    assert cache.get_seq_length() == len(visual) + STEPS - 1
+    for layer, held in enumerate(cache.layers):
+        if type(held) is not DynamicSlidingWindowLayer:  # untouched by pruning: the host's own eviction
+            assert held.keys.shape[-2] == trace.key_lengths[layer] + STEPS - 1
+            assert trace.key_lengths[layer] == rows[layer] or not pruner.routing(layer).is_plain
 
 
 @tries("methods", "vision methods")
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", EACH_ADAPTER)
-def test_methods_run_or_say_why_not(name: str, method: str) -> None:
-    model, pruner = built(name, "eager"), METHODS[method]
-    layouts = [[3, 0, 6], [7], [2, 0, 2, 0, 4]]
-    prepared = inputs(name, [prompt(name, layout, seed) for seed, layout in enumerate(layouts)])
-    # Pixtral's encoder reads all images as one sequence and masks them from each other.
-    readable = bool(adapter_of(name).vision) and name != "pixtral"
-    if pruner.vision_layers(24) and not readable:
-        with pytest.raises(vp.UnsupportedModelError, match="vision tower"), vp.attach(model, pruner):
-            model(**prepared)
-        return
-    with vp.attach(model, pruner), torch.no_grad():
-        logits = model(**prepared).logits
-    assert torch.isfinite(logits[:, -1]).all()
+@pytest.mark.parametrize(("name", "method"), WORKS)
+def test_every_invariant(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner, model, batch = METHODS[method], built(name, _attn(name)), _prepared(name)
+    plain = _plain(name)
+    before = state_of(model)  # after a first forward: transformers installs hooks of its own then
+    alone, trace = _alone(name, pruner, monkeypatch)
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        with pytest.raises(vp.VisiPrunerError, match="attached already"):  # 7
+            vp.attach(model, vp.NoPruning())
+        together = _logits(_generate(model, batch))
+        kept = handle.trace.kept
+        torch.testing.assert_close(together[0], alone, **CLOSE)  # 3, 6
+        assert kept[0] == trace.kept
+        assert handle.trace[TEXT].num_visual == 0
+
+        right = _prepared(name, side="right")
+        last = right["attention_mask"].sum(1) - 1
+        logits = model(**right).logits[torch.arange(len(LAYOUTS)), last]
+        torch.testing.assert_close(logits, together[:, 0], **CLOSE)  # 3
+        assert handle.trace.kept == kept
+
+        uncached = _logits(_generate(model, _prepared(name, 0), use_cache=False))[0]
+        torch.testing.assert_close(uncached, alone, **CLOSE)  # 6
+        assert torch.equal(_logits(_generate(model, _prepared(name, TEXT))), _plain(name, TEXT))  # 4
+        with pytest.raises(vp.LayoutError, match="no pixel_values"):  # 9
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    assert state_of(model) == before  # 7
+    if 4 in asked(method):
+        with vp.attach(model, keeping_everything(pruner)):
+            assert torch.equal(_logits(_generate(model, batch)), plain)  # 4
+    assert torch.equal(_logits(_generate(model, batch)), plain)  # 7
+    assert torch.equal(together[0], plain[0]) == (5 not in asked(method))
+
+
+@tries("methods", "vision methods")
+@pytest.mark.parametrize(("name", "method"), ERRORS)
+def test_what_does_not_work_is_an_error(name: str, method: str) -> None:
+    model, pruner = built(name, _attn(name)), METHODS[method]
+    _plain(name)
+    before = state_of(model)
+    error, message = (vp.ConfigError, "use visipruner.prompts.attached") if pruner.shrinks else (
+        vp.UnsupportedModelError, "vision tower"
+    )  # fmt: skip
+    with pytest.raises(error, match=message), vp.attach(model, pruner), torch.no_grad():
+        model(**_prepared(name))
+    assert state_of(model) == before

@@ -22,9 +22,10 @@ from transformers import (
 import visipruner as vp
 from tests.engine.state import state_of
 from tests.families.checkpoints import words_tokenizer
-from tests.families.test_matrix import CLOSE, PRUNERS
+from tests.families.prompts import extended
+from tests.families.test_matrix import CLOSE, KEEPS_ALL, PRUNERS
 from tests.families.tried import tries
-from tests.families.zoo import DISTINCT, LAYERS, built, inputs, prompt, visual_rows
+from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 from visipruner.pruners.fastervlm import FasterVLM
 
@@ -58,6 +59,46 @@ def test_streaming_gives_the_same_words(name: str, tokenizer: Any, capsys: pytes
         thread.start()
         assert "".join(streamer).strip() == said
         thread.join()
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+SAMPLED: dict[str, Any] = {
+    **ONE,
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_k": 30,
+    "num_return_sequences": 2,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+
+
+@tries("sampling")
+@each_family
+def test_sampling(name: str) -> None:
+    model, family, prepared = built(name, _attn(name)), FAMILIES[name], inputs(name, [prompt(name, [3, 0, 5])])
+    visual = visual_rows(prepared["input_ids"])[0]
+
+    def said() -> Any:
+        torch.manual_seed(7)
+        return model.generate(**prepared, **SAMPLED)
+
+    plain = said()
+    assert not torch.equal(*plain.sequences), "the case must draw to test anything"
+    with vp.attach(model, KEEPS_ALL):
+        assert torch.equal(said().sequences, plain.sequences)
+    with vp.attach(model, PRUNERS["detect"]) as handle:
+        pruned, traces = said(), handle.trace
+        assert torch.equal(said().sequences, pruned.sequences)
+    assert torch.equal(said().sequences, plain.sequences)
+    assert len(traces) == 2
+    for sequence, trace, logits in zip(pruned.sequences, traces, torch.stack(pruned.logits, 1), strict=True):
+        assert len(trace.kept[-1]) < trace.num_visual
+        longer = extended(prepared, sequence[None, len(visual) : -1], family.types, family.later_type)
+        with oracle(model, pruned_edit(visual, trace.kept, PRUNERS["detect"])), torch.no_grad():
+            expected = model(**longer, use_cache=False).logits[0, len(visual) - 1 :]
+        torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

@@ -502,3 +502,9 @@ def adapter_of(name: str) -> Adapter:
 def visual_rows(ids: Tensor) -> Tensor:
     """What the host overwrites with image features, `[batch, seq]` bool."""
     return (ids == IMAGE) | (ids == VIDEO)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The layers of the text decoder."""
+    decoder = getattr(model.model, "language_model", None) or model.model.text_model
+    return list(decoder.layers)

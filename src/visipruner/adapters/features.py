@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visipruner.adapters.base import Adapter
+from visipruner.adapters.methods import row
+from visipruner.adapters.methods import table as methods_table
 
 # Feature to what it means; every test in tests/families names the features it tries.
 FEATURES: dict[str, str] = {
@@ -30,6 +32,15 @@ FEATURES: dict[str, str] = {
 
 # Ways of calling that do not depend on the family: (does it work, how or what to do instead).
 USES: dict[str, tuple[str, str]] = {
+    "sampling": (
+        "yes",
+        "with a seed: the same tokens as the plain model where nothing is pruned, and again when pruned",
+    ),
+    "chat": (
+        "yes",
+        "questions about an image of the first turn, in one prompt by the processor's chat template, and turn by turn "
+        "on the same cache: what was kept of the image stays as it is",
+    ),
     "streaming": ("yes", "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`"),
     "hidden states": (
         "yes",
@@ -66,29 +77,19 @@ USES: dict[str, tuple[str, str]] = {
 def table(adapters: Sequence[Adapter]) -> str:
     """Families by features in Markdown: yes, no, and numbered notes below."""
     notes: list[str] = []
-    lines = [_row(["family", "`model_type`", *FEATURES]), _row(["---"] * (2 + len(FEATURES)))]
+    lines = [row(["family", "`model_type`", *FEATURES]), row(["---"] * (2 + len(FEATURES)))]
     for adapter in adapters:
         types = ", ".join(f"`{kind}`" for kind in adapter.model_types)
-        lines.append(_row([adapter.family, types, *(_cell(adapter, feature, notes) for feature in FEATURES)]))
+        lines.append(row([adapter.family, types, *(_cell(adapter, feature, notes) for feature in FEATURES)]))
     lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, start=1)), ""]
-    lines += [_row(["family", "which rows are visual tokens"]), _row(["---"] * 2)]
-    lines += [_row([adapter.family, adapter.visual]) for adapter in adapters]
+    lines += [row(["family", "which rows are visual tokens"]), row(["---"] * 2)]
+    lines += [row([adapter.family, adapter.visual]) for adapter in adapters]
     lines += ["", *(f"* *{feature}*: {meaning}." for feature, meaning in FEATURES.items())]
-    lines += ["", "With every family:", "", _row(["use", "works", "how"]), _row(["---"] * 3)]
-    lines += [_row([use, works, how]) for use, (works, how) in USES.items()]
-    lines += ["", "Methods by families:", "", *_methods(adapters)]
+    lines += ["", "With every family:", "", row(["use", "works", "how"]), row(["---"] * 3)]
+    lines += [row([use, works, how]) for use, (works, how) in USES.items()]
+    lines += ["", "Methods by families, with the numbers of the invariants that are checked:", ""]
+    lines += methods_table(adapters)
     return "\n".join(lines) + "\n"
-
-
-def _methods(adapters: Sequence[Adapter]) -> list[str]:
-    """Every method that is attached with every family; those that look at the vision tower need one they can read."""
-    from visipruner.pruners.registry import available, method_class
-
-    lines = [_row(["method", *(adapter.family for adapter in adapters)]), _row(["---"] * (1 + len(adapters)))]
-    for name in (name for name in available() if not method_class(name).shrinks):
-        looks = bool(method_class(name).for_depth(32).vision_layers(24))
-        lines.append(_row([f"`{name}`", *("no" if looks and not adapter.vision else "yes" for adapter in adapters)]))
-    return lines
 
 
 def _cell(adapter: Adapter, feature: str, notes: list[str]) -> str:
@@ -99,7 +100,3 @@ def _cell(adapter: Adapter, feature: str, notes: list[str]) -> str:
     if note not in notes:
         notes.append(note)
     return f"{word} ({notes.index(note) + 1})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
