@@ -29,7 +29,7 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
-	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 100 --out docs/comparison \
+	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 80 --out docs/comparison \
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, no shallow stage=visipruner:shallow_end=0,filter_layer=12,keep_tokens=64,exit_layer=25' \

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.eval/1"
-_MATCHED_ON = 4  # prompts on which budgets are matched
+_MATCHED_ON = 2  # prompts on which budgets are matched
 _ANY_DEPTH = 32
 EVERY = "all"
 # Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.

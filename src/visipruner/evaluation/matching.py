@@ -19,7 +19,7 @@ AXES: dict[str, Callable[[PruneTrace], float]] = {
     "attention": lambda trace: trace.visual_attention_cut(0),
 }
 _STEPS = 12
-_NEAR_ENOUGH = 0.003
+_NEAR_ENOUGH = 0.005
 
 
 def matched(
@@ -52,7 +52,7 @@ def matched(
         cut = sum(share_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
         if best is None or abs(cut - target) < best[0]:
             best = (abs(cut - target), candidate)
-        if best[0] <= _NEAR_ENOUGH:
+        if best[0] <= max(_NEAR_ENOUGH, pruner.match_tolerance / 2):
             break
         low, high = (share, high) if cut > target else (low, share)
     assert best is not None

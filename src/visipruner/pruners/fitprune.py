@@ -63,7 +63,7 @@ class FitPrune(Pruner):
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
         """A recipe fitted on `prompts`."""
-        fitted = fit(cast(nn.Module, model), prompts, max(share, 0.02))
+        fitted = fit(cast(nn.Module, model), prompts, max(share, 0.02), tolerance=0.04)
         return replace(self, remove=fitted.remove)
 
     def start(self) -> PromptRun:
