@@ -60,6 +60,19 @@ def test_matched_budgets(cli, planted_folder, data, tmp_path):
     assert "has no budget" in document["left_out"]["schedule:layers=[1],keep=[3] @ 30%"]
 
 
+def test_budgets_are_matched_once(cli, planted_folder, data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    methods = ["--method", "random", "--method", "schedule:layers=[1],keep=[3]", "--match", "flops", "--cut", 0.5]
+    arguments = ["eval", "--model", planted_folder, "--data", data, *methods, "--max-new-tokens", 1, "--out", out]
+    assert cli(*arguments, "--samples", 2).exit_code == 0
+    before = json.loads((out / "results.json").read_text())
+    monkeypatch.setattr("visipruner.evaluation.matched", lambda *_: pytest.fail("matched again"))
+    assert cli(*arguments).exit_code == 0
+    after = json.loads((out / "results.json").read_text())
+    assert after["samples"] > before["samples"]
+    assert (after["methods"], after["left_out"]) == (before["methods"], before["left_out"])
+
+
 def test_budgets_of_their_own_kind_are_matched_too(cli, planted_folder, data, tmp_path):
     methods = ["--method", "vtw", "--method", "fitprune", "--match", "tokens", "--cut", 0.5]
     result = cli("eval", "--model", planted_folder, "--data", data, *methods, "--json", "--max-new-tokens", 1)

@@ -15,6 +15,7 @@ from rich.console import Console
 from visipruner.cli import models, saving, settings, submissions
 from visipruner.cli.data import task_of, with_progress
 from visipruner.cli.errors import CliError
+from visipruner.cli.matches import Matches
 from visipruner.errors import VisiPrunerError
 from visipruner.files import write_json
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.eval/1"
-_MATCHED_ON = 2  # prompts on which budgets are matched
+_MATCHED_ON = 1  # prompts on which budgets are matched
 _ANY_DEPTH = 32
 EVERY = "all"
 # Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
@@ -83,7 +84,7 @@ def execute(job: Job) -> None:
     status = Console(stderr=True, quiet=not processes.is_main)
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
-    methods, left_out = _methods(job, loaded, chosen, status)
+    methods, left_out = _methods(job, loaded, chosen, status, processes)
     records = _records(job, loaded, chosen, methods, status, processes)
     if processes.is_main:
         document = _document(job, loaded, task, methods, left_out, records, processes.count)
@@ -92,7 +93,7 @@ def execute(job: Job) -> None:
 
 
 def _methods(
-    job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console
+    job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console, processes: Processes
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """Pruners by their names in the table, and why some were left out."""
     from visipruner.pruners.registry import available, load_pruner
@@ -106,7 +107,7 @@ def _methods(
     plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in specs}
     if job.match is None and EVERY not in job.methods:
         return {**fixed, **plain}, {}
-    fitting, left_out = _fitting(job, loaded, samples, plain, status)
+    fitting, left_out = _fitting(job, loaded, samples, plain, status, processes)
     return {**fixed, **fitting}, left_out
 
 
@@ -119,7 +120,12 @@ def _named(spec: str) -> tuple[str, str]:
 
 
 def _fitting(
-    job: Job, loaded: LoadedModel, samples: Sequence[Sample], plain: dict[str, Pruner], status: Console
+    job: Job,
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    plain: dict[str, Pruner],
+    status: Console,
+    processes: Processes,
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """The methods that run on this model, with matched budgets where that is asked for; and why others do not."""
     from PIL import Image
@@ -133,18 +139,32 @@ def _fitting(
     found: dict[str, Pruner] = {}
     left_out: dict[str, str] = {}
     cuts: list[float | None] = [*job.cuts] or [None]
-    with status.status("Trying methods, matching budgets"):
-        for name, pruner in plain.items():
-            for cut in cuts:
-                label = name if cut is None else f"{name} @ {cut:.0%}"
-                try:
-                    if cut is None or job.match is None:
-                        share_cut(loaded.model, prompts[0], pruner)
-                        found[label] = pruner
-                    else:
-                        found[label] = matched(loaded.model, prompts, pruner, job.match, cut)
-                except VisiPrunerError as error:
-                    left_out[label] = str(error)
+    asked = {
+        "model": job.model,
+        "match": job.match,
+        "samples": [[str(sample.image), sample.question] for sample in samples[:_MATCHED_ON]],
+        "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
+    }
+    matches = Matches(job.out, asked, processes.is_main)
+    every = [
+        (name if cut is None else f"{name} @ {cut:.0%}", pruner, cut) for name, pruner in plain.items() for cut in cuts
+    ]
+    for label, pruner, cut in with_progress(every, len(every), status, "Trying methods, matching budgets"):
+        answer = matches.get(label)
+        if answer is None:
+            try:
+                if cut is None or job.match is None:
+                    share_cut(loaded.model, prompts[0], pruner)
+                    answer = pruner
+                else:
+                    answer = matched(loaded.model, prompts, pruner, job.match, cut)
+            except VisiPrunerError as error:
+                answer = str(error)
+            matches.put(label, answer)
+        if isinstance(answer, str):
+            left_out[label] = answer
+        else:
+            found[label] = answer
     for label, reason in left_out.items():
         status.print(f"[yellow]left out: {label}: {reason}[/yellow]")
     return found, left_out

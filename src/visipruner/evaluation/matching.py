@@ -20,6 +20,7 @@ AXES: dict[str, Callable[[PruneTrace], float]] = {
 }
 _STEPS = 12
 _NEAR_ENOUGH = 0.005
+_CLOSE = 0.1
 
 
 def matched(
@@ -46,9 +47,12 @@ def matched(
         raise ConfigError(f"The share to cut must lie between 0 and 1, got {target}.")
     low, high = 0.0, 1.0  # share of tokens kept; cutting falls as it grows
     best: tuple[float, Pruner] | None = None
+    candidate: Pruner | None = None
     for _ in range(_STEPS):
         share = (low + high) / 2
-        candidate = with_share(pruner, share, model, prompts)
+        before, candidate = candidate, with_share(pruner, share, model, prompts)
+        if candidate == before and high - low < _CLOSE:
+            break  # a finer share makes no other settings
         cut = sum(share_cut(model, prompt, candidate, axis) for prompt in prompts) / len(prompts)
         if best is None or abs(cut - target) < best[0]:
             best = (abs(cut - target), candidate)
