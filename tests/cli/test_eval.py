@@ -74,14 +74,16 @@ def test_budgets_are_matched_once(cli, planted_folder, data, tmp_path, monkeypat
 
 
 def test_budgets_of_their_own_kind_are_matched_too(cli, planted_folder, data, tmp_path):
-    methods = ["--method", "vtw", "--method", "fitprune", "--match", "tokens", "--cut", 0.5]
+    methods = [option for name in ("vtw", "fitprune", "sparsevlm") for option in ("--method", name)]
+    methods += ["--match", "tokens", "--cut", 0.5]
     result = cli("eval", "--model", planted_folder, "--data", data, *methods, "--json", "--max-new-tokens", 1)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["methods"]["vtw @ 50%"]["settings"]["layer"] == 3  # of 6
     tokens = {row["method"]: row["visual_tokens"] for row in document["rows"]}
     assert tokens["vtw @ 50%"] == pytest.approx(tokens["dense"] / 2)
-    assert tokens["fitprune @ 50%"] == pytest.approx(tokens["dense"] / 2, rel=0.1)
+    for name in ("fitprune", "sparsevlm"):
+        assert tokens[f"{name} @ 50%"] == pytest.approx(tokens["dense"] / 2, rel=0.1)
 
 
 def test_every_method_that_runs(cli, planted_folder, data, tmp_path):

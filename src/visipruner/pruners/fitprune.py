@@ -59,11 +59,11 @@ class FitPrune(Pruner):
                 "visipruner.pruners.fitprune.fit."
             )
 
-    match_tolerance: ClassVar[float] = 0.02
+    match_tolerance: ClassVar[float] = 0.05  # whole tokens in every layer, and a search in steps
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
         """A recipe fitted on `prompts`."""
-        fitted = fit(cast(nn.Module, model), prompts, max(share, 0.02), tolerance=0.04)
+        fitted = fit(cast(nn.Module, model), prompts, max(share, 0.02), tolerance=0.02)
         return replace(self, remove=fitted.remove)
 
     def start(self) -> PromptRun:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -78,6 +80,11 @@ class SparseVLM(Pruner):
 
     def check(self, num_layers: int) -> None:
         check_layers(num_layers, *self.layers)
+
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
+        """Every stage's fraction raised to the same power; 0.5 changes nothing."""
+        power = math.log(min(1.0, max(share, 1e-3))) / math.log(0.5)
+        return replace(self, keep=tuple(round(self.tokens * (count / self.tokens) ** power) for count in self.keep))
 
     def start(self) -> PromptRun:
         return _SparseRun(self)
