@@ -27,7 +27,8 @@ from visipruner.testbed.training.sequence import Packer
 from visipruner.training.planning import Suggestion, choices
 
 WORDS = ["<image>", "<|im_end|>", "what", "is", "where", "this", "red", "blue", "left", "right"]
-STAGES = Stages(inject=2, exit=5, chooser=3, keep=6)
+STAGES = Stages(inject=2, exit=5, chooser=3, keep=6, also=(1,))
+NAMES = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit", "late-exit from 1"]
 PLAN = Plan(stages=STAGES, seeds=2, pictures=14, questions=2, test_pictures=6, timed=1, pace=Pace(5e-3, 5e-3, warmup=1))
 
 
@@ -76,8 +77,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 def test_every_arm_learns_the_same_lessons(done: tuple[Path, dict[str, Any]]) -> None:
     records = done[1]["records"]
-    names = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit"]
-    assert [(record["seed"], record["arm"]) for record in records] == [(s, name) for s in (0, 1) for name in names]
+    assert [(record["seed"], record["arm"]) for record in records] == [(s, name) for s in (0, 1) for name in NAMES]
     for record in records:
         losses = [line["loss"] for line in record["log"]]
         assert len(losses) == 7
@@ -105,7 +105,15 @@ def test_the_costs_are_those_of_the_plan(done: tuple[Path, dict[str, Any]]) -> N
 
 def test_the_table_has_every_arm_and_intervals(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     rows = summarize(done[1])
-    assert [row["arm"] for row in rows] == [PLAIN, PRUNED, "late", "exit", "late-exit", "late-sparse-exit"]
+    assert [row["arm"] for row in rows] == [
+        PLAIN,
+        PRUNED,
+        "late",
+        "exit",
+        "late-exit",
+        "late-sparse-exit",
+        "late-exit from 1",
+    ]
     for row in rows:
         accuracy = row["accuracy"]
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
@@ -137,7 +145,7 @@ def test_an_interrupted_experiment_ends_as_if_it_had_not_been(
     monkeypatch.setattr(Learner, "step", step)
     assert (tmp_path / "runs" / "late-0" / "state.pt").exists()
     again = experiment(bench(), plan, tmp_path)
-    for mine, wanted in zip(again["records"], done[1]["records"][:5], strict=True):
+    for mine, wanted in zip(again["records"], done[1]["records"][:6], strict=True):
         assert mine["fingerprint"] == wanted["fingerprint"], mine["arm"]
         assert mine["answers"] == wanted["answers"]
     with pytest.raises(ConfigError, match="other settings"):

@@ -140,6 +140,9 @@ def guidelines(
     questions: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
     test_pictures: Annotated[int, typer.Option(min=1, help="Pictures asked about after each training.")] = 50,
     inject: Annotated[int, typer.Option(min=0, help="(a): first layer with visual rows.")] = 12,
+    also_inject: Annotated[
+        list[int] | None, typer.Option(min=0, help="Another first layer, as one more arm with the exit. Repeatable.")
+    ] = None,
     exit_layer: Annotated[int, typer.Option("--exit", min=1, help="(c): first layer without them again.")] = 24,
     filter_layer: Annotated[int, typer.Option(min=0, help="(b): the layer that chooses tokens.")] = 15,
     keep_tokens: Annotated[int, typer.Option(min=1, help="(b): tokens that go on after it.")] = 64,
@@ -158,7 +161,7 @@ def guidelines(
     from visipruner.testbed.guidelines.runner import Plan
 
     plan = Plan(
-        stages=Stages(inject, exit_layer, filter_layer, keep_tokens),
+        stages=Stages(inject, exit_layer, filter_layer, keep_tokens, tuple(also_inject or ())),
         learnt=learnt,
         seeds=seeds,
         pictures=pictures,

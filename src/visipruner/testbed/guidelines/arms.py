@@ -22,12 +22,14 @@ class Stages:
     """The layers and tokens that the arms are made of; for the small model chosen from its analysis (docs/training.md).
 
     `inject`, `exit`: first layer with visual rows, first without. `keep` tokens go on after layer `chooser`.
+    `also`: further first layers, each in an arm of its own, to see how early is early enough.
     """
 
     inject: int = 12
     exit: int = 24
     chooser: int = 15
     keep: int = 64
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class Arm:
 
 
 def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
-    """Plain, (a), (c), (a)+(c), (a)+(b)+(c); with `learnt` also (a)+(c) with learnt layers."""
+    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), and (a)+(c) from each layer of `stages.also`.
+
+    With `learnt` also one that learns its layers.
+    """
     late, early = Alignment(inject_layer=stages.inject), Alignment(exit_layer=stages.exit)
     both = replace(late, exit_layer=stages.exit)
     found = [
@@ -53,6 +58,7 @@ def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
         Arm("exit", "c", early),
         Arm("late-exit", "a+c", both),
         Arm("late-sparse-exit", "a+b+c", replace(both, keep_tokens=stages.keep, filter_layer=stages.chooser)),
+        *(Arm(f"late-exit from {layer}", "a+c", replace(both, inject_layer=layer)) for layer in stages.also),
     ]
     if learnt:
         middle = (stages.inject + stages.exit) // 2
