@@ -18,7 +18,7 @@ def test_draw_writes_a_test_set(emoji, tmp_path):
     arguments = ["draw", "--emoji", str(emoji), "--out", str(tmp_path / "new"), "--pictures", "2", "--unseen", "1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert len({sample.image for sample in load_test_set(tmp_path / "new")}) == 4
+    assert len({sample.image for sample in load_test_set(tmp_path / "new")}) == 5
 
 
 def test_missing_emoji_and_missing_test_set_are_one_sentence(tmp_path):

@@ -6,23 +6,36 @@ from random import Random
 from statistics import mean
 
 import torch
+from safetensors.torch import load_file
 
+from visipruner.testbed.assembly.trained import TRAINED_FILE
 from visipruner.testbed.scenes import Example, LayoutOptions, Question, Scene
 from visipruner.testbed.scenes.render import render
 from visipruner.testbed.scenes.scene import Background
 from visipruner.testbed.scenes.vocabulary import COLORS
-from visipruner.testbed.training import loop
+from visipruner.testbed.training import lessons
 from visipruner.testbed.training.loop import LOG_FILE, Trainer, train
-from visipruner.testbed.training.recipe import Recipe
-from visipruner.testbed.training.warmstart import vision_features
+from visipruner.testbed.training.recipe import SMALL, Recipe, WarmRound
+from visipruner.testbed.training.sight import as_pixels, vision_features
 
 RECIPE = Recipe(
-    rank=16, questions=1, batch=4, lora_rate=1e-2, projector_rate=3e-3, warmup_images=8, warm_images=4, warm_steps=20
+    rank=16,
+    questions=1,
+    batch=4,
+    lora_rate=1e-2,
+    projector_rate=3e-3,
+    warmup_images=8,
+    large_every=1000,
+    large_share=0.0,
+    easy_vqa_every=0,
+    warm_rounds=(WarmRound("warm-start", 12, ("plain",), large_every=4),),
+    warm_batch=2,
+    dtype="float32",
 )
 IMAGES = 320
 
 
-def plain_example(seed, index, art, options, questions, mix):
+def plain_example(seed, index, art, options, questions, mix=None):
     """An empty scene and the one question whose answer a random vision tower still shows: the background's colour."""
     rng = Random(f"{seed}/{index}")
     color = rng.choice(sorted(COLORS))
@@ -36,10 +49,12 @@ def held_out_loss(trainer, processor, blank):
     """Mean loss per answer token over pictures of another seed, or over as many blank ones."""
     losses = []
     for index in range(40):
-        example = plain_example("held-out", index, trainer.art, LayoutOptions(styles=()), 1, None)
-        pixels = processor.image_processor(example.picture, return_tensors="pt")["pixel_values"]
-        row = trainer.packer.pack([example.questions])
-        loss, _ = trainer._loss(vision_features(trainer.model, torch.zeros_like(pixels) if blank else pixels), row)
+        example = plain_example("held-out", index, None, LayoutOptions(styles=()), 1)
+        pixels = as_pixels(processor.image_processor, [example.picture], SMALL * 14)
+        packer = trainer.packers[SMALL]
+        row = packer.pack([example.questions])
+        features = vision_features(trainer.model, torch.zeros_like(pixels) if blank else pixels)
+        loss, _ = trainer.loss(features, row, len(packer.prefix))
         losses.append(float(loss / row.weights.sum()))
     return mean(losses)
 
@@ -52,13 +67,13 @@ def test_training_learns_to_look(model, processor, emoji, tmp_path, monkeypatch)
         made.load_state_dict(start)
         return made
 
-    monkeypatch.setattr(loop, "draw_example", plain_example)
+    monkeypatch.setattr(lessons, "draw_example", plain_example)
     train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, stop_at=IMAGES // 2)
     train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, resume=True)
     steps = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
     assert [step["images"] for step in steps] == list(range(4, IMAGES + 1, 4))
     losses = [step["loss"] for step in steps]
-    trainer = Trainer(fresh(), processor, RECIPE, emoji)
+    trainer = Trainer(fresh(), processor, RECIPE, emoji, load_file(tmp_path / TRAINED_FILE))
     trainer.resume(tmp_path)
     seen, blanked = (held_out_loss(trainer, processor, blank) for blank in (False, True))
     assert mean(losses[-20:]) < 0.7 * mean(losses[:20])

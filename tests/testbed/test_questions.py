@@ -5,9 +5,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from visipruner.scoring import majority_right, normalize
-from visipruner.testbed.scenes import PRACTICE, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
+from visipruner.testbed.scenes import SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
-from visipruner.testbed.training.recipe import SECOND
 
 OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
 
@@ -93,21 +92,37 @@ def test_majority_answers_are_weak(examples):
     assert right / sum(len(answers) for answers in by_type.values()) < 0.45
 
 
-def test_practice_asks_the_hard_types_and_no_open_fact_twice(art):
-    options = SECOND.options(10_000)
-    drawn = [draw_example("practice", index, art, options, 24, PRACTICE) for index in range(150)]
-    kinds = Counter(q.type for example in drawn for q in example.questions)
-    assert set(kinds) == set(SCOPES)
-    assert min(kinds["count"], kinds["where-is"], kinds["relation"]) > 3 * kinds["identify"]
-    for example in drawn:
-        open_answers = Counter((q.type, q.answer) for q in example.questions if q.answer not in ("yes", "no"))
+def test_no_open_fact_is_asked_twice(art):
+    for index in range(60):
+        questions = draw_example("often", index, art, OPTIONS, 24).questions
+        open_answers = Counter((q.type, q.answer) for q in questions if q.answer not in ("yes", "no"))
         assert max(open_answers.values(), default=1) == 1
-    assert sum(len(example.questions) for example in drawn) / len(drawn) > 14
+
+
+def test_comparisons_are_true_and_balanced(examples):
+    answers = Counter()
+    for scene, question in _asked(examples, "compare"):
+        counts = Counter(item.name for item in scene.items if item.kind != "text")
+        named = {item.name: item for item in scene.items}
+        if " more " in question.question:
+            more, fewer = question.question.removeprefix("Are there more ").rstrip("?").split(" than ")
+            many = {plural(name): count for name, count in counts.items()}
+            expected = many[more] > many[fewer]
+        elif "same color" in question.question:
+            one, two = question.question.removeprefix("Do the ").split(" have ")[0].split(" and the ")
+            expected = named[one].color == named[two].color
+        else:
+            word = " larger" if " larger " in question.question else " smaller"
+            one, two = question.question.removeprefix("Is the ").rstrip("?").split(f"{word} than the ")
+            expected = (named[one].size > named[two].size) == (word == " larger")
+        assert question.answer == ("yes" if expected else "no"), question
+        answers[question.answer] += 1
+    assert 0.4 < answers["yes"] / answers.total() < 0.6
 
 
 def test_several_texts_are_asked_for_by_place(art):
     options = LayoutOptions(styles=TRAIN_STYLES, text_share=1.0, most_texts=3)
-    drawn = [draw_example("texts", index, art, options, 24, PRACTICE) for index in range(60)]
+    drawn = [draw_example("texts", index, art, options, 24) for index in range(60)]
     several = 0
     for scene, question in _asked(drawn, "text"):
         texts = [item for item in scene.items if item.kind == "text"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, LayoutOptions, draw_example
+from visipruner.testbed.scenes.combinations import is_held_out
 from visipruner.testbed.scenes.scene import POSITIONS
 from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, UNSEEN_OBJECTS, plural, with_article
 
@@ -54,6 +55,23 @@ def test_always_puts_the_object_there(art):
     options = LayoutOptions(styles=TRAIN_STYLES, always=("zebra",))
     there = [draw_example("zebras", i, art, options, 0).scene.items[0].name == "zebra" for i in range(40)]
     assert sum(there) > 25  # now and then it becomes a shape or a word
+
+
+def _held_out(scene):
+    return [
+        item
+        for item in scene.items
+        if item.kind != "text" and is_held_out(item.name, item.position if item.kind == "emoji" else item.color)
+    ]
+
+
+def test_combinations_are_held_out_unless_asked_for(art):
+    scenes = [draw_example("train-2", i, art, OPTIONS, 0).scene for i in range(300)]
+    assert not any(_held_out(scene) for scene in scenes)
+    options = LayoutOptions(styles=TRAIN_STYLES, held_out=True)
+    found = [len(_held_out(draw_example("held-out", i, art, options, 0).scene)) for i in range(100)]
+    assert sum(count == 1 for count in found) > 90
+    assert max(found) == 1
 
 
 def test_missing_pictures_say_how_to_get_them(tmp_path):

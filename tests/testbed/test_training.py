@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,26 +14,42 @@ from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
+from visipruner.testbed.training.lessons import EASY_VQA, Lessons
 from visipruner.testbed.training.loop import train
-from visipruner.testbed.training.lora import add_lora, fold_lora
-from visipruner.testbed.training.recipe import Recipe
-from visipruner.testbed.training.warmstart import PatchTargets, fit_projector
-from visipruner.testbed.training.words import collect_words
+from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
+from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
+from visipruner.testbed.training.sequence import Packer, use_packed_attention
+from visipruner.testbed.training.targets import PatchTargets
+from visipruner.testbed.training.warmstart import WarmStart, warm_start
 
 RECIPE = Recipe(
-    rank=4, questions=4, batch=2, lora_rate=2e-2, projector_rate=2e-3, warmup_images=2, warm_images=6, warm_steps=20
+    rank=4,
+    vision_rank=4,
+    questions=4,
+    batch=2,
+    lora_rate=2e-2,
+    projector_rate=2e-3,
+    warmup_images=2,
+    easy_vqa_every=0,
+    warm_rounds=(
+        WarmRound("warm-start", 8, ("plain", "wordy"), large_every=4, vision_rate=5e-3, projector_rate=1e-2),
+        WarmRound("warm-words", 4, ("page",), large_every=3),
+    ),
+    warm_batch=2,
+    dtype="float32",
 )
 
 
 def test_patches_are_labelled_with_what_they_show(model, processor, art):
     targets = PatchTargets(model, processor)
     example = draw_example("labels", 1, art, LayoutOptions(styles=TRAIN_STYLES), 0)
-    labels, vectors = targets.of(example, 16)
-    assert vectors.shape == (256, 32)
-    named = {targets.names[label] for label in labels.tolist() if label >= 0}
+    labels = targets.of(example, 16)
+    assert labels.vectors.shape == (256, 32)
+    named = {targets.names[label] for label in labels.names[labels.known].tolist()}
     behind = example.scene.background.color or "texture"
     assert named <= {item.name for item in example.scene.items} | {behind}
     assert behind in named
+    assert int(labels.marked.sum()) == len(example.scene.items)
 
 
 def test_lora_starts_as_the_identity_and_folds_exactly(model):
@@ -48,16 +65,25 @@ def test_lora_starts_as_the_identity_and_folds_exactly(model):
     state = {f"{name}.lora_{k}": getattr(m, f"lora_{k}").detach() for name, m in adapted.items() for k in "ab"}
     fresh = type(decoder)(decoder.config).eval()
     fresh.load_state_dict(plain)
+    remove_lora(decoder)
+    assert torch.equal(decoder(inputs_embeds=embeds).last_hidden_state, before)
     fold_lora(fresh, state)
     torch.testing.assert_close(fresh(inputs_embeds=embeds).last_hidden_state, changed, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(changed, before, atol=1e-2)
 
 
-def test_rate_rises_stays_and_falls_over_the_last_fifth():
+def test_rate_rises_stays_and_falls_over_the_last_three_fifths():
     recipe = Recipe()
     assert recipe.rate(0, 1000) < 0.05
-    assert recipe.rate(500, 1000) == recipe.rate(800, 1000) == 1.0
-    assert 0 < recipe.rate(990, 1000) < 0.06
+    assert recipe.rate(300, 1000) == recipe.rate(400, 1000) == 1.0
+    assert 0 < recipe.rate(990, 1000) < 0.04
+
+
+def test_the_last_pictures_and_some_before_are_large():
+    sides = [Recipe().side(image, 1000) for image in range(1000)]
+    assert set(sides[880:]) == {LARGE}
+    assert 0.08 < sides[:880].count(LARGE) / 880 < 0.12
+    assert set(sides) == {SMALL, LARGE}
 
 
 def test_loss_falls_and_the_result_can_be_folded(model, processor, emoji, tmp_path):
@@ -101,13 +127,13 @@ def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_p
         made.load_state_dict(start)
         return made
 
-    # With rates of nothing, what comes out is what went in, but for the projector's lesson in words.
-    still = dataclasses.replace(RECIPE, lora_rate=0.0, projector_rate=0.0, word_images=4, word_steps=3, practice=True)
+    # With rates of nothing, what comes out is what went in.
+    still = dataclasses.replace(RECIPE, lora_rate=0.0, projector_rate=0.0)
     train(fresh(), processor, emoji, tmp_path / "next", 2, still, continue_from=tmp_path / "first")
     later = load_file(tmp_path / "next" / TRAINED_FILE)
     assert later.keys() == earlier.keys()
     for name in earlier:
-        assert torch.equal(later[name], earlier[name]) == ("lora" in name)
+        assert torch.equal(later[name], earlier[name])
     recorded = json.loads((tmp_path / "next" / "recipe.json").read_text())
     assert recorded["continued_from"]["recipe"]["lora_rate"] == RECIPE.lora_rate
     wider = dataclasses.replace(still, rank=8)
@@ -116,25 +142,70 @@ def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_p
 
 
 def test_digits_are_labelled_one_by_one(model, processor):
-    targets = PatchTargets(model, processor, by_digit=True)
+    targets = PatchTargets(model, processor)
     item = Item(kind="text", name="35", x=0.5, y=0.5, size=0.5, color="black", style="sans")
     owner = np.full((336, 336), -1)
     owner[100:200, 84:252] = 0
     scene = Scene(Background("flat", "white"), (item,), blur=0.0, noise=0.0, noise_seed=0)
-    labels, _ = targets.of(Example(scene, Image.new("RGB", (336, 336)), owner, []), 16)
-    grid = [[targets.names[label] if label >= 0 else "" for label in row] for row in labels.reshape(16, 16).tolist()]
+    labels = targets.of(Example(scene, Image.new("RGB", (336, 336)), owner, []), 16)
+    named = [targets.names[label] if label >= 0 else "" for label in labels.names.tolist()]
+    grid = [named[row * 16 : row * 16 + 16] for row in range(16)]
     assert set(grid[7][4:8]) == {"3"}
     assert set(grid[7][8:12]) == {"5"}
     assert set(grid[7][:4]) == {"white"}
+    assert labels.marked.reshape(16, 16)[8, 8]
 
 
-def test_words_are_learnt_and_the_rest_stays(model, processor, art, emoji):
-    names = PatchTargets(model, processor, by_digit=True).embeddings
-    before = collect_words(model, processor, art, "words", 12)
-    distance = (model.model.multi_modal_projector(before.features) - before.targets).pow(2).mean(1)
-    assert distance[before.background].max() < 1e-8  # the others' target is what the projector said before
-    fit_projector(model, before, names, steps=150, afresh=False)
-    after = (model.model.multi_modal_projector(before.features) - before.targets).pow(2).mean(1)
-    words = ~before.background
-    assert after[words].mean() < 0.7 * distance[words].mean()
-    assert after[before.background].mean() < 0.5 * distance[words].mean()
+def test_the_warm_start_learns_goes_on_and_leaves_the_model(model, processor, emoji, tmp_path):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = warm_start(model, processor, emoji, RECIPE, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(json.loads((tmp_path / "warm_start.json").read_text())) == {"16", "24"}
+    halfway = WarmStart(model, processor, emoji, RECIPE)
+    for _ in range(5):
+        halfway.step()
+    remove_lora(model.model.vision_tower)
+    (tmp_path / "again").mkdir()
+    halfway.save(tmp_path / "again" / "warm_start.pt")
+    again = warm_start(model, processor, emoji, RECIPE, tmp_path / "again")
+    assert state.keys() == again.keys()
+    for name in state:
+        torch.testing.assert_close(state[name], again[name], atol=1e-6, rtol=1e-5)
+    longer = dataclasses.replace(RECIPE, warm_rounds=(dataclasses.replace(RECIPE.warm_rounds[0], images=120),))
+    fitted = WarmStart(model, processor, emoji, longer)
+    losses = [fitted.step() for _ in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_packed_attention_is_sdpa(model, processor, art):
+    decoder = model.model.language_model
+    packer = Packer(processor, 16)
+    packed = packer.pack([draw_example("packed", 3, art, LayoutOptions(styles=TRAIN_STYLES), 5).questions])
+    prefix = len(packer.prefix)
+    inputs = {
+        "inputs_embeds": torch.randn(1, packed.input_ids.shape[1], 32),
+        "attention_mask": torch.zeros(packed.attention_mask.shape).masked_fill(~packed.attention_mask, -1e30),
+        "position_ids": packed.position_ids,
+        "use_cache": False,
+    }
+    decoder.set_attn_implementation("sdpa")
+    expected = decoder(**inputs).last_hidden_state
+    use_packed_attention(decoder)
+    given = decoder(**inputs, packed_prefix=prefix).last_hidden_state
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_every_twelfth_lesson_is_of_easy_vqas_training_part(emoji):
+    lessons = Lessons(Recipe(), emoji)
+    shown = [lessons.lesson(image) for image in range(24)]
+    of_easy_vqa = [index for index, (_, asked) in enumerate(shown) if {q.type for q in asked} == {EASY_VQA}]
+    assert of_easy_vqa == [11, 23]
+    assert all(shown[index][0].size == (64, 64) for index in of_easy_vqa)
+    assert not any(q.type == EASY_VQA for q in shown[0][1])
+    assert lessons.lesson(11)[1] == shown[11][1]
+
+
+def test_easy_vqa_is_asked_for_by_name_where_it_is_missing(emoji, monkeypatch):
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    with pytest.raises(ConfigError, match=r"visipruner\[train\]"):
+        Lessons(Recipe(), emoji)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.models import TESTBED
+from visipruner.cli.models import TESTBEDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ def task_of(model: str, data: Path | None, name: str | None, images: Path | None
 
 
 def _shipped(model: str) -> Path:
-    if model != TESTBED:
+    if model not in TESTBEDS:
         raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
     from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
 

@@ -13,6 +13,8 @@ from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_
 from visipruner.errors import VisiPrunerError
 
 TESTBED = "testbed"
+TESTBEDS = {TESTBED: 336, "testbed-224": 224}
+"""Names of the small model, with the side of its pictures in pixels."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -35,14 +37,13 @@ class LoadedModel:
 def check_name(name: str) -> None:
     """Raises CliError for a `--model` that can be neither the small model, nor a folder, nor a hub id."""
     path = Path(name).expanduser()
-    if name == TESTBED or path.is_dir():
+    if name in TESTBEDS or path.is_dir():
         return
     if path.is_file():
         raise CliError(f"--model {name} is a file; give the folder that holds config.json and the weights.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         hint = (
-            did_you_mean(name, [TESTBED])
-            or f" Use {TESTBED!r}, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."
+            did_you_mean(name, TESTBEDS) or f" Use {TESTBED!r}, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."
         )
         raise CliError(f"There is no model {name!r}: it is not a folder here.{hint}")
 
@@ -53,8 +54,10 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
     check_name(name)
     place = devices.resolve(device)
     _quiet_transformers()
-    if name == TESTBED:
-        model, processor = _load_testbed(dtype, attn)
+    if name in TESTBEDS:
+        from visipruner import testbed
+
+        model, processor = testbed.load(dtype=dtype, attn_implementation=attn, image_size=TESTBEDS[name])
         model = model.to(devices.first() if place == devices.SPREAD else place)
     else:
         model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
@@ -66,10 +69,10 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
 
 def prepare(name: str) -> None:
     """Builds the small model if it is asked for and not there yet, which shows its own progress."""
-    if name == TESTBED:
+    if name in TESTBEDS:
         from visipruner import testbed
 
-        testbed.ensure_built()
+        testbed.ensure_built(TESTBEDS[name])
 
 
 def _quiet_transformers() -> None:
@@ -77,12 +80,6 @@ def _quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _load_testbed(dtype: str, attn: str) -> tuple[Any, Any]:
-    from visipruner import testbed
-
-    return testbed.load(dtype=dtype, attn_implementation=attn)
 
 
 def _load_checkpoint(name: str, dtype: str, attn: str, place: str, local_only: bool) -> tuple[Any, Any]:

@@ -45,7 +45,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="'testbed' (the small model that ships), a folder, or a Hugging Face id that is already cached.",
+        help="'testbed' (the small model that ships, 576 visual tokens; 'testbed-224' has 256), a folder, or a "
+        "Hugging Face id that is already cached.",
     ),
 ]
 Data = Annotated[

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.models import TESTBED
+from visipruner.cli.models import TESTBEDS
 
 if TYPE_CHECKING:
     from visipruner.pruners.base import Pruner
@@ -61,10 +61,10 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None, model
                     "--set goes with a single --method; write settings as --method 'first:key=value+second'."
                 )
             return registry.make_from_spec(method)
-        if method is None and model == TESTBED:
+        if method is None and model in TESTBEDS:
             from visipruner.testbed.calibration import calibrated
 
-            ours = calibrated()
+            ours = calibrated(TESTBEDS[model])
             return registry.make(ours.name, **{**ours.settings(), **settings})
         return registry.make(method or "visipruner", **settings)
     if method is not None or settings:
@@ -86,7 +86,7 @@ def pruner_for(spec: str, model: str, num_layers: int) -> Pruner:
     """
     from visipruner.pruners.registry import method_class
 
-    if spec == "visipruner" and model == TESTBED:
+    if spec == "visipruner" and model in TESTBEDS:
         return make_pruner(None, [], None, model)
     if ":" in spec or "+" in spec:
         return make_pruner(spec, [], None)

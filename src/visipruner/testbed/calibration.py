@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from visipruner.pruners.base import FILE_NAME
 from visipruner.pruners.registry import load_pruner
 from visipruner.pruners.visipruner import VisiPruner
+from visipruner.testbed.build import IMAGE_SIZE
 from visipruner.testbed.testset import DATA_FOLDER
 
 
-def calibrated() -> VisiPruner:
-    """The configuration that ships with the small model: what `visipruner analyze` proposes for it."""
+def calibrated(image_size: int = IMAGE_SIZE) -> VisiPruner:
+    """The configuration that ships with the small model: what `visipruner analyze` proposes for it.
+
+    For smaller pictures the budget is the same share of the visual tokens.
+    """
     pruner = load_pruner(DATA_FOLDER / FILE_NAME)
     assert isinstance(pruner, VisiPruner)
-    return pruner
+    if pruner.keep_tokens is None:
+        return pruner
+    return replace(pruner, keep_tokens=round(pruner.keep_tokens * (image_size / IMAGE_SIZE) ** 2))

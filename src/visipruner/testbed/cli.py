@@ -14,7 +14,7 @@ app = typer.Typer(
     help="The small real model that ships with visipruner: build it, test it, or make it anew.",
 )
 
-_BUILD_EXAMPLE = "Example: visipruner testbed build --image-size 336"
+_BUILD_EXAMPLE = "Example: visipruner testbed build --image-size 224"
 _TEST_EXAMPLE = "Example: visipruner testbed test --limit 20 --json accuracy.json"
 _FETCH_EXAMPLE = "Example: visipruner testbed fetch emoji"
 _DRAW_EXAMPLE = "Example: visipruner testbed draw --emoji emoji --out my-test --seed mine --pictures 20"
@@ -26,8 +26,8 @@ _TRAIN_EXAMPLE = "Example: visipruner testbed train --emoji emoji --images 2000 
 @reports_errors
 def build(
     image_size: Annotated[
-        int, typer.Option(min=14, help="Picture side in pixels: 224 gives 256 visual tokens, 336 gives 576.")
-    ] = 224,
+        int, typer.Option(min=14, help="Picture side in pixels: 336 gives 576 visual tokens, 224 gives 256.")
+    ] = 336,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where to put it; default $VISIPRUNER_CACHE or the user's cache.")
     ] = None,
@@ -45,18 +45,28 @@ def measure(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
-    image_size: Annotated[int, typer.Option(min=14, help="Picture side in pixels.")] = 224,
+    image_size: Annotated[int, typer.Option(min=14, help="Picture side in pixels.")] = 336,
     blank: Annotated[bool, typer.Option(help="Also answer with the picture blanked.")] = True,
     folder: Annotated[Path | None, typer.Option(help="A test set made by `draw` instead of the shipped one.")] = None,
     model: Annotated[
         Path | None, typer.Option(help="A training folder to test instead of the shipped weights.")
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            metavar="",
+            help="Also easy-VQA's test part, and the scenes in the other precision and the other attention.",
+        ),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and every answer here.")] = None,
 ) -> None:
     """Accuracy per question type, beside the same model without its picture and the majority answer."""
     from visipruner.testbed.report import run_test
 
-    result = run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank)
+    other_dtype = "bfloat16" if dtype == "float32" else "float32"
+    others = [(other_dtype, attn), (dtype, "eager" if attn == "sdpa" else "sdpa")] if full else []
+    result = run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank, full, others)
     if json_file is not None:
         write_json(json_file, result)
 
@@ -77,26 +87,30 @@ def fetch(folder: Annotated[Path, typer.Argument(help="Where the pictures go (ab
 def draw(
     emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and questions.jsonl.")],
-    seed: Annotated[str, typer.Option(help="Any word; the shipped test set is `test-0`.")] = "test-0",
-    pictures: Annotated[int, typer.Option(min=0, help="Scenes of trained things.")] = 84,
-    unseen: Annotated[int, typer.Option(min=0, help="Scenes of unseen style, and as many with unseen things.")] = 16,
-    questions: Annotated[int, typer.Option(min=1, help="Questions per picture, at most.")] = 6,
+    seed: Annotated[str, typer.Option(help="Any word; the shipped test set is `test-1`.")] = "test-1",
+    pictures: Annotated[int, typer.Option(min=0, help="Scenes of trained things.")] = 302,
+    unseen: Annotated[
+        int, typer.Option(min=0, help="Scenes of each unseen kind: combinations, drawing style, things.")
+    ] = 66,
+    questions: Annotated[int, typer.Option(min=1, help="Questions per picture, at most.")] = 7,
 ) -> None:
     """Draw a test set; the same seed gives the same pictures and questions."""
     from tqdm import tqdm
 
     from visipruner.testbed.drawing import draw_test_set
 
-    with tqdm(total=pictures + 2 * unseen, desc="drawing", disable=None) as bar:
+    with tqdm(total=pictures + 3 * unseen, desc="drawing", disable=None) as bar:
         count = draw_test_set(emoji, out, pictures, unseen, questions, seed, lambda: bar.update())
-    typer.echo(f"{count} questions about {pictures + 2 * unseen} pictures in {out}")
+    typer.echo(f"{count} questions about {pictures + 3 * unseen} pictures in {out}")
 
 
 @app.command(epilog=_TRAIN_EXAMPLE)
 @reports_errors
 def train(
     emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`.")],
-    images: Annotated[int, typer.Option(min=2, help="Pictures to learn from; the rate falls over the last fifth.")],
+    images: Annotated[
+        int, typer.Option(min=2, help="Pictures to learn from; the rate falls over the last three fifths.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights.")],
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = False,
     continue_from: Annotated[
@@ -105,26 +119,30 @@ def train(
     dtype: Annotated[
         str | None, typer.Option(help="Of the frozen language model: bfloat16 pays only on processors that have it.")
     ] = None,
+    seed: Annotated[
+        str, typer.Option(help="Any word; which scenes are drawn. Take another when going on from earlier weights.")
+    ] = "train-2",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
     export: Annotated[bool, typer.Option(help="Put the result where the package reads its weights.")] = False,
 ) -> None:
-    """Train projector and LoRA from the packaged parts, or go on with many hard questions per picture."""
+    """Train from the packaged parts: vision tower and projector first, then projector and language model."""
     import dataclasses
 
     import torch
 
-    from visipruner.testbed.assembly.llava import assemble
+    from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
     from visipruner.testbed.assembly.trained import export_trained
     from visipruner.testbed.training.curve import plot_log
     from visipruner.testbed.training.loop import LOG_FILE
     from visipruner.testbed.training.loop import train as run
-    from visipruner.testbed.training.recipe import FIRST, SECOND
+    from visipruner.testbed.training.recipe import SMALL, Recipe
 
     torch.set_num_threads(threads)
-    recipe = SECOND if continue_from else FIRST
+    recipe = Recipe(seed=seed)
     if dtype:
         recipe = dataclasses.replace(recipe, dtype=dtype)
-    assembled = assemble()
+    # Positions of larger pictures are interpolated from these.
+    assembled = assemble(SMALL * PATCH_SIZE)
     weights = run(assembled.model, assembled.processor, emoji, out, images, recipe, resume, continue_from=continue_from)
     plot_log(out / LOG_FILE, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)

@@ -9,16 +9,16 @@ from visipruner.testbed.scenes import TRAIN_STYLES, UNSEEN_STYLE, EmojiArt, Layo
 from visipruner.testbed.scenes.vocabulary import UNSEEN_OBJECTS
 from visipruner.testbed.testset import QUESTIONS_FILE
 
-_CANDIDATES = 20
+_CANDIDATES = 40
 
 
 def draw_test_set(
     emoji: Path,
     folder: Path,
-    pictures: int = 84,
-    unseen: int = 16,
-    questions: int = 6,
-    seed: str = "test-0",
+    pictures: int = 302,
+    unseen: int = 66,
+    questions: int = 7,
+    seed: str = "test-1",
     on_picture: Callable[[], object] = lambda: None,
 ) -> int:
     """Draw `pictures` scenes, and `unseen` of each unseen kind; returns the number of questions.
@@ -28,6 +28,7 @@ def draw_test_set(
     folder.mkdir(parents=True, exist_ok=True)
     art, asked = EmojiArt(emoji), Counter[tuple[str, ...]]()
     splits = [("scenes", i, LayoutOptions(styles=TRAIN_STYLES)) for i in range(pictures)]
+    splits += [("unseen-combinations", i, LayoutOptions(styles=TRAIN_STYLES, held_out=True)) for i in range(unseen)]
     splits += [("unseen-style", i, LayoutOptions(styles=(UNSEEN_STYLE,))) for i in range(unseen)]
     strange = tuple(UNSEEN_OBJECTS)
     splits += [
@@ -40,8 +41,10 @@ def draw_test_set(
         name = f"{split}-{index:03d}.jpg"
         example.picture.save(folder / name, quality=90)
         candidates = example.questions
-        if options.always:
-            candidates = [q for q in candidates if options.always[0] in f"{q.question} {q.answer}"]
+        if options.always or options.held_out:
+            # Only what is asked about the unseen thing, or about the one in an unseen combination: it stands first.
+            strange_one = example.scene.items[0].name
+            candidates = [q for q in candidates if strange_one in f"{q.question} {q.answer}"]
         for question in _rarest(candidates, asked, questions):
             record = {"image": name, "question": question.question, "answer": question.answer, "type": question.type}
             lines.append(json.dumps(record | {"scope": question.scope, "split": split}))

@@ -23,7 +23,7 @@ MAX_NEW_TOKENS = 32
 class Row:
     """One line of the table: counts of right answers of `total`, `interval` is the model's 95 % interval.
 
-    `blank` is None when the blank baseline was not run.
+    `blank` is None when the questions were not asked without the picture.
     """
 
     name: str
@@ -117,8 +117,11 @@ def decode(processor: Any, inputs: dict[str, Any], output: torch.Tensor) -> list
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def tabulate(samples: Sequence[Sample], answers: Sequence[str], blanks: Sequence[str] | None) -> list[Row]:
-    """A row per type of the "scenes" split, then local, global and overall, then the unseen splits."""
+def tabulate(samples: Sequence[Sample], answers: Sequence[str], blanks: Sequence[str | None]) -> list[Row]:
+    """A row per type of the "scenes" split, then local, global and overall, then the other splits.
+
+    `blanks` are the answers without the picture, None where it was not asked.
+    """
     own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
     types = dict.fromkeys(samples[i].type for i in own)
     groups: list[tuple[str, str, list[int]]] = [
@@ -147,7 +150,7 @@ def _row(
     chosen: list[int],
     samples: Sequence[Sample],
     answers: Sequence[str],
-    blanks: Sequence[str] | None,
+    blanks: Sequence[str | None],
 ) -> Row:
     right = sum(is_right(answers[i], samples[i].answer) for i in chosen)
     by_type: dict[str, list[str]] = {}
@@ -159,9 +162,14 @@ def _row(
         total=len(chosen),
         right=right,
         interval=wilson_interval(right, len(chosen)),
-        blank=None if blanks is None else sum(is_right(blanks[i], samples[i].answer) for i in chosen),
+        blank=_right_blanks(chosen, samples, blanks),
         majority=sum(majority_right(expected) for expected in by_type.values()),
     )
+
+
+def _right_blanks(chosen: list[int], samples: Sequence[Sample], blanks: Sequence[str | None]) -> int | None:
+    given = [(blanks[i], samples[i].answer) for i in chosen]
+    return None if any(blank is None for blank, _ in given) else sum(is_right(str(b), right) for b, right in given)
 
 
 def _prompt(processor: Any, question: str) -> str:

@@ -1,6 +1,7 @@
 """Runs the test set and prints tables; what `visipruner testbed test` does."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visipruner.errors import VisiPrunerError
+from visipruner.scoring import is_right
 from visipruner.testbed.evaluate import Row, answer, as_records, tabulate
 from visipruner.testbed.testset import TEST_FOLDER, Sample, load_test_set
 
@@ -23,22 +25,37 @@ def run_test(
     attn: str,
     image_size: int,
     blank: bool,
+    easy_vqa: bool = False,
+    others: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Answer every question (and once more without the picture), print the table, return rows and answers as JSON.
+    """Answer every question (the drawn ones once more without the picture), print the tables, return them and the
+    answers as JSON.
 
-    `checkpoint` is a training folder whose weights are tested in place of the shipped ones. Raises VisiPrunerError
-    for a missing test set.
+    `checkpoint` is a training folder whose weights are tested in place of the shipped ones, `easy_vqa` adds that
+    benchmark's test part, `others` are pairs of dtype and attention implementation in which "scenes" are answered
+    again. Raises VisiPrunerError for a missing test set, ConfigError for a missing easy-VQA.
     """
-    samples = _read(folder or TEST_FOLDER, limit)
+    drawn = _read(folder or TEST_FOLDER, limit)
+    samples = drawn + (_easy_vqa(limit) if easy_vqa else [])
     model, processor = _model(checkpoint, dtype, attn, image_size)
     began = time.monotonic()
-    with tqdm(total=len(samples) * (1 + blank), desc="answering", unit="question", disable=None) as bar:
+    with tqdm(total=len(samples) + len(drawn) * blank, desc="answering", unit="question", disable=None) as bar:
         answers = answer(model, processor, samples, batch_size, on_progress=bar.update)
-        blanks = answer(model, processor, samples, batch_size, blank=True, on_progress=bar.update) if blank else None
+        blanks: list[str | None] = [None] * len(samples)
+        if blank:
+            blanks[: len(drawn)] = answer(model, processor, drawn, batch_size, blank=True, on_progress=bar.update)
     seconds = time.monotonic() - began
     rows = tabulate(samples, answers, blanks)
     _print(rows, seconds)
-    given = [
+    own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
+    again = []
+    for other_dtype, other_attn in others:
+        model, processor = _model(checkpoint, other_dtype, other_attn, image_size)
+        with tqdm(total=len(own), desc=f"{other_dtype}, {other_attn}", unit="question", disable=None) as bar:
+            given = answer(model, processor, [samples[i] for i in own], batch_size, on_progress=bar.update)
+        again.append(_compared(other_dtype, other_attn, [samples[i] for i in own], given, [answers[i] for i in own]))
+        print(_in_words(again[-1]))
+    records = [
         {
             "image": sample.image.name,
             "question": sample.question,
@@ -50,7 +67,46 @@ def run_test(
         for sample, text in zip(samples, answers, strict=True)
     ]
     settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
-    return {"settings": settings, "seconds": round(seconds, 1), "rows": as_records(rows), "answers": given}
+    return {
+        "settings": settings,
+        "seconds": round(seconds, 1),
+        "rows": as_records(rows),
+        "others": again,
+        "answers": records,
+    }
+
+
+def _compared(
+    dtype: str, attn: str, samples: Sequence[Sample], given: Sequence[str], first: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy in another precision or attention implementation, and how many answers are the first run's."""
+    right = sum(is_right(text, sample.answer) for text, sample in zip(given, samples, strict=True))
+    before = sum(is_right(text, sample.answer) for text, sample in zip(first, samples, strict=True))
+    return {
+        "dtype": dtype,
+        "attn": attn,
+        "questions": len(samples),
+        "accuracy": right / len(samples),
+        "difference": (right - before) / len(samples),
+        "same_answer": sum(one == other for one, other in zip(given, first, strict=True)) / len(samples),
+    }
+
+
+def _in_words(run: dict[str, Any]) -> str:
+    return (
+        f"scenes in {run['dtype']}, {run['attn']}: {100 * run['accuracy']:.1f} % ({100 * run['difference']:+.2f}); "
+        f"{100 * run['same_answer']:.1f} % of the answers are the same"
+    )
+
+
+def _easy_vqa(limit: int | None) -> list[Sample]:
+    """easy-VQA's test part as a split of its own; one shape in each picture holds every answer."""
+    from visipruner.benchmarks.easyvqa import PACKAGE, EasyVqa
+
+    read = EasyVqa.read(Path(PACKAGE), None).samples
+    images = sorted({sample.image for sample in read})[:limit]
+    asked = sorted((sample for sample in read if sample.image in set(images)), key=lambda sample: sample.image)
+    return [Sample(one.image, one.question, one.answers[0], PACKAGE, "local", PACKAGE) for one in asked]
 
 
 def _read(folder: Path, limit: int | None) -> list[Sample]:

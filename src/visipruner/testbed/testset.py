@@ -14,8 +14,9 @@ QUESTIONS_FILE = "questions.jsonl"
 class Sample:
     """One question about one picture.
 
-    `split` is "scenes" (new layouts of trained things), "unseen-style" (drawn by another artist) or "unseen-objects"
-    (each picture has a thing that was never trained on). `scope` is "local" or "global", see `scenes.questions`.
+    `split` is "scenes" (new layouts of trained things), "unseen-combinations" (things at places and shapes in colours
+    that were only seen apart), "unseen-style" (drawn by another artist) or "unseen-objects" (each picture has a thing
+    that was never trained on). `scope` is "local" or "global", see `scenes.questions`.
     """
 
     image: Path

@@ -26,7 +26,7 @@ class Assembled:
     processor: LlavaProcessor
 
 
-def assemble(image_size: int = 224) -> Assembled:
+def assemble(image_size: int) -> Assembled:
     """Build the model in memory, float32, with `(image_size / 14) ** 2` visual tokens per image.
 
     Raises MissingWeightsError without the weight packages, ConfigError for an image size the patches do not divide.

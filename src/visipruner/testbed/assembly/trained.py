@@ -1,5 +1,5 @@
-"""The part of the model that was trained and ships: projector and LoRA factors in one safetensors file, beside the
-recipe that made them."""
+"""The part of the model that was trained and ships: projector and LoRA factors of vision tower and language model in
+one safetensors file, beside the recipe that made them."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from visipruner.testbed.training.lora import fold_lora
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 TRAINED_FILE = "trained.safetensors"
 RECIPE_FILE = "recipe.json"
-PROJECTOR = "multi_modal_projector."
+PROJECTOR, VISION = "multi_modal_projector.", "vision_tower."
 
 
 def load_trained(path: Path) -> dict[str, Tensor]:
@@ -32,11 +32,25 @@ def load_trained(path: Path) -> dict[str, Tensor]:
 
 
 def fold_trained(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
-    """Put the projector in place and add the LoRA updates to the language model's own weights: the result is a plain
-    model."""
-    projector = {k.removeprefix(PROJECTOR): v.float() for k, v in state.items() if k.startswith(PROJECTOR)}
-    model.model.multi_modal_projector.load_state_dict(projector)
-    fold_lora(model.model.language_model, {k: v for k, v in state.items() if not k.startswith(PROJECTOR)})
+    """Put the projector in place and add the LoRA updates to the model's own weights: the result is a plain model."""
+    fold_sight(model, state)
+    fold_lora(model.model.language_model, language_part(state))
+
+
+def fold_sight(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
+    """Projector and vision tower only."""
+    model.model.multi_modal_projector.load_state_dict(part_of(state, PROJECTOR))
+    fold_lora(model.model.vision_tower, part_of(state, VISION))
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part, in float32 and without the prefix."""
+    return {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
+
+
+def language_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The language model's LoRA factors."""
+    return {name: value.float() for name, value in state.items() if not name.startswith((PROJECTOR, VISION))}
 
 
 def export_trained(checkpoint: Path, folder: Path = WEIGHTS_FOLDER) -> Path:

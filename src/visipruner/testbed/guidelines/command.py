@@ -36,12 +36,20 @@ def run_guidelines(plan: Plan, out: Path, emoji: Path, threads: int) -> dict[str
 
 def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
     """The small model with LoRA, unfolded, at its start: the shipped weights, or the projector's warm start alone."""
-    from visipruner.testbed.assembly.llava import assemble
-    from visipruner.testbed.assembly.trained import PROJECTOR, TRAINED_FILE, WEIGHTS_FOLDER, load_trained
+    from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
+    from visipruner.testbed.assembly.trained import (
+        TRAINED_FILE,
+        WEIGHTS_FOLDER,
+        fold_sight,
+        language_part,
+        load_trained,
+    )
     from visipruner.testbed.calibration import calibrated
     from visipruner.testbed.testset import load_test_set
-    from visipruner.testbed.training.lora import add_lora
+    from visipruner.testbed.training.lora import add_lora, load_lora
+    from visipruner.testbed.training.recipe import SMALL, Recipe
     from visipruner.testbed.training.sequence import Packer
+    from visipruner.testbed.training.warmstart import warm_start
 
     if plan.start not in ("shipped", "warm"):
         raise ConfigError(f"start must be shipped or warm, got {plan.start!r}.")
@@ -50,22 +58,18 @@ def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
 
         print(f"Fetching the pictures that scenes are drawn with into {emoji}", file=sys.stderr)
         fetch_emoji(emoji)
-    assembled = assemble()
+    assembled = assemble(SMALL * PATCH_SIZE)
     model, processor = assembled.model, assembled.processor
     model.requires_grad_(False)
     torch.manual_seed(0)
-    adapted = add_lora(model.model.language_model, RANK)
-    projector = model.model.multi_modal_projector
     if plan.start == "shipped":
         state = load_trained(WEIGHTS_FOLDER / TRAINED_FILE)
-        prefix = {k.removeprefix(PROJECTOR): v.float() for k, v in state.items() if k.startswith(PROJECTOR)}
-        projector.load_state_dict(prefix)
-        with torch.no_grad():
-            for name, module in adapted.items():
-                module.lora_a.copy_(state[f"{name}.lora_a"])
-                module.lora_b.copy_(state[f"{name}.lora_b"])
     else:
-        _warm(model, processor, emoji, out)
+        out.mkdir(parents=True, exist_ok=True)
+        state = warm_start(model, processor, emoji, Recipe(), out)
+    fold_sight(model, state)
+    adapted = add_lora(model.model.language_model, RANK)
+    load_lora(adapted, language_part(state))
     features = out / "features"
 
     def lessons(seed: int) -> list[Any]:
@@ -74,21 +78,9 @@ def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
     def test() -> list[Any]:
         return shipped(model, processor, load_test_set(), plan.test_pictures, features)
 
-    return Bench(model, adapted, Packer(processor, model.config.image_seq_length), lessons, test, calibrated())
-
-
-def _warm(model: Any, processor: Any, emoji: Path, out: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    from visipruner.testbed.training.recipe import FIRST
-    from visipruner.testbed.training.warmstart import warm_start
-
-    projector, kept = model.model.multi_modal_projector, out / "warm_start.safetensors"
-    if not kept.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        warm_start(model, processor, emoji, FIRST.warm_images, FIRST.warm_steps)
-        write_atomic(kept, lambda part: save_file(projector.state_dict(), part))
-    projector.load_state_dict(load_file(kept))
+    return Bench(
+        model, adapted, Packer(processor, model.config.image_seq_length), lessons, test, calibrated(SMALL * PATCH_SIZE)
+    )
 
 
 def _versions() -> dict[str, str]:

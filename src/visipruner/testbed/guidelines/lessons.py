@@ -16,7 +16,7 @@ from tqdm import tqdm
 from visipruner.files import write_atomic
 from visipruner.testbed.scenes import TRAIN_STYLES, EmojiArt, LayoutOptions, Question, draw_example
 from visipruner.testbed.testset import Sample
-from visipruner.testbed.training.warmstart import vision_features
+from visipruner.testbed.training.sight import vision_features
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 from dataclasses import dataclass, replace
 from random import Random
 
-from visipruner.testbed.scenes.scene import Background, Item, Scene
+from visipruner.testbed.scenes.combinations import is_held_out
+from visipruner.testbed.scenes.scene import Background, Item, Scene, place_of
 from visipruner.testbed.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
 
 # Shapes and texts must stand out from what is behind them.
@@ -21,10 +22,11 @@ class LayoutOptions:
     """What may be drawn. `least_items` (unless there is only one) <= `max_items` <= 6; `styles` are the emoji folders
     that may be used; `objects` the names.
 
-    `crowded` fills all nine cells (many labelled patches per picture, for the warm start only). `always` are names
-    that must be there. `layouts` are the shares of single, quadrants and grid; the other shares say how often a scene
-    has repeated kinds (with `spare_some` beside others that are not repeated), shapes, and written words, of which
-    there are up to `most_texts`, none beside another.
+    `crowded` fills all nine cells, `page` with written words alone: many labelled patches per picture, for the warm
+    start only. `always` are names that must be there. `layouts` are the shares of single, quadrants and grid; the
+    other shares say how often a scene has repeated kinds (half of the time beside others that are not repeated),
+    shapes, and written words, of which there are up to `most_texts`, none beside another. `held_out` scenes have one
+    thing at a place, or one shape in a colour, that no other scene has (`combinations`).
     """
 
     styles: tuple[str, ...]
@@ -32,13 +34,14 @@ class LayoutOptions:
     least_items: int = 1
     max_items: int = 6
     crowded: bool = False
+    page: bool = False
     always: tuple[str, ...] = ()
-    layouts: tuple[float, float, float] = (0.18, 0.3, 0.52)
-    repeat_share: float = 0.35
-    spare_some: bool = False
-    shape_share: float = 0.3
-    text_share: float = 0.25
-    most_texts: int = 1
+    layouts: tuple[float, float, float] = (0.1, 0.25, 0.65)
+    repeat_share: float = 0.4
+    shape_share: float = 0.35
+    text_share: float = 0.3
+    most_texts: int = 2
+    held_out: bool = False
 
 
 def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
@@ -98,17 +101,36 @@ def _items(
         len(places) > 1 and not options.crowded and rng.random() < options.repeat_share
     ):  # repeats, so that counting one kind is not counting everything
         kinds = names[: rng.randint(1, 2)]
-        spared = rng.randint(0, len(names) - 2) if options.spare_some else 0
+        spared = rng.randint(0, len(names) - 2) if rng.random() < 0.5 else 0
         names = [rng.choice(kinds) for _ in names[spared:]] + names[len(names) - spared :]
+    # What is held out stands first; everything else is exchanged where it would be.
+    held_out = options.held_out and not options.always
+    names = [
+        _fitting(rng, name, place_of(x, y), options, held_out and index == 0)
+        for index, (name, (x, y, _)) in enumerate(zip(names, places, strict=True))
+    ]
     items = [_emoji(rng, name, place, options) for name, place in zip(names, places, strict=True)]
-    if rng.random() < options.shape_share:
-        for index in rng.sample(range(len(items)), rng.randint(1, min(3, len(items)))):
-            items[index] = _shape(rng, items[index], background)
-    if rng.random() < options.text_share:
-        wanted = rng.randint(1, options.most_texts) if options.most_texts > 1 else 1
+    first = int(held_out and rng.random() < 0.75)  # the item that stays an object; else a shape is held out
+    if rng.random() < options.shape_share or (held_out and not first):
+        left = range(first, len(items))
+        chosen = rng.sample(left, min(len(left), rng.randint(1, 3)))
+        for index in {0, *chosen} if held_out and not first else chosen:
+            items[index] = _shape(rng, items[index], background, held_out and index == 0)
+    if options.page:
+        items = [_text(rng, item, background, sizes=(0.2, 0.32)) for item in items]
+    elif rng.random() < options.text_share:
+        wanted = rng.randint(1, options.most_texts)
         for index in _in_different_rows(items)[:wanted]:
-            items[index] = _text(rng, items[index], background)
+            if index or not held_out:
+                items[index] = _text(rng, items[index], background)
     return tuple(items)
+
+
+def _fitting(rng: Random, name: str, place: str, options: LayoutOptions, held_out: bool) -> str:
+    """`name`, or another where its combination with the place is held out and should not be, or the other way round."""
+    if name in options.always or is_held_out(name, place) == held_out:
+        return name
+    return rng.choice([other for other in options.objects if is_held_out(other, place) == held_out])
 
 
 def _in_different_rows(items: list[Item]) -> list[int]:
@@ -133,28 +155,31 @@ def _emoji(rng: Random, name: str, place: tuple[float, float, float], options: L
     )
 
 
-def _shape(rng: Random, item: Item, background: Background) -> Item:
-    color = _contrasting(rng, background)
-    return replace(item, kind="shape", name=rng.choice(SHAPES), color=color, size=min(item.size, 0.6), style="")
+def _shape(rng: Random, item: Item, background: Background, held_out: bool = False) -> Item:
+    fits = _contrasting(background)
+    pairs = [(name, color) for name in SHAPES for color in fits if is_held_out(name, color) == held_out]
+    # No colour that stands out may be held out; then any shape will do.
+    name, color = rng.choice(pairs or [(name, color) for name in SHAPES for color in fits])
+    return replace(item, kind="shape", name=name, color=color, size=min(item.size, 0.6), style="")
 
 
-def _text(rng: Random, item: Item, background: Background) -> Item:
+def _text(rng: Random, item: Item, background: Background, sizes: tuple[float, float] | None = None) -> Item:
     written = str(rng.randint(0, 99)) if rng.random() < 0.35 else rng.choice(WORDS)
     return replace(
         item,
         kind="text",
         name=written,
-        color=_contrasting(rng, background),
+        color=rng.choice(_contrasting(background)),
         angle=rng.uniform(-6, 6),
         flip=False,
-        size=max(item.size, 0.34),
+        size=rng.uniform(*sizes) if sizes else max(item.size, rng.uniform(0.24, 0.4)),
         style=rng.choice(("sans", "bold", "mono")),
     )
 
 
-def _contrasting(rng: Random, background: Background) -> str:
+def _contrasting(background: Background) -> tuple[str, ...]:
+    """The colours that stand out from a background."""
     behind = background.color
     if behind is None:
-        return rng.choice(("black", "white", "red", "blue"))
-    fits = [c for c in COLORS if c != behind and (c, behind) not in _TOO_CLOSE and (behind, c) not in _TOO_CLOSE]
-    return rng.choice(fits)
+        return ("black", "white", "red", "blue")
+    return tuple(c for c in COLORS if c != behind and (c, behind) not in _TOO_CLOSE and (behind, c) not in _TOO_CLOSE)

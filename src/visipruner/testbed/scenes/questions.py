@@ -24,50 +24,40 @@ SCOPES: dict[str, str] = {
     "background": "global",
     "relation": "global",
     "larger": "global",
+    "compare": "global",
     "describe": "global",
 }
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each type is drawn for a picture that can answer it, and how many questions a picture may get of a
-    type (`most`, else 4), with one open answer, and with one yes or no.
-
-    `ones` is the share of pictures that may be asked for a count of one; a type is given up after `patience` vain
-    attempts.
-    """
+    """How often each type is drawn for a picture that can answer it, and how many questions of a type a picture gets
+    (`most`, else 6)."""
 
     weights: Mapping[str, float]
     most: Mapping[str, int]
-    most_per_answer: int = 2
-    most_per_yes_or_no: int = 2
-    ones: float = 1.0
-    patience: int = 1
 
 
-# The hard types more often.
+# What is hard is asked more often.
 EVEN = Mix(
     {
-        "identify": 1.0, "what-where": 1.5, "where-is": 1.3, "shape-color": 1.0, "text": 2.0, "presence": 1.2,
-        "count": 1.8, "background": 0.5, "relation": 1.3, "larger": 1.0, "describe": 0.8,
+        "identify": 0.5, "what-where": 1.2, "where-is": 1.6, "shape-color": 1.2, "text": 2.2, "presence": 0.8,
+        "count": 2.4, "background": 0.3, "relation": 1.6, "larger": 2.0, "compare": 2.4, "describe": 0.4,
     },
-    most={},
+    most=dict.fromkeys(SCOPES, 5),
 )  # fmt: skip
-
-# For a model that names things already: what it answers worst, and hardly a fact twice in other words.
-PRACTICE = Mix(
+# For a model that names things already: where they are, how many, and one against another.
+HARD = Mix(
     {
-        "identify": 0.3, "what-where": 1.2, "where-is": 2.2, "shape-color": 2.0, "text": 3.0, "presence": 0.5,
-        "count": 2.5, "background": 0.2, "relation": 2.2, "larger": 1.6, "describe": 0.5,
+        "identify": 0.2, "what-where": 1.0, "where-is": 2.4, "shape-color": 0.8, "text": 1.6, "presence": 0.4,
+        "count": 2.6, "background": 0.15, "relation": 2.4, "larger": 2.4, "compare": 3.0, "describe": 0.3,
     },
-    most={
-        "identify": 1, "what-where": 4, "where-is": 6, "shape-color": 5, "text": 5, "presence": 2, "count": 4,
-        "background": 1, "relation": 6, "larger": 4, "describe": 1,
-    },
-    most_per_answer=1, most_per_yes_or_no=3, ones=0.3, patience=8,
+    most={"identify": 1, "background": 1, "describe": 1, "presence": 2},
 )  # fmt: skip
-
-_MOST_PER_TYPE = 4
+_MOST_PER_TYPE = 6
+_MOST_PER_OPEN_ANSWER, _MOST_PER_YES_OR_NO = 1, 3
+_ATTEMPTS_PER_QUESTION = 12
+_VAIN_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -92,22 +82,19 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
     """
     asked: dict[str, Question] = {}
     makers = dict(_MAKERS)
-    one_may_be_asked = mix.ones >= 1 or rng.random() < mix.ones
     vain = Counter[str]()
-    attempts = 0
-    while len(asked) < count and makers and attempts < 30 * count:
-        attempts += 1
+    for _ in range(_ATTEMPTS_PER_QUESTION * count):
+        if len(asked) == count or not makers:
+            break
         kind = rng.choices(tuple(makers), [mix.weights[k] for k in makers])[0]
         made = makers[kind](scene, rng, names)
         if made is None:
             vain[kind] += 1
-            if kind not in ("presence", "count") and vain[kind] >= mix.patience:
+            if kind not in ("presence", "count") and vain[kind] >= _VAIN_ATTEMPTS:
                 del makers[kind]
             continue
-        if kind == "count" and made[1] == "one" and not one_may_be_asked:
-            continue
         same_type = [other.answer for other in asked.values() if other.type == kind]
-        most = mix.most_per_yes_or_no if made[1] in ("yes", "no") else mix.most_per_answer
+        most = _MOST_PER_YES_OR_NO if made[1] in ("yes", "no") else _MOST_PER_OPEN_ANSWER
         if len(same_type) < mix.most.get(kind, _MOST_PER_TYPE) and same_type.count(made[1]) < most:
             asked.setdefault(made[0], Question(made[0], made[1], kind))
     return list(asked.values())
@@ -207,7 +194,7 @@ def _presence(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
 
 def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if rng.random() < 0.5:
-        if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.7):
+        if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.8):
             return None
         return rng.choice(("How many objects are there?", "How many things are in the image?")), NUMBER_WORDS[
             len(scene.items)
@@ -217,7 +204,7 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
         return None
     # A kind that is there once is asked for rarely: "one" must not become the safe guess.
     name = rng.choice(sorted(counts))
-    if counts[name] == 1 and rng.random() < 0.75:
+    if counts[name] == 1 and rng.random() < 0.9:
         return None
     template = rng.choice(("How many {} are there?", "How many {} do you see?"))
     return template.format(plural(name)), NUMBER_WORDS[counts[name]]
@@ -255,9 +242,8 @@ def _relation(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
 def _larger(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     unique = _unique(scene)
     ranked = sorted(scene.items, key=lambda item: -item.size)
-    if len(ranked) < 2 or _has_text(scene):
-        return None
-    if rng.random() < 0.5 and ranked[0] in unique and ranked[0].size > 1.25 * ranked[1].size:
+    clear = len(ranked) > 1 and ranked[0] in unique and ranked[0].size > 1.25 * ranked[1].size
+    if clear and not _has_text(scene) and rng.random() < 0.5:
         return rng.choice(("What is the largest object?", "Which object is the biggest?")), ranked[0].name
     if len(unique) < 2:
         return None
@@ -267,6 +253,47 @@ def _larger(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     larger, smaller = (first, second) if first.size > second.size else (second, first)
     word, answer = ("larger", larger) if rng.random() < 0.5 else ("smaller", smaller)
     return f"Which is {word}, the {first.name} or the {second.name}?", answer.name
+
+
+def _compare(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    """Two things in one respect: size, colour of shapes, or how many there are of each. Yes and no equally often."""
+    return rng.choice((_compare_sizes, _compare_colors, _compare_counts))(scene, rng)
+
+
+def _compare_sizes(scene: Scene, rng: Random) -> Made:
+    unique = _unique(scene)
+    if len(unique) < 2:
+        return None
+    first, second = rng.sample(unique, 2)
+    if max(first.size, second.size) < 1.3 * min(first.size, second.size):
+        return None
+    word = rng.choice(("larger", "smaller"))
+    return (
+        f"Is the {first.name} {word} than the {second.name}?",
+        "yes" if (first.size > second.size) == (word == "larger") else "no",
+    )
+
+
+def _compare_colors(scene: Scene, rng: Random) -> Made:
+    shapes = [item for item in _unique(scene) if item.kind == "shape"]
+    pairs = [(one, two) for one in shapes for two in shapes if one is not two]
+    same = rng.random() < 0.5
+    fits = [(one, two) for one, two in pairs if (one.color == two.color) == same]
+    if not fits:
+        return None
+    one, two = rng.choice(fits)
+    return f"Do the {one.name} and the {two.name} have the same color?", "yes" if same else "no"
+
+
+def _compare_counts(scene: Scene, rng: Random) -> Made:
+    counts = Counter(item.name for item in scene.items if item.kind != "text")
+    pairs = [(one, two) for one in sorted(counts) for two in sorted(counts) if counts[one] > counts[two]]
+    if not pairs:
+        return None
+    more, fewer = rng.choice(pairs)
+    if rng.random() < 0.5:
+        return f"Are there more {plural(more)} than {plural(fewer)}?", "yes"
+    return f"Are there more {plural(fewer)} than {plural(more)}?", "no"
 
 
 def _describe(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
@@ -290,5 +317,6 @@ _MAKERS: dict[str, Callable[[Scene, Random, tuple[str, ...]], Made]] = {
     "background": _background,
     "relation": _relation,
     "larger": _larger,
+    "compare": _compare,
     "describe": _describe,
 }

@@ -39,17 +39,17 @@ class Item:
     @property
     def row(self) -> int:
         """0 top, 1 middle, 2 bottom."""
-        return _third(self.y)
+        return third(self.y)
 
     @property
     def column(self) -> int:
         """0 left, 1 middle, 2 right."""
-        return _third(self.x)
+        return third(self.x)
 
     @property
     def position(self) -> str:
         """Name of the place of the centre, one of `POSITIONS`."""
-        return POSITIONS[self.row][self.column]
+        return place_of(self.x, self.y)
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,11 @@ class Scene:
     noise_seed: int
 
 
-def _third(coordinate: float) -> int:
+def place_of(x: float, y: float) -> str:
+    """One of `POSITIONS`."""
+    return POSITIONS[third(y)][third(x)]
+
+
+def third(coordinate: float) -> int:
+    """0, 1 or 2: left, middle, right, or top, middle, bottom; the middle is narrower than its name says."""
     return 0 if coordinate < 0.4 else 2 if coordinate > 0.6 else 1

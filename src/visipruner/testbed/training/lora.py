@@ -5,7 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from visipruner.errors import ConfigError
+
+# Of the decoder and of the vision transformer.
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")
 
 
 class LoraLinear(nn.Module):
@@ -27,8 +30,8 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int) -> dict[str, LoraLinear]:
-    """Replace every attention and MLP projection of a decoder; returns the new modules by the name of the layer they
-    stand for."""
+    """Replace every attention and MLP projection of a transformer; returns the new modules by the name of the layer
+    they stand for."""
     found = [(name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in ADAPTED]
     adapted = {}
     for name, module in found:
@@ -38,6 +41,30 @@ def add_lora(model: nn.Module, rank: int) -> dict[str, LoraLinear]:
         adapted[name] = LoraLinear(module, rank)
         setattr(model.get_submodule(parent), child, adapted[name])
     return adapted
+
+
+@torch.no_grad()
+def load_lora(adapted: dict[str, LoraLinear], state: dict[str, Tensor]) -> None:
+    """Go on with factors learnt before, `<layer>.lora_a` and `<layer>.lora_b`; an empty `state` leaves the fresh ones.
+
+    Raises ConfigError for another rank.
+    """
+    if not state:
+        return
+    for name, module in adapted.items():
+        first, second = state[f"{name}.lora_a"], state[f"{name}.lora_b"]
+        if first.shape != module.lora_a.shape:
+            raise ConfigError(f"The earlier weights have LoRA rank {len(first)}; continue with the same rank.")
+        module.lora_a.copy_(first)
+        module.lora_b.copy_(second)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Put the plain linear layers back, without the updates."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.base)
 
 
 @torch.no_grad()

@@ -1,75 +1,80 @@
-"""Everything that decides the weights of a training besides its length: one recipe to begin with, one to go on with."""
+"""Everything that decides the weights of a training besides its length."""
 
 from dataclasses import dataclass
 
-from visipruner.testbed.scenes import EVEN, PRACTICE, TRAIN_STYLES, LayoutOptions, Mix
+from visipruner.testbed.scenes import EVEN, HARD, TRAIN_STYLES, LayoutOptions, Mix
+
+SMALL, LARGE = 16, 24
+"""Visual tokens along a picture's side: 224 and 336 pixels."""
+
+
+@dataclass(frozen=True)
+class WarmRound:
+    """A part of the warm start: `images` scenes of a seed, of each of `kinds` in turn (`warmstart.KINDS`), `LARGE` in
+    every `large_every`-th batch; the rates fall along half a cosine."""
+
+    seed: str
+    images: int
+    kinds: tuple[str, ...]
+    large_every: int
+    vision_rate: float = 1e-3
+    projector_rate: float = 2e-3
+
+
+# Things first; then mostly words, which are harder to tell apart; then all of it.
+WARM_ROUNDS = (
+    WarmRound("warm-start", 5400, ("plain", "crowded", "wordy"), large_every=4),
+    WarmRound("warm-words", 1800, ("page", "wordy", "page", "crowded"), large_every=3, projector_rate=1.5e-3),
+    WarmRound("warm-all", 1500, ("plain", "crowded", "wordy", "page"), large_every=3, projector_rate=1.5e-3),
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Seeds, sizes and rates.
 
-    `warm_*` are of the warm start, `word_*` of the refit of the projector to written words, which comes before a
-    training that goes on from another. `practice` draws more repeated kinds, shapes and words and asks mostly what is
-    hard. `dtype` is that of the frozen language model; what is learnt is always float32.
+    The warm start trains the vision tower with rank `vision_rank`; `rank` is that of the language model. Of all
+    pictures, every `large_every`-th has `LARGE` sides, and all of the last `large_share`; every `easy_vqa_every`-th is
+    one of easy-VQA's training part (0: none). Pictures hold at most three things for the first `easy_images`, and
+    from `even_images` on what is hard is asked most. `dtype` is that of what is frozen; what is learnt is always
+    float32.
     """
 
-    seed: str = "train-0"
+    seed: str = "train-2"
     rank: int = 32
-    questions: int = 10
+    vision_rank: int = 16
+    questions: int = 16
     batch: int = 2
     lora_rate: float = 8e-4
     projector_rate: float = 3e-4
     weight_decay: float = 0.01
     warmup_images: int = 60
-    easy_images: int = 240
-    decay_share: float = 0.2
-    warm_images: int = 900
-    warm_steps: int = 1500
-    practice: bool = False
-    word_images: int = 0
-    word_steps: int = 0
+    easy_images: int = 120
+    even_images: int = 240
+    decay_share: float = 0.6
+    large_every: int = 10
+    large_share: float = 0.12
+    easy_vqa_every: int = 12
+    warm_rounds: tuple[WarmRound, ...] = WARM_ROUNDS
+    warm_batch: int = 6
     dtype: str = "bfloat16"
 
     def rate(self, image: int, images: int) -> float:
         """Learning-rate factor: linear warm-up, constant, linear decay over the last `decay_share` of all images."""
         return min(1.0, (image + 1) / self.warmup_images, (images - image) / (self.decay_share * images))
 
+    def side(self, image: int, images: int) -> int:
+        """Visual tokens along the side of a picture."""
+        return LARGE if image % self.large_every == 0 or image >= (1 - self.large_share) * images else SMALL
+
+    def is_easy_vqa(self, image: int) -> bool:
+        """Whether this picture is one of easy-VQA's."""
+        return self.easy_vqa_every > 0 and image % self.easy_vqa_every == self.easy_vqa_every - 1
+
+    def mix(self, image: int) -> Mix:
+        """What is asked about a picture."""
+        return EVEN if image < self.even_images else HARD
+
     def options(self, image: int) -> LayoutOptions:
-        """Pictures hold at most three things at first."""
-        most = 3 if image < self.easy_images else 6
-        if not self.practice:
-            return LayoutOptions(styles=TRAIN_STYLES, max_items=most)
-        return LayoutOptions(
-            styles=TRAIN_STYLES,
-            least_items=2,
-            max_items=most,
-            layouts=(0.06, 0.24, 0.7),
-            repeat_share=0.5,
-            spare_some=True,
-            shape_share=0.5,
-            text_share=0.45,
-            most_texts=3,
-        )
-
-    @property
-    def mix(self) -> Mix:
-        """Which questions are asked."""
-        return PRACTICE if self.practice else EVEN
-
-
-FIRST = Recipe()
-
-# Starts from the weights of another training, so there is no warm start. A question costs 14 tokens, a picture 280:
-# many questions for each picture.
-SECOND = Recipe(
-    seed="train-1",
-    questions=24,
-    practice=True,
-    easy_images=120,
-    warmup_images=40,
-    decay_share=0.62,
-    word_images=600,
-    word_steps=800,
-    dtype="float32",
-)
+        """What a picture may hold."""
+        return LayoutOptions(styles=TRAIN_STYLES, max_items=3 if image < self.easy_images else 6)
