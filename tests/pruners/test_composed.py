@@ -27,7 +27,7 @@ def test_the_second_part_sees_what_the_first_left() -> None:
     first, second = DivPrune(keep_tokens=9), FastV(layer=2, keep_tokens=4)
     kept = kept_by(model, Composed(parts=(first, second)), embeds, mask)
     diverse = kept_by(model, first, embeds, mask)[0]
-    maps = logits_of(model, embeds, mask, [diverse] * (LAYERS + 1))[1]
+    maps = logits_of(model, embeds, mask, [diverse] * (LAYERS + 1), first)[1]
     rows = torch.tensor([*range(5), *(5 + j for j in diverse), *range(21, 27)])
     weights = maps[:, -1][:, rows].softmax(-1)
     scores = [float(weights[:, 5 + place].mean()) for place in range(9)]

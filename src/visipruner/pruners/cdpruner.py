@@ -18,6 +18,7 @@ from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class CDPruner(EntryPruner):
         acts="before the language model",
         needs="visual embeddings; CLIP's text encoder, or relevance=words or none",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 1 / 9
     relevance: Literal["clip", "words", "none"] = "clip"

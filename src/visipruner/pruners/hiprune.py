@@ -16,6 +16,7 @@ from visipruner.engine.vision import VisionView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 from visipruner.pruners.selection import shares, top, union
 
 
@@ -40,6 +41,7 @@ class HiPrune(EntryPruner):
         acts="before the language model",
         needs="attention received in two layers of the vision tower",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 1 / 3
     alpha: float = 0.1
