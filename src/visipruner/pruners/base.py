@@ -132,6 +132,10 @@ class Pruner(ABC):
         """What is attached to the model while it reads that. Asked where `shrinks`."""
         return self
 
+    def asked(self, question: str) -> Self:
+        """This method for a prompt that asks `question`; most do not read it."""
+        return self
+
     def first_layer(self) -> int:
         """The layer before which visual rows come in; earlier ones run on text rows alone."""
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -80,6 +80,9 @@ class Composed(Pruner):
         for part in self.parts:
             prompt = part.prompt(prompt)
         return prompt
+
+    def asked(self, question: str) -> Self:
+        return replace(self, parts=tuple(part.asked(question) for part in self.parts))
 
     def inside(self) -> Pruner:
         return Composed(parts=tuple(part.inside() for part in self.parts))
