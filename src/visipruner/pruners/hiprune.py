@@ -26,7 +26,8 @@ class HiPrune(EntryPruner):
     their neighbours left, right, above and below; registers, the rest of T, receive most in the deep layer. Attention
     received is the mean over rows and heads.
 
-    Neighbours do not wrap around the edges of the grid; without a grid they are the ones before and after.
+    Neighbours do not wrap around the edges of the grid, as those of the released code do; without a grid they are the
+    ones before and after.
 
     Attributes:
         alpha: fraction of the budget for anchors and buffers.
