@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,15 +42,26 @@ AttentionMaskInterface.register("test_oracle", ALL_MASK_ATTENTION_FUNCTIONS["eag
 
 @contextmanager
 def oracle(model: Any, edit: Edit) -> Iterator[None]:
-    """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights."""
+    """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights, rows where it says."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = "test_oracle"
     _EDIT[:] = [edit]
+    hooks = []
+    if isinstance(edit, PrunedEdit) and "mrope_section" not in (getattr(config, "rope_parameters", None) or {}):
+        for number, layer in enumerate(model.get_decoder().layers):
+            move = partial(edit.moved, number)
+            hooks.append(
+                layer.register_forward_pre_hook(
+                    lambda _module, args, given, move=move: (args, move(given)), with_kwargs=True
+                )
+            )
     try:
         yield
     finally:
         config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -98,28 +110,61 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1).nan_to_num(0)
 
 
-def pruned_edit(visual: Tensor, kept: list[list[int]], pruner: Any = None) -> Edit:
-    """Edges of a pruned prompt: from layer l on nobody sees visual tokens outside `kept[l]`; shallow rules on top.
+@dataclass(frozen=True)
+class PrunedEdit:
+    """Edges of a pruned prompt: from layer l on nobody sees visual tokens outside `kept[l]`; shallow rules on top. Rows
+    are placed as the methods at work number them.
 
     `visual`: `[n]` bool over the prompt; rows beyond it are text.
     """
-    tokens = visual.nonzero().flatten()
-    pruner = next((part for part in getattr(pruner, "parts", ()) if isinstance(part, VisiPruner)), pruner)
 
-    def edit(layer: int, logits: Tensor) -> Tensor:
-        n = logits.shape[-1]
-        is_visual = torch.zeros(n, dtype=torch.bool)
-        is_visual[tokens] = True
+    visual: Tensor
+    kept: list[list[int]]
+    pruner: Any = None
+
+    def __call__(self, layer: int, logits: Tensor) -> Tensor:
+        is_visual = torch.nn.functional.pad(self.visual, (0, logits.shape[-1] - len(self.visual)))
         gone = is_visual.clone()
-        gone[tokens[kept[layer]]] = False
+        gone[self.visual.nonzero().flatten()[self.kept[layer]]] = False
         logits = logits.masked_fill(gone, float("-inf"))
-        if not isinstance(pruner, VisiPruner) or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
+        parts = getattr(self.pruner, "parts", [self.pruner])
+        pruner = next((part for part in parts if isinstance(part, VisiPruner)), None)
+        if pruner is None or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
             return softmax(logits)
         if isinstance(pruner, ReferenceVisiPruner):
-            return _zeroed(layer, logits, is_visual & ~gone, len(visual))
+            return _zeroed(layer, logits, is_visual & ~gone, len(self.visual))
         return _shallow(layer, logits, is_visual & ~gone, pruner)
 
-    return edit
+    def moved(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's arguments with every row at the place that it has once rows closed up: counted from the start, less
+        the tokens before it that left without a gap."""
+        closed = torch.zeros_like(self.visual)
+        closed[self.visual.nonzero().flatten()[self._closed(layer)]] = True
+        given = {name: value for name, value in kwargs.items() if name.startswith("position_embeddings")}
+        rows = torch.arange(next(iter(given.values()))[0].shape[-2])
+        before = torch.nn.functional.pad(closed, (0, len(rows) - len(closed))).cumsum(0)
+        places = (rows - before).clamp(min=0)  # a token that opened the prompt and left is seen by nobody
+        moved = {name: tuple(part.index_select(-2, places) for part in value) for name, value in given.items()}
+        return {**kwargs, **moved}
+
+    def _closed(self, layer: int) -> list[int]:
+        """Tokens that left before `layer` and left no gap; of several methods each closes up over its own, who must not
+        drop at the same point."""
+        everyone = set(range(int(self.visual.sum())))
+        compact = [part for part in getattr(self.pruner, "parts", [self.pruner]) if _is_compact(part)]
+        if len(compact) == len(getattr(self.pruner, "parts", [None])):
+            return sorted(everyone - set(self.kept[layer]))
+        left: set[int] = set()
+        for entry in {part.layer for part in compact if part.layer <= layer}:
+            left |= (everyone if entry == 0 else set(self.kept[entry - 1])) - set(self.kept[entry])
+        return sorted(left)
+
+
+def _is_compact(pruner: Any) -> bool:
+    return (getattr(pruner, "positions", None) or getattr(pruner, "published_positions", "keep")) == "compact"
+
+
+pruned_edit = PrunedEdit  # what an edit of a pruned prompt is made by, a function to its users
 
 
 def _shallow(layer: int, logits: Tensor, is_visual: Tensor, pruner: VisiPruner) -> Tensor:

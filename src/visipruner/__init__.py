@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import ExampleTrace, PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
+    from visipruner.evaluation.runner import evaluate
     from visipruner.pruners.base import PromptRun, Pruner
     from visipruner.pruners.capa import Capa
     from visipruner.pruners.cdpruner import CDPruner
     from visipruner.pruners.composed import Composed
     from visipruner.pruners.dart import Dart
     from visipruner.pruners.divprune import DivPrune
+    from visipruner.pruners.downsample import Downsample
     from visipruner.pruners.fastervlm import FasterVLM
     from visipruner.pruners.fastv import FastV
     from visipruner.pruners.feather import Feather
@@ -52,6 +54,7 @@ _PUBLIC = {
     "ConfigError": "errors",
     "Dart": "pruners.dart",
     "DivPrune": "pruners.divprune",
+    "Downsample": "pruners.downsample",
     "ExampleTrace": "engine.trace",
     "FastV": "pruners.fastv",
     "FasterVLM": "pruners.fastervlm",
@@ -77,9 +80,10 @@ _PUBLIC = {
     "VisiPrunerError": "errors",
     "VisionZip": "pruners.visionzip",
     "attach": "engine.attach",
+    "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "testbed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "testbed", "training")
 
 __all__ = [
     "VTW",
@@ -90,6 +94,7 @@ __all__ = [
     "ConfigError",
     "Dart",
     "DivPrune",
+    "Downsample",
     "ExampleTrace",
     "FastV",
     "FasterVLM",
@@ -114,6 +119,7 @@ __all__ = [
     "VisiPrunerError",
     "VisionZip",
     "attach",
+    "evaluate",
     "load_pruner",
 ]
 

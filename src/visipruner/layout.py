@@ -59,6 +59,18 @@ class TokenLayout:
         return [((tokens >= start) & (tokens < end)).nonzero().flatten() for start, end in pairwise(starts)]
 
 
+def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
+    """Whether rows that are no padding (`real`, `[batch, seq]` bool) are numbered one after another.
+
+    `position_ids`: `[batch or 1, seq]`, several such (time, height and width under M-RoPE), or None for the usual.
+    """
+    if position_ids is None:
+        return True
+    neighbours = real[:, 1:] & real[:, :-1]
+    steps = position_ids.to(real.device).diff(dim=-1)
+    return bool(((steps == 1) | ~neighbours).all())
+
+
 def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
     """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
 

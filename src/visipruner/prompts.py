@@ -132,10 +132,13 @@ class Turn:
 
 @contextmanager
 def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[Turn]:
-    """`attach`, also for methods that show the picture smaller, for one prompt, which must then be a `ChatPrompt`.
+    """`attach`, also for methods that read the question or show the picture smaller, for one prompt, which must then be
+    a `ChatPrompt`.
 
     Raises ConfigError where the prompt, or the model, cannot have the picture smaller; and what `attach` raises.
     """
+    if isinstance(prompt, ChatPrompt):
+        pruner = pruner.asked(prompt.question)
     if not pruner.shrinks:
         with attach(model, pruner) as handle:
             yield Turn(handle, prompt)

@@ -64,7 +64,11 @@ def test_no_difference_is_said() -> None:
     records = [_record(n, "cat" if n % 3 else "dog", "cat" if n % 4 else "dog") for n in range(24)]
     rows = summarize(records)
     assert rows[1]["is_significant"] is False
-    assert "n.s." in as_markdown(rows)
+    assert " n.s. |" in as_markdown(rows)
+    assert "n.s.: no significant difference" in as_markdown(rows)
+    clear = summarize([_record(n, "cat", "dog" if n % 5 else "cat") for n in range(24)])
+    assert clear[1]["is_significant"] is True
+    assert "n.s." not in as_markdown(clear)
     same = summarize([_record(n, "cat", "cat") for n in range(6)])[1]
     assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert same["is_significant"] is False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import visipruner as vp
-from tests.oracle import oracle, pruned_edit
+from tests.oracle import PrunedEdit, oracle
 
 
 def kept_by(model: Any, pruner: vp.Pruner, embeds: Tensor, mask: Tensor) -> list[list[int]]:
@@ -19,16 +19,19 @@ def kept_by(model: Any, pruner: vp.Pruner, embeds: Tensor, mask: Tensor) -> list
     return kept
 
 
-def logits_of(model: Any, embeds: Tensor, mask: Tensor, kept: list[list[int]]) -> list[Tensor]:
-    """Per layer `[heads, n, n]` attention logits of the full-length model, dropped tokens seen by nobody."""
+def logits_of(
+    model: Any, embeds: Tensor, mask: Tensor, kept: list[list[int]], pruner: vp.Pruner | None = None
+) -> list[Tensor]:
+    """Per layer `[heads, n, n]` attention logits of the full-length model, dropped tokens seen by nobody and rows where
+    `pruner` places them."""
     seen: list[Tensor] = []
-    edit = pruned_edit(mask[0], kept)
 
-    def remember(layer: int, logits: Tensor) -> Tensor:
-        seen.append(logits)
-        return edit(layer, logits)
+    class Remembering(PrunedEdit):
+        def __call__(self, layer: int, logits: Tensor) -> Tensor:
+            seen.append(logits)
+            return super().__call__(layer, logits)
 
-    with oracle(model, remember), torch.no_grad():
+    with oracle(model, Remembering(mask[0], kept, pruner)), torch.no_grad():
         model(inputs_embeds=embeds, use_cache=False)
     return seen
 

@@ -3,13 +3,17 @@ enter it, and over whole attention maps of an eager vision tower."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 import visipruner as vp
+from tests.cli.tiny_llava import WORDS, tokenizer
 from tests.models import llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import kept_by, largest
 from visipruner.engine.entry import Image
@@ -24,6 +28,12 @@ from visipruner.pruners.vispruner import VisPruner, thinned
 
 TOWERS = ["clip", "siglip", "dinov2"]
 LAYOUT = [[3, 0, 9], [5, 0, 2, 0, 4]]  # one image, then two
+_TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def _run(model: Any, pruner: vp.Pruner, inputs: dict[str, Tensor]) -> tuple[Any, Tensor]:
@@ -209,8 +219,87 @@ def test_cdpruner(relevance: Any) -> None:
 
 
 def test_cdpruner_says_what_it_misses() -> None:
-    with pytest.raises(vp.ConfigError, match="relevance=words"):
+    with pytest.raises(vp.ConfigError, match="text_encoder=FOLDER"):
         vp.attach(llava_model(), CDPruner())
+    with pytest.raises(vp.ConfigError, match="what is asked"):
+        _run(llava_model(), CDPruner(text_encoder="there"), llava_inputs([[3, 0, 4]]))
+    with pytest.raises(vp.UnsupportedModelError, match="vision tower"):
+        vp.attach(text_model("llama"), CDPruner(text_encoder="there"), prompt()[1])
+
+
+LONGEST = 6  # tokens that the tiny CLIP reads at once, its own two among them
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model of random weights whose tower has the width of `llava_model`'s."""
+    torch.manual_seed(5)
+    text = {**_TINY, "vocab_size": len(WORDS), "max_position_embeddings": LONGEST, "bos_token_id": 1, "eos_token_id": 2}
+    config = CLIPConfig(text_config=text, vision_config={**_TINY, "image_size": 32, "patch_size": 8}, projection_dim=24)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", [[3, 0, 4], [3, 0, 2, 0, 4]])
+def test_cdpruner_with_the_text_side_of_clip(clip_folder: Path, layout: list[int]) -> None:
+    """The question in parts that CLIP can read, the patches through what CLIP does after its last layer."""
+    model, inputs = llava_model(), llava_inputs([layout])
+    question = "where is the red cat ? left of a dog"
+    pruner = CDPruner(keep_tokens=6, text_encoder=str(clip_folder), question=question)
+    trace, _ = _run(model, pruner, inputs)
+    clip = CLIPModel.from_pretrained(clip_folder)
+    _, outputs, embeddings = _encoded(model, inputs["pixel_values"])
+    patches = outputs[-2][:, -16:].flatten(0, 1)
+    ids = [WORDS.index(word) for word in question.split()]
+    parts = [[1, *ids[start : start + LONGEST - 2], 2] for start in range(0, len(ids), LONGEST - 2)]
+    assert len(parts) > 1
+    likeness = []
+    with torch.no_grad():
+        words = [clip.get_text_features(torch.tensor([part])).pooler_output[0] for part in parts]
+        for patch in patches:
+            seen = clip.visual_projection(clip.vision_model.post_layernorm(patch))
+            likeness.append(sum(_cosine(seen, word) for word in words) / len(words))
+    low, high = min(-one for one in likeness), max(-one for one in likeness)
+    r = [(-one - low) / (high - low) for one in likeness]
+    visual = torch.nn.functional.normalize(embeddings.flatten(0, 1).double(), dim=-1)
+    kernel = torch.tensor(r).double()[:, None] * (visual @ visual.T) * torch.tensor(r).double()[None]
+    chosen: list[int] = []
+    for _ in range(6):
+        rest = [j for j in range(len(r)) if j not in chosen]
+        chosen.append(max(rest, key=lambda j: round(_determinant(kernel, [*chosen, j]), 12)))
+    assert trace[0].kept[0] == sorted(chosen)
+    other, _ = _run(model, replace(pruner, question="yes"), inputs)
+    assert other[0].kept[0] != trace[0].kept[0], "the question must matter for this to test anything"
+
+
+def test_text_encoders_that_are_none(clip_folder: Path, tmp_path: Path) -> None:
+    def run(folder: Path) -> None:
+        _run(
+            llava_model(), CDPruner(text_encoder=str(folder), question="what", keep_tokens=4), llava_inputs([[3, 0, 4]])
+        )
+
+    with pytest.raises(vp.ConfigError, match="cannot be read"):
+        run(tmp_path / "nothing")
+    text_model("llama").save_pretrained(tmp_path / "llama")
+    with pytest.raises(vp.ConfigError, match="is a llama"):
+        run(tmp_path / "llama")
+    wider = CLIPModel.from_pretrained(clip_folder).config.to_dict()
+    wider["vision_config"]["hidden_size"] = 64
+    CLIPModel(CLIPConfig(**wider)).save_pretrained(tmp_path / "wider")
+    tokenizer().save_pretrained(tmp_path / "wider")
+    with pytest.raises(vp.ConfigError, match="width 64, this one has 32"):
+        run(tmp_path / "wider")
+
+
+def test_commands_tell_cdpruner_the_question(clip_folder: Path) -> None:
+    pruner = CDPruner(text_encoder=str(clip_folder))
+    assert pruner.asked("what ?").question == "what ?"
+    assert replace(pruner, question="mine").asked("what ?").question == "mine"
+    both = vp.Composed(parts=(pruner, vp.FastV())).asked("what ?")
+    assert both == vp.Composed(parts=(pruner.asked("what ?"), vp.FastV()))
+    assert CDPruner(relevance="words").asked("what ?") == CDPruner(relevance="words")
 
 
 @pytest.mark.parametrize(("stride", "places"), [(2, [5, 7, 13, 15]), (3, [5, 7, 13, 15]), (4, [10])])

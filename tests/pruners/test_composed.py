@@ -17,7 +17,7 @@ from visipruner.pruners.fastv import FastV
 from visipruner.pruners.pool import Pool
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.random import RandomPruner
-from visipruner.pruners.registry import make, make_from_spec
+from visipruner.pruners.registry import make, make_from_spec, method_class
 from visipruner.pruners.uniform import UniformPruner
 
 
@@ -27,7 +27,7 @@ def test_the_second_part_sees_what_the_first_left() -> None:
     first, second = DivPrune(keep_tokens=9), FastV(layer=2, keep_tokens=4)
     kept = kept_by(model, Composed(parts=(first, second)), embeds, mask)
     diverse = kept_by(model, first, embeds, mask)[0]
-    maps = logits_of(model, embeds, mask, [diverse] * (LAYERS + 1))[1]
+    maps = logits_of(model, embeds, mask, [diverse] * (LAYERS + 1), first)[1]
     rows = torch.tensor([*range(5), *(5 + j for j in diverse), *range(21, 27)])
     weights = maps[:, -1][:, rows].softmax(-1)
     scores = [float(weights[:, 5 + place].mean()) for place in range(9)]
@@ -45,6 +45,31 @@ def test_parts_at_the_same_entry_follow_each_other(layer: int) -> None:
     maps = logits_of(model, embeds, mask, [list(range(16))] * (LAYERS + 1))[layer]
     weights = maps[:, -1][:, torch.tensor(drawn) + 5].softmax(-1).mean(0)
     assert kept[layer] == [drawn[i] for i in largest(weights.tolist(), 6)]
+
+
+BEFORE = ("random", "uniform", "pool", "divprune", "cdpruner", "fastervlm", "vispruner", "visionzip", "hiprune")
+INSIDE = ("fastv", "pyramiddrop", "sparsevlm", "fitprune", "vtw", "feather", "dart", "capa", "visipruner")
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("before", BEFORE)
+def test_any_method_before_the_model_with_any_inside(before: str, inside: str) -> None:
+    model = llava_model()
+    inputs = llava_inputs([[4, 0, 7]])
+    first, second = (method_class(name).for_depth(LAYERS) for name in (before, inside))
+    if inside == "visipruner":
+        second = vp.VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=1, exit_layer=5)
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with vp.attach(model, first) as handle, torch.no_grad():
+        model(**inputs)
+        alone = handle.trace[0].kept
+    with vp.attach(model, Composed(parts=(first, second))) as handle:
+        cached = model.generate(**inputs, **settings)
+        kept = handle.trace[0].kept
+        uncached = model.generate(**inputs, **settings, use_cache=False)
+    assert kept[0] == alone[0]
+    assert len(kept[-1]) < len(kept[0]) < 16
+    assert torch.equal(cached, uncached)
 
 
 def test_merged_tokens_are_what_the_next_part_sees() -> None:

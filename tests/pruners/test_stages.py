@@ -42,18 +42,20 @@ def _last_row_scores(logits: Tensor, tokens: list[int]) -> list[float]:
     return [sum(column) / len(heads) for column in zip(*heads, strict=True)]
 
 
+@pytest.mark.parametrize("positions", ["keep", "compact"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_pyramiddrop(kind: str) -> None:
+def test_pyramiddrop(kind: str, positions: Any) -> None:
     model = text_model(kind)
     embeds, mask = prompt()
-    pruner = PyramidDrop(layers=(1, 2, 4), keep_ratios=(0.75, 0.5, 0.2))
+    pruner = PyramidDrop(layers=(1, 2, 4), keep_ratios=(0.75, 0.5, 0.2), positions=positions)
     kept = kept_by(model, pruner, embeds, mask)
-    maps = logits_of(model, embeds, mask, kept)
     tokens = ALL
     for layer in range(LAYERS):
         if layer in pruner.layers:
             count = int(16 * pruner.keep_ratios[pruner.layers.index(layer)])
-            tokens = [tokens[i] for i in largest(_last_row_scores(maps[layer], tokens), count)]
+            before = [*kept[:layer], *[tokens] * (LAYERS + 1 - layer)]  # ranked where the stage before has put them
+            scores = _last_row_scores(logits_of(model, embeds, mask, before, pruner)[layer], tokens)
+            tokens = [tokens[i] for i in largest(scores, count)]
         assert kept[layer] == tokens, layer
     assert sum(map(len, kept[:LAYERS])) == 16 + 12 + 8 + 8 + 3 + 3
 
@@ -132,7 +134,7 @@ def test_sparsevlm_without_recycling() -> None:
     relevance = [sum(column) / 16 for column in zip(*shares, strict=True)]
     raters = [t for t in range(AFTER) if relevance[t] > sum(relevance) / AFTER]
     assert 0 < len(raters) < AFTER
-    maps = logits_of(model, embeds, mask, kept)
+    maps = logits_of(model, embeds, mask, kept, pruner)
     tokens = ALL
     for layer in range(LAYERS):
         assert kept[layer] == tokens

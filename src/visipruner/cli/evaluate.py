@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -217,7 +218,7 @@ def _document(
 ) -> dict[str, Any]:
     import torch
 
-    from visipruner.evaluation import summarize
+    from visipruner.evaluation import INTERVALS, summarize
 
     return {
         "schema": SCHEMA,
@@ -237,7 +238,11 @@ def _document(
         "max_new_tokens": job.max_new_tokens,
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
+        "versions": {
+            "python": python_version(),
+            **{name: version(name) for name in ("visipruner", "torch", "transformers", "scipy")},
+        },
+        "intervals": INTERVALS,
         "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
         "left_out": left_out,
         "rows": summarize(records, scoring=task),

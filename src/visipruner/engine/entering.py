@@ -84,7 +84,7 @@ class Entering:
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float]:
         """Queries `[heads, n, head_dim]`, keys and logits' factor of some of an example's rows in the layer to come."""
-        rows = self._present.rows
+        rows = self._present.placed
         index = [part[:0] for part in rows.index]
         index[example] = rows.index[example][places]
         chosen = Rows(tuple(index), rows.seq)

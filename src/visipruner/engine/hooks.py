@@ -26,7 +26,7 @@ from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.engine.vision import Vision, VisionTap, read_tower
 from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
-from visipruner.layout import TokenLayout, VisualRows, layouts, mask_for_forward
+from visipruner.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
 from visipruner.pruners.base import PromptRun, Pruner
 
 
@@ -121,7 +121,8 @@ class Hooks:
             return None
         asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
         wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
-        self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps)
+        in_line = is_in_line(call.get("position_ids"), real[:, past:])
+        self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps, in_line)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
@@ -129,7 +130,14 @@ class Hooks:
         return args, {**kwargs, **dict.fromkeys(names)}
 
     def _started(
-        self, embeds: Tensor | None, is_cached: bool, past: int, visual: VisualRows, real: Tensor, wants_maps: bool
+        self,
+        embeds: Tensor | None,
+        is_cached: bool,
+        past: int,
+        visual: VisualRows,
+        real: Tensor,
+        wants_maps: bool,
+        in_line: bool,
     ) -> PromptSession:
         """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
         seq = real.shape[1] - past
@@ -138,7 +146,7 @@ class Hooks:
         prompt_end = seq if repeated is None else repeated[0].shape[1]
         found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
         vision: list[Vision | None] = [None] * len(found)
-        runs: list[PromptRun] = [self._pruner.start() for _ in found]
+        runs: list[PromptRun] = [self._pruner.begin(in_line) for _ in found]
         if repeated is not None:
             runs = list(repeated[1])
         elif self._tap is not None:
@@ -213,10 +221,10 @@ class Hooks:
         if session is None or output is None or isinstance(session.runs[0], ReplayRun):
             return
         self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
-        replays = zip(self.trace.kept, session.merged, strict=True)
+        replays = zip(self.trace.kept, session.merged, session.closed, strict=True)
         # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
         embeds = None if torch.is_grad_enabled() else embeds
-        self._uncached = None if embeds is None else (embeds, [ReplayRun(kept, merged) for kept, merged in replays])
+        self._uncached = None if embeds is None else (embeds, [ReplayRun(*decided) for decided in replays])
 
     # ---- around a layer -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ class Present:
 
     Attributes:
         rows: rows that the current layer runs. attending: those of them that take part in its self-attention.
+        placed: the host rows whose positions they have: their own, but for rows that closed a gap (see `drop`).
         tokens: per example `[k]` long, the visual tokens still present (indices among the prompt's).
         is_packed: False until something is dropped or routed; the host's own layout is used so long.
         has_dropped: tokens were dropped that the rows still hold; the next layer must repack.
@@ -25,10 +26,11 @@ class Present:
 
     def __init__(self, layouts: Sequence[TokenLayout], seq: int) -> None:
         self._layouts, self._seq = layouts, seq
-        self.rows = self.attending = Rows(tuple(layout.real for layout in layouts), seq)
+        self.rows = self.attending = self.placed = Rows(tuple(layout.real for layout in layouts), seq)
         self.tokens = [torch.arange(len(layout.visual), device=layout.visual.device) for layout in layouts]
         self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
         self.is_packed = self.has_dropped = self.is_waiting = False
+        self._closed = [torch.zeros_like(visual) for visual in self._is_visual]
         self._waiting: tuple[Rows, Tensor] | None = None
         self._first = 0
 
@@ -45,17 +47,22 @@ class Present:
         (visual, states), self._waiting = self._waiting, None
         before = self.rows
         self.tokens = [torch.arange(len(rows), device=rows.device) for rows in visual.index]
-        self.rows = Rows(tuple(layout.real for layout in self._layouts), self._seq)
+        self.rows = self.placed = Rows(tuple(layout.real for layout in self._layouts), self._seq)
         self.is_waiting = False
         place = before.flat.new_zeros(len(self.tokens) * self._seq)
         joined = torch.cat([before.flat, visual.flat])
         place[joined] = torch.arange(joined.numel(), device=place.device)
         return torch.cat([hidden, states], dim=1).index_select(1, place[self.rows.flat])
 
-    def drop(self, example: int, kept: Tensor) -> None:
-        """Keeps the visual tokens at positions `kept` among those present; the others leave before the next layer."""
+    def drop(self, example: int, kept: Tensor, closed: Tensor) -> None:
+        """Keeps the visual tokens at positions `kept` among those present; the others leave before the next layer.
+
+        `closed`, numbers of some that leave: no gap stays where they were. Rotary positions tell differences only, so
+        the rows before them move up, and not those after them down: what follows goes on at the unpruned length.
+        """
         if kept.numel() < self.tokens[example].numel():
             self.tokens[example] = self.tokens[example][kept]
+            self._closed[example][self._layouts[example].visual[closed]] = True
             self.has_dropped = True
 
     def repack(self, hidden: Tensor) -> Tensor:
@@ -68,7 +75,17 @@ class Present:
         rows = Rows(tuple(index), self._seq)
         hidden = hidden.index_select(1, rows.within(self.rows)) if self.is_packed else rows.gather(hidden, -2)
         self.rows, self.is_packed, self.has_dropped = rows, True, False
+        self.placed = self._places_of(rows)
         return hidden
+
+    def _places_of(self, rows: Rows) -> Rows:
+        if not any(bool(closed.any()) for closed in self._closed):
+            return rows
+        index = []
+        for layout, mine, closed in zip(self._layouts, rows.index, self._closed, strict=True):
+            closed_after = closed.sum() - closed.cumsum(0)[mine]
+            index.append(layout.real[torch.searchsorted(layout.real, mine) + closed_after])
+        return Rows(tuple(index), self._seq)
 
     def fold(self, length: int, hidden: Tensor) -> Tensor:
         """Lets the first `length` host rows rest: they do not run until `unfold`. Of a single example only."""
@@ -78,7 +95,7 @@ class Present:
     def unfold(self, resting: Tensor, hidden: Tensor) -> Tensor:
         """The rows that rested run again, with states `resting` `[1, n, d]`; none of them has been dropped."""
         self._first = 0
-        self.rows = Rows((self._layouts[0].real,), self._seq)
+        self.rows = self.placed = Rows((self._layouts[0].real,), self._seq)
         return torch.cat([resting, hidden], dim=1)
 
     def route(self, routing: Routing) -> None:

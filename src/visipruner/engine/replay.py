@@ -12,14 +12,18 @@ from visipruner.pruners.base import PromptRun
 
 
 class ReplayRun(PromptRun):
-    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example, and `merged` states by layer.
+    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example, and `merged` states by layer; of the tokens
+    that leave, `closed` (`[k]` long) leave no gap in the positions.
 
     Everything is done on entry to a layer: what left after a layer's attention is gone before the next one too.
     """
 
-    def __init__(self, kept: Sequence[Sequence[int]], merged: Mapping[int, Tensor]) -> None:
+    def __init__(self, kept: Sequence[Sequence[int]], merged: Mapping[int, Tensor], closed: Tensor) -> None:
         super().__init__()
-        self._kept, self._merged = kept, merged
+        self._kept, self._merged, self._closed = kept, merged, closed
+
+    def closes_gaps(self, gone: Tensor) -> Tensor:
+        return torch.isin(gone, self._closed)
 
     def observes_entry(self, layer: int) -> bool:
         return layer == 0 or layer in self._merged or len(self._kept[layer]) < len(self._kept[layer - 1])

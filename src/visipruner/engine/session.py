@@ -64,6 +64,9 @@ class PromptSession:
         layouts, runs: one of each per example.
         run_ahead: runs a layer up to its attention, for pruners that ask. vision: what the tower saw, per example.
         shared: what other prompts know of the rows up to the end of the image; of a single example only.
+
+    Attributes:
+        examples: what becomes of each, for the trace. closed: per example `[k]` long, tokens that left without a gap.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class PromptSession:
         self._older: list[Older | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
         self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop, vision)
+        self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
         self._plans: dict[tuple[int, Routing, int], tuple[Rows, Tensor | None, list[Edges]]] = {}
         self.examples = [
             ExampleTrace(
@@ -188,7 +192,7 @@ class PromptSession:
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows in play; gathered once, as the host gives every layer the same ones."""
         narrowed = {}
-        in_play = self._present.rows
+        in_play = self._present.placed
         for name, given, seq_dim in per_row(kwargs):
             source, rows, result = self._narrowed.get(name, (None, None, None))
             if source is not given or rows is not in_play:
@@ -456,11 +460,19 @@ class PromptSession:
         return self._host_mask.allowed(example, real[which], columns)
 
     def _drop(self, example: int, kept: Tensor, trigger: int) -> None:
-        run = self.runs[example]
-        if kept.numel() < self._present.tokens[example].numel() and run.trigger_layer is None and trigger >= 0:
-            first = len(self._layouts[example].visual) == self._present.tokens[example].numel()
+        run, tokens = self.runs[example], self._present.tokens[example]
+        if kept.numel() < tokens.numel() and run.trigger_layer is None and trigger >= 0:
+            first = len(self._layouts[example].visual) == tokens.numel()
             run.trigger_layer = trigger if first else None
-        self._present.drop(example, kept)
+        stays = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, kept, True)
+        gone = tokens[~stays]
+        closed = gone[run.closes_gaps(gone)]
+        if closed.numel():
+            self.closed[example] = torch.cat([self.closed[example], closed])
+            renumbered = self.examples[example].renumbered
+            if trigger + 1 not in renumbered:
+                renumbered.append(trigger + 1)
+        self._present.drop(example, kept, closed)
 
 
 def _older_turns(layer: PrunedLayer, example: int) -> Older:

@@ -44,6 +44,8 @@ class ExampleTrace:
         trigger_layer: the last layer that ran with every visual token, or None where no layer did, or all did.
         exit_votes: layers that counted towards the exit, ascending.
         merged: layers on whose entry kept tokens took over what others held.
+        renumbered: layers on whose entry rows closed up over tokens that left, so that their positions are not those of
+            the whole prompt any more.
         kept: `kept[l]` are the visual tokens (indices among the prompt's visual tokens, ascending) that enter layer
             `l`; the last entry, `kept[num_layers]`, are those chosen at the last layer, which no layer runs any more.
         query_lengths: rows that ran in each layer, padding excluded.
@@ -59,6 +61,7 @@ class ExampleTrace:
     trigger_layer: int | None = None
     exit_votes: list[int] = field(default_factory=list)
     merged: list[int] = field(default_factory=list)
+    renumbered: list[int] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
     query_lengths: list[int] = field(default_factory=list)
     visual_attention: list[bool] = field(default_factory=list)

@@ -81,7 +81,8 @@ class Answerer:
         if unread:
             raise ConfigError(f"visipruner reads images and text here, not {', '.join(sorted(unread))}.")
         inputs = message_inputs(self.model, self.processor, messages)
-        with attach(self.model, self.pruner) as handle:
+        question = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
+        with attach(self.model, self.pruner.asked(question)) as handle:
             reply = greedy_reply(self.model, self.processor.tokenizer, inputs, max_new_tokens)
             return Answer(reply.text, reply.tokens, handle.trace.flops_cut(0))
 

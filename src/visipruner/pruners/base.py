@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from visipruner.engine.entry import EntryView, Merge
@@ -37,11 +38,18 @@ class PromptRun:
         trigger_layer: the last layer that ran with every visual token, None where there is none; reported in the
             trace. The engine sets it when tokens first leave.
         exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
+        is_compact: whether the rows that stay are numbered anew, without gaps where tokens left; see `DroppingPruner`.
     """
 
     def __init__(self) -> None:
         self.trigger_layer: int | None = None
         self.exit_votes: list[int] = []
+        self.is_compact = False
+
+    def closes_gaps(self, gone: Tensor) -> Tensor:
+        """`[k]` bool: which of the tokens `gone` (numbers in the prompt, `[k]` long), dropped by the last answer, leave
+        no gap in the positions."""
+        return gone.new_full(gone.shape, self.is_compact, dtype=torch.bool)
 
     def observes_entry(self, layer: int) -> bool:
         """Whether `select_entry` wants to see the rows that enter this layer. Not asked when no token is left."""
@@ -111,12 +119,21 @@ class Pruner(ABC):
     def start(self) -> PromptRun:
         """Begins one prompt of one example."""
 
+    def begin(self, in_line: bool) -> PromptRun:
+        """As the engine starts a run. `in_line`: the model numbers the prompt's rows one after another (see
+        `DroppingPruner`)."""
+        return self.start()
+
     def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
         """What the model is to be given in place of `prompt`. Asked where `shrinks`."""
         return prompt
 
     def inside(self) -> Pruner:
         """What is attached to the model while it reads that. Asked where `shrinks`."""
+        return self
+
+    def asked(self, question: str) -> Self:
+        """This method for a prompt that asks `question`; most do not read it."""
         return self
 
     def first_layer(self) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
+from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.scope import Scope, best, check_scope, chosen, parts_of
 
 PUBLISHED_DEPTH = 32  # layers of LLaVA-1.5-7B's decoder, for which most methods' layers were chosen
@@ -31,7 +32,7 @@ def scaled_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budgeted(Pruner):
+class Budgeted(DroppingPruner):
     """Keeps a number of tokens.
 
     Attributes:
@@ -47,6 +48,7 @@ class Budgeted(Pruner):
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope)
         if self.keep_tokens is not None and self.keep_tokens < 0:
             raise ConfigError(f"keep_tokens cannot be negative, got {self.keep_tokens}.")

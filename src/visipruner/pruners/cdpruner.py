@@ -7,7 +7,7 @@ Improve Recommendation Diversity", NeurIPS 2018.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,7 +17,10 @@ from torch.nn import functional
 from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.clip_text import clip_text
+from visipruner.pruners.dropping import Positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +31,13 @@ class CDPruner(EntryPruner):
     so that what is kept depends on the neighbours; ours does not.
 
     Attributes:
-        relevance: "clip" is the paper's, from the text encoder that belongs to the vision tower. Multimodal LLMs do
-            not carry one, so it raises ConfigError; "words" takes the cosine to the mean embedding of the text after
-            the image instead (ours), and "none" leaves the condition out.
+        relevance: "clip" is the paper's: how **unlike** a patch is to the question in CLIP's common space (the sign is
+            the released code's; patches of CLIP are least like the text that describes them). Multimodal LLMs carry
+            the vision tower alone, so it needs `text_encoder`. "words" takes the cosine to the mean embedding of the
+            text after the image instead (ours), and "none" leaves the condition out.
+        text_encoder: folder of the CLIP model that the vision tower was taken from.
+        question: what the prompt asks. `visipruner.prompts.attached`, and with it every command, fills it in.
+        vision_layer: of the tower, whose patches are compared with the question.
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -38,33 +45,68 @@ class CDPruner(EntryPruner):
         "CDPruner: diverse and relevant, by a determinantal point process",
         paper="Zhang et al., NeurIPS 2025, arXiv 2506.10967",
         acts="before the language model",
-        needs="visual embeddings; CLIP's text encoder, or relevance=words or none",
+        needs="visual embeddings; with text_encoder the vision tower's features, else relevance=words or none",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 1 / 9
     relevance: Literal["clip", "words", "none"] = "clip"
+    text_encoder: str | None = None
+    question: str | None = None
+    vision_layer: int = -2
 
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
-        if self.relevance == "clip":
+        if self.relevance == "clip" and self.text_encoder is None:
             raise ConfigError(
                 "cdpruner's relevance needs the text encoder of CLIP, which this model's vision tower comes without; "
-                "set relevance=words (the model's own word embeddings) or relevance=none."
+                "set text_encoder=FOLDER of the CLIP model that the tower was taken from, or relevance=words (the "
+                "model's own word embeddings), or relevance=none."
             )
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
+        """Without a text encoder, which belongs to a model and not to a depth."""
         return cls(relevance="words")
+
+    def asked(self, question: str) -> Self:
+        return replace(self, question=question) if self.relevance == "clip" and self.question is None else self
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return (self.vision_layer,) if self.relevance == "clip" else ()
+
+    def start(self) -> PromptRun:
+        if self.relevance == "clip" and self.question is None:
+            raise ConfigError(
+                "cdpruner must know what is asked: put it to work with visipruner.prompts.attached(model, pruner, "
+                "chat_inputs(...)), or set question."
+            )
+        return super().start()
 
     def choose(self, view: EntryView, count: int) -> Tensor:
         unit = functional.normalize(view.embeddings.double(), dim=-1)
         if self.relevance == "none":
             return greedy_map(unit, count)
-        after = view.text[view.text > view.visual[0]]
-        words = functional.normalize(view.states[after].double().mean(0), dim=-1)
-        likeness = unit @ words
+        likeness = -self._likeness(view) if self.relevance == "clip" else words_likeness(view, unit)
         relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
         return greedy_map(unit * relevance[:, None], count)
+
+    def _likeness(self, view: EntryView) -> Tensor:
+        """`[n_v]` double: of every visual token present to the question, by CLIP."""
+        assert self.text_encoder is not None
+        assert self.question is not None
+        found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
+        text = clip_text(self.text_encoder)
+        for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
+            if len(image.tokens):
+                found[image.positions] = text.likeness(self.question, seen.features[image.tokens]).to(found)
+        return found
+
+
+def words_likeness(view: EntryView, unit: Tensor) -> Tensor:
+    """`[n_v]`: of visual embeddings, `unit` `[n_v, d]`, to the mean embedding of the text after the image."""
+    after = view.text[view.text > view.visual[0]]
+    return unit @ functional.normalize(view.states[after].double().mean(0), dim=-1)
 
 
 def greedy_map(vectors: Tensor, count: int) -> Tensor:

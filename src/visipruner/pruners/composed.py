@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -25,7 +25,8 @@ class Composed(Pruner):
     """Every part does what it does alone, with the tokens that the others have left.
 
     On entry to a layer parts choose one after the other. After a layer's attention they look at the same tokens, and
-    those stay that all of them keep. Written `divprune:keep_tokens=192+visipruner` on the command line.
+    those stay that all of them keep. Rows close up over tokens that leave by a part with compact positions, and over no
+    others. Written `divprune:keep_tokens=192+visipruner` on the command line.
 
     Attributes:
         parts: the methods, in order. At most one of them may change a layer's attention edges.
@@ -80,6 +81,9 @@ class Composed(Pruner):
             prompt = part.prompt(prompt)
         return prompt
 
+    def asked(self, question: str) -> Self:
+        return replace(self, parts=tuple(part.asked(question) for part in self.parts))
+
     def inside(self) -> Pruner:
         return Composed(parts=tuple(part.inside() for part in self.parts))
 
@@ -89,22 +93,36 @@ class Composed(Pruner):
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return tuple(layer for part in self.parts for layer in part.vision_layers(depth))
 
-    def start(self) -> PromptRun:
+    def start(self) -> _ComposedRun:
         return _ComposedRun([part.start() for part in self.parts])
+
+    def begin(self, in_line: bool) -> PromptRun:
+        run = self.start()
+        run.parts = [part.begin(in_line) for part in self.parts]
+        return run
 
 
 class _ComposedRun(PromptRun):
-    def __init__(self, runs: Sequence[PromptRun]) -> None:
+    def __init__(self, parts: Sequence[PromptRun]) -> None:
         super().__init__()
-        self._runs = runs
+        self.parts = parts
+        self._closed: list[Tensor] = []
+
+    def closes_gaps(self, gone: Tensor) -> Tensor:
+        return torch.isin(gone, torch.cat([gone[:0], *self._closed]))
+
+    def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
+        """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""
+        gone = tokens[torch.ones_like(tokens, dtype=torch.bool).index_fill(0, kept, False)]
+        self._closed.append(gone[run.closes_gaps(gone)])
 
     def observes_entry(self, layer: int) -> bool:
-        return any(run.observes_entry(layer) for run in self._runs)
+        return any(run.observes_entry(layer) for run in self.parts)
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
         kept = torch.arange(view.tokens.numel(), device=view.tokens.device)
         left, has_merged = view, False
-        for run in self._runs:
+        for run in self.parts:
             if not left.tokens.numel() or not run.observes_entry(layer):
                 continue
             answer = run.select_entry(layer, left)
@@ -113,27 +131,30 @@ class _ComposedRun(PromptRun):
                 view.projected_rows += left.projected_rows
             if answer is not None:
                 has_merged |= isinstance(answer, Merge)
-                kept = kept[answer.kept if isinstance(answer, Merge) else answer]
+                stays = answer.kept if isinstance(answer, Merge) else answer
+                self._left(run, left.tokens, stays)
+                kept = kept[stays]
                 left = left.narrowed(answer)
         self._note()
         return Merge(kept, left.embeddings) if has_merged else kept
 
     def observes(self, layer: int) -> bool:
-        return any(run.observes(layer) for run in self._runs)
+        return any(run.observes(layer) for run in self.parts)
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         stays = torch.ones_like(view.visual, dtype=torch.bool)
-        for run in self._runs:
+        for run in self.parts:
             if run.observes(layer):
                 kept = run.select(layer, view)
                 if kept is not None:
+                    self._left(run, view.tokens, kept)
                     stays &= torch.zeros_like(stays).index_fill(0, kept, True)
         self._note()
         return None if bool(stays.all()) else stays.nonzero().flatten()
 
     def _note(self) -> None:
         """What the parts report about themselves goes into the trace."""
-        triggers = [run.trigger_layer for run in self._runs if run.trigger_layer is not None]
+        triggers = [run.trigger_layer for run in self.parts if run.trigger_layer is not None]
         if triggers:
             self.trigger_layer = triggers[0]
-        self.exit_votes = sorted({vote for run in self._runs for vote in run.exit_votes})
+        self.exit_votes = sorted({vote for run in self.parts for vote in run.exit_votes})

@@ -31,7 +31,7 @@ class Dart(Budgeted):
 
     The released code gives every pivot the same quota, rounded, and so misses its budget by a few tokens; ours is
     exact. It takes the hidden states after the decoder's final norm, which the paper does not mention; we take them
-    as they enter `layer`.
+    as they enter `layer`. Ports differ in what becomes of positions; here they are kept.
 
     Attributes:
         layer: the first layer without the dropped tokens; keys are those of the layer before.

@@ -16,6 +16,7 @@ from torch.nn import functional
 from visipruner.engine.entry import EntryView
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 
 CHUNK = 256
 SAME = 1e-6  # copies of one embedding (a newline's) are equally far but for rounding
@@ -35,6 +36,7 @@ class DivPrune(EntryPruner):
         acts="before the language model",
         needs="visual embeddings",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 0.098
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 from visipruner.pruners.selection import shares, top
 
 
@@ -36,6 +37,7 @@ class FasterVLM(EntryPruner):
         acts="before the language model",
         needs="vision tower's class attention",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 0.25
     vision_layer: int = -2

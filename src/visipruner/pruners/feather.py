@@ -15,15 +15,16 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layers
+from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.pyramiddrop import check_stages
 from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 from visipruner.pruners.selection import union
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feather(Pruner):
+class Feather(DroppingPruner):
     """Score: softmax over the visual tokens of q_last K^T **before RoPE**, mean over heads.
 
     RoPE makes the last row prefer the bottom of the image. Before the first layer the best `keep_ratio` of the tokens
@@ -51,6 +52,7 @@ class Feather(Pruner):
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope)
         check_stages(self.layers, self.layers, "layers")
         if not 0 <= self.keep_ratio <= 1 or self.stride < 1:

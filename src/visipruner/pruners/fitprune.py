@@ -17,11 +17,12 @@ from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitPrune(Pruner):
+class FitPrune(DroppingPruner):
     """Score = cross_j * self_j: the attention that token j receives in a layer from the text rows after the image
     and from the visual rows, each summed over rows, the largest over heads.
 
@@ -43,6 +44,7 @@ class FitPrune(Pruner):
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope)
         if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
             raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")

@@ -16,6 +16,7 @@ from visipruner.engine.vision import VisionView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 from visipruner.pruners.selection import shares, top, union
 
 
@@ -25,7 +26,8 @@ class HiPrune(EntryPruner):
     their neighbours left, right, above and below; registers, the rest of T, receive most in the deep layer. Attention
     received is the mean over rows and heads.
 
-    Neighbours do not wrap around the edges of the grid; without a grid they are the ones before and after.
+    Neighbours do not wrap around the edges of the grid, as those of the released code do; without a grid they are the
+    ones before and after.
 
     Attributes:
         alpha: fraction of the budget for anchors and buffers.
@@ -40,6 +42,7 @@ class HiPrune(EntryPruner):
         acts="before the language model",
         needs="attention received in two layers of the vision tower",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 1 / 3
     alpha: float = 0.1

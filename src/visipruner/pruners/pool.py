@@ -17,12 +17,13 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView, Image, Merge
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers
+from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool(Pruner):
+class Pool(DroppingPruner):
     """Every `stride` x `stride` window of an image's tokens becomes one token, their mean, at the place of the middle
     one; windows at the edges may be smaller. Tokens without a grid are pooled `stride`^2 at a time.
 
@@ -44,6 +45,7 @@ class Pool(Pruner):
     match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers and windows
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stride < 1 or self.layer < 0:
             raise ConfigError("stride must be at least 1, and layer cannot be negative.")
 

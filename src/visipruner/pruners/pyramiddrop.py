@@ -14,18 +14,19 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layers
+from visipruner.pruners.dropping import DroppingPruner, Positions
 from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class PyramidDrop(Pruner):
+class PyramidDrop(DroppingPruner):
     """Before each of `layers`: score = softmax over the visual tokens of q_last K^T, mean over heads.
 
     Queries and keys are made by the layer about to run (its norm, projections and RoPE, on the rows needed), as in
-    the released code; that is one projection more per stage, counted in the trace. The code makes positions anew
-    after every stage; ours stay what they were.
+    the released code; that is one projection more per stage, counted in the trace. Positions are made anew after every
+    stage, as there.
 
     Attributes:
         layers: tokens leave before these. keep_ratios: fractions of the prompt's visual tokens that stay from each on,
@@ -39,12 +40,14 @@ class PyramidDrop(Pruner):
         acts="before layers 8, 16, 24",
         needs="last row's query, keys",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     layers: tuple[int, ...] = (8, 16, 24)
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope)
         check_stages(self.layers, self.keep_ratios, "keep_ratios")
         if any(not 0 <= ratio <= 1 for ratio in self.keep_ratios):

@@ -11,11 +11,12 @@ from torch import Tensor
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
+from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedSchedule(Pruner):
+class FixedSchedule(DroppingPruner):
     """Keeps `keep[i]` visual tokens from layer `layers[i] + 1` on, chosen without regard to the image's content.
 
     Attributes:
@@ -33,6 +34,7 @@ class FixedSchedule(Pruner):
     pattern: Literal["uniform", "first"] = "uniform"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.layers) != len(self.keep):
             raise ConfigError("layers and keep must have the same length: one count per layer.")
         if list(self.layers) != sorted(set(self.layers)) or any(layer < 0 for layer in self.layers):

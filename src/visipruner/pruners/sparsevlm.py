@@ -17,9 +17,10 @@ from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.clustering import cluster_means
+from visipruner.pruners.dropping import DroppingPruner, Positions
 from visipruner.pruners.pyramiddrop import check_stages
 from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 from visipruner.pruners.selection import top
@@ -29,16 +30,16 @@ _COUNTS: dict[int, tuple[int, ...]] = {192: (300, 200, 110), 128: (303, 110, 36)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseVLM(Pruner):
+class SparseVLM(DroppingPruner):
     """Raters and ratings of the paper's first version.
 
     Raters are the text rows t after the image with mean_v softmax_t(V T^T) above its mean over t, V and T the
     embeddings before the first layer. After each of `layers`, score_j = mean over raters and heads of A[h, t, j]; the
     best stay. Of the others the best `recycle_ratio` are clustered (density peaks among k nearest neighbours, one
-    cluster for ten tokens and one more); each cluster's mean takes the place, and the position, of its centre.
+    cluster for ten tokens and one more); each cluster's mean takes the place of its centre.
 
-    The released code appends merged tokens after the kept ones and cuts positions to the new length; ours stay where
-    and what they were. Its second version ("+") corrects ratings for RoPE and does not merge: not here.
+    The released code cuts positions to the new length, and so do we; but it appends merged tokens after the kept ones,
+    and ours stay in the image's order. Its second version ("+") corrects ratings for RoPE and does not merge: not here.
 
     Attributes:
         layers: after these tokens leave. keep: how many stay then of `tokens`; other prompts in proportion.
@@ -56,6 +57,7 @@ class SparseVLM(Pruner):
         needs="text rows' attention, embeddings",
     )
     merges: ClassVar[bool] = True
+    published_positions: ClassVar[Positions] = "compact"
 
     layers: tuple[int, ...] = (2, 6, 15)
     keep: tuple[int, ...] = _COUNTS[192]
@@ -64,6 +66,7 @@ class SparseVLM(Pruner):
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope)
         check_stages(self.layers, self.keep, "keep")
         if self.tokens < 1 or any(count < 0 for count in self.keep) or not 0 <= self.recycle_ratio <= 1:

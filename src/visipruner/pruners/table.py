@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.registry import available, method_class
 
 BEGIN = "<!-- Written by `python -m visipruner.pruners README.md`; do not edit by hand. -->\n"
@@ -10,10 +11,11 @@ END = "<!-- End of the table. -->"
 
 def as_markdown() -> str:
     """One row per method of the registry."""
-    rows = ["| `--method` | what it does | paper | tokens leave | looks at |", "|---|---|---|---|---|"]
+    rows = ["| `--method` | what it does | paper | tokens leave | looks at | positions |", "|---|---|---|---|---|---|"]
     for name in available():
-        about = method_class(name).about
-        rows.append(f"| `{name}` | {about.summary} | {about.paper} | {about.acts} | {about.needs} |")
+        cls = method_class(name)
+        about, positions = cls.about, cls.published_positions if issubclass(cls, DroppingPruner) else ""
+        rows.append(f"| `{name}` | {about.summary} | {about.paper} | {about.acts} | {about.needs} | {positions} |")
     return "\n".join(rows) + "\n"
 
 

@@ -17,6 +17,7 @@ from visipruner.engine.vision import VisionView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 from visipruner.pruners.selection import shares, top
 
 
@@ -43,6 +44,7 @@ class VisionZip(EntryPruner):
         needs="vision tower's class attention and keys",
     )
     merges: ClassVar[bool] = True
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 1 / 3
     contextual_ratio: float = 10 / 64

@@ -15,8 +15,9 @@ from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import scaled_layer
+from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.scope import Scope, best, check_scope, parts_of
 
 Stage = Literal["shallow", "middle", "deep"]
@@ -24,7 +25,7 @@ STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisiPruner(Pruner):
+class VisiPruner(DroppingPruner):
     """The paper's training-free pruner, with real skipping.
 
     Shallow (layers `0 .. shallow_end - 1`): text rows attend to text rows only, and in layer 0 to one visual token
@@ -76,6 +77,7 @@ class VisiPruner(Pruner):
     exit_layer: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "stages", tuple(self.stages))
         check_scope(self.scope)
         unknown = [stage for stage in self.stages if stage not in STAGES]

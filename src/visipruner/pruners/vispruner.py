@@ -17,6 +17,7 @@ from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
+from visipruner.pruners.dropping import Positions
 from visipruner.pruners.selection import shares, top
 
 STEP = 8  # tokens dropped at a time, as in the released code
@@ -41,6 +42,7 @@ class VisPruner(EntryPruner):
         acts="before the language model",
         needs="vision tower's class attention and features",
     )
+    published_positions: ClassVar[Positions] = "compact"
 
     keep_ratio: float = 0.25
     important_ratio: float = 0.5

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from visipruner.engine.entry import EntryView
 from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layer
+from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)
-class VTW(Pruner):
+class VTW(DroppingPruner):
     """Every visual token leaves before layer K.
 
     Attributes:
@@ -40,6 +41,7 @@ class VTW(Pruner):
     match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layer < 0:
             raise ConfigError(f"layer cannot be negative, got {self.layer}.")
 
