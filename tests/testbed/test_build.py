@@ -38,8 +38,8 @@ def builds(monkeypatch):
 def test_built_once_per_image_size(weights, builds, tmp_path):
     folder = build.ensure_built(cache_dir=tmp_path / "cache")
     assert build.ensure_built(cache_dir=tmp_path / "cache") == folder
-    build.ensure_built(image_size=336, cache_dir=tmp_path / "cache")
-    assert builds == [224, 336]
+    build.ensure_built(image_size=224, cache_dir=tmp_path / "cache")
+    assert builds == [336, 224]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["testbed-224", "testbed-336"]
 
 
@@ -53,7 +53,7 @@ def test_built_again_when_an_input_or_a_file_changes(weights, builds, tmp_path):
     build.ensure_built(cache_dir=tmp_path / "cache")
     assert len(builds) == 4
     assert (folder / "model.safetensors").read_text() == "weights"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-224"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-336"]
 
 
 def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
     fake = build._build
 
     def overtaken(part, image_size, trained, inputs, progress):
-        other = tmp_path / "cache" / "testbed-224"
+        other = tmp_path / "cache" / "testbed-336"
         other.mkdir()
         fake(other, image_size, trained, inputs, progress)
         fake(part, image_size, trained, inputs, progress)
@@ -79,7 +79,7 @@ def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
     monkeypatch.setattr(build, "_build", overtaken)
     folder = build.ensure_built(cache_dir=tmp_path / "cache")
     assert (folder / "model.safetensors").exists()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-224"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-336"]
 
 
 def test_cache_root_order(monkeypatch, tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visipruner.testbed.training.sequence import PackedBatch
 from visipruner.training import Asked, VisualGates
@@ -25,7 +25,7 @@ class Answers:
 def image_inputs(model: Any, features: Tensor) -> dict[str, Any]:
     """What a forward is given in place of pixels the vision tower has seen before."""
     visual = model.model.multi_modal_projector(features.float()[None])
-    return {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=list(visual))}}
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(visual))}}
 
 
 def run(model: Any, features: Tensor, packed: PackedBatch, prefix: int, gates: VisualGates | None) -> Answers:
