@@ -57,7 +57,7 @@ def _rows(model: nn.Module, call: Mapping[str, Any], kind: Placeholder) -> Tenso
     mask: Tensor = ids == token
     if filled or not bool(mask.any()):
         return mask
-    cache = call.get("past_key_values")
+    cache = call.get("cache")
     if cache is None or cache.get_seq_length() == 0:
         names = " or ".join(pixels for pixels, _ in kind.inputs)
         raise LayoutError(
