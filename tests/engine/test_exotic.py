@@ -79,28 +79,45 @@ def _check(model: Any, pruner: vp.Pruner, traced: Any, embeds: Tensor, visual: T
     torch.testing.assert_close(logits[~held], expected[~held], atol=2e-5, rtol=1e-4)
 
 
-def test_four_thousand_visual_tokens() -> None:
+@given(count=st.integers(3600, 4400), before=st.integers(0, 40), keep=st.integers(0, 9))
+@settings(max_examples=2)
+@example(count=4000, before=5, keep=7)
+def test_four_thousand_visual_tokens(count: int, before: int, keep: int) -> None:
     config = copy.deepcopy(_model("sdpa").config)
     config.num_hidden_layers = 2
     torch.manual_seed(0)
-    model, count = type(_model("sdpa"))(config).eval(), 4000
-    pruner = vp.FixedSchedule(layers=(0,), keep=(7,))
-    visual = torch.zeros(count + 12, dtype=torch.bool)
-    visual[5 : 5 + count] = True
+    model, pruner = type(_model("sdpa"))(config).eval(), vp.FixedSchedule(layers=(0,), keep=(keep,))
+    visual = torch.zeros(before + count + 7, dtype=torch.bool)
+    visual[before : before + count] = True
     embeds = torch.randn(1, *visual.shape, WIDTH, generator=torch.Generator().manual_seed(0))
     with vp.attach(model, pruner, visual[None]) as handle, torch.no_grad():
         logits = model(inputs_embeds=embeds).logits[0]
     trace = handle.trace[0]
-    assert (trace.num_visual, trace.query_lengths) == (count, [count + 12, 7 + 12])
+    assert (trace.num_visual, trace.query_lengths) == (count, [before + count + 7, before + keep + 7])
     with oracle(model, pruned_edit(visual, trace.kept, pruner)), torch.no_grad():
         expected = model(inputs_embeds=embeds, use_cache=False).logits[0]
     torch.testing.assert_close(logits[~visual], expected[~visual], atol=2e-5, rtol=1e-4)
 
 
+@cache
+def _llava() -> Any:
+    return llava_model()
+
+
+# Per prompt: 0 is an image, a positive number that many words.
+Layouts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=3)
+
+
 @pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("layout", [[[0]], [[3, 0]], [[0, 0]], [[2, 0, 0], [4], [0]]], ids=str)
-def test_an_image_at_the_end_goes_on_with_and_without_a_cache(layout: list[list[int]], pruner: str) -> None:
-    model = llava_model()
+@given(layout=Layouts.filter(lambda prompts: any(0 in parts for parts in prompts)))
+@settings(max_examples=8)
+@example(layout=[[0]])
+@example(layout=[[3, 0]])
+@example(layout=[[0, 0]])
+@example(layout=[[2, 0, 0], [4], [0]])
+def test_any_images_go_on_with_and_without_a_cache(layout: list[list[int]], pruner: str) -> None:
+    """At the very end, side by side, alone: each is counted, and decoding agrees."""
+    model = _llava()
     inputs = llava_inputs(layout)
     said: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
     with vp.attach(model, PRUNERS[pruner]) as handle:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import visipruner as vp
 from tests.engine.cases import PRUNERS, SELECTS, WAYS
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
+from visipruner.engine.arguments import CACHE_NAMES
 
 MODES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "do_sample": False},
@@ -109,6 +112,22 @@ def test_tokens_can_be_cropped_but_not_the_prompt() -> None:
         assert torch.equal(once, again)
         with pytest.raises(vp.VisiPrunerError, match="cropped"):
             cache.crop(-10)
+
+
+@pytest.mark.parametrize("called", CACHE_NAMES)
+def test_the_cache_is_found_by_its_newer_and_its_older_name(called: str) -> None:
+    """Whoever calls a decoder by itself may still use the older one, which hooks see before the host renames it."""
+    model = text_model("llama")
+    decoder, cache = model.model, DynamicCache(config=model.config)
+    if called == "cache" and called not in signature(decoder.forward).parameters:
+        pytest.skip("before transformers 5.24")
+    embeds, mask = prompt()
+    with vp.attach(model, PRUNERS["schedule"], mask) as handle, torch.no_grad():
+        decoder(inputs_embeds=embeds, **{called: cache})
+        held = cache.layers[-1].keys.shape[-2]
+        decoder(inputs_embeds=embeds[:, :3], **{called: cache})
+    assert held == handle.trace[0].key_lengths[-1] < embeds.shape[1]
+    assert cache.get_seq_length() == embeds.shape[1] + 3
 
 
 def test_an_image_token_said_by_the_model_is_a_word() -> None:

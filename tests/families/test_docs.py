@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from torch import nn
+from transformers import CONFIG_MAPPING, Llama4Config
 
 import visipruner as vp
 from tests.families import test_chats, test_features, test_matrix, test_methods, test_probe, test_run, test_uses
@@ -61,6 +63,21 @@ def test_a_family_without_videos_says_so(name: str) -> None:
     assert ("video" in adapter.lacks) == (
         FAMILIES[name].video is None and FRAMES not in adapter.remarks.get("video", "")
     )
+
+
+def test_what_the_page_says_is_not_supported_is_not() -> None:
+    assert not [kind for kind in CONFIG_MAPPING if "mobilevlm" in kind], "transformers has it now"
+    with pytest.raises(vp.UnsupportedModelError, match="'llama4' are not supported"):
+        adapters.adapter_for(Llama4Config())
+
+
+def test_neither_engine_nor_layout_names_a_family() -> None:
+    known = ", ".join(", ".join((*adapter.model_types, adapter.family.lower())) for adapter in adapters.BUILT_IN)
+    names = {found[0] for name in known.split(", ") if (found := re.match("[a-z]+", name))} - {"text"}
+    assert {"llava", "qwen", "internvl", "pixtral", "gemma"} <= names
+    source = ROOT / "src" / "visipruner"
+    for path in (source / "layout.py", *(source / "engine").glob("*.py")):
+        assert not names & set(re.findall("[a-z]+", path.read_text().lower())), path.name
 
 
 # ---- adapters from outside ------------------------------------------------------------------------------------------

@@ -164,8 +164,12 @@ def test_video_frames_are_images_of_their_own(name: str) -> None:
     assert handle.trace[0].grids == [(3, 2), (3, 2)]
 
 
+READS_VIDEOS = [name for name, family in FAMILIES.items() if family.video is not None]
+
+
+@tries("video")
 @each_pruner
-@pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
+@pytest.mark.parametrize("name", [name for name in READS_VIDEOS if not name.startswith("glm")])
 def test_an_image_and_a_video_in_one_prompt(name: str, pruner: str) -> None:
     model, family = built(name), FAMILIES[name]
     prepared = inputs(name, [prompt(name, [3, 0, 2, -1, 4])])
@@ -180,9 +184,17 @@ def test_an_image_and_a_video_in_one_prompt(name: str, pruner: str) -> None:
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
+@tries("video")
+@pytest.mark.parametrize("name", [name for name in READS_VIDEOS if name.startswith("glm")])
+def test_an_image_and_a_video_in_one_prompt_are_an_error_of_the_host(name: str) -> None:
+    model, prepared = built(name), inputs(name, [prompt(name, [3, 0, 2, -1, 4])])
+    with vp.attach(model, PRUNERS["schedule"]), pytest.raises(ValueError, match="tokens do not match"):
+        model(**prepared)
+
+
 @tries("video", "batch")
 @each_pruner
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is not None])
+@pytest.mark.parametrize("name", READS_VIDEOS)
 def test_videos_in_a_batch(name: str, pruner: str) -> None:
     model = built(name)
     prompts = [prompt(name, layout, seed) for seed, layout in enumerate([[3, -1, 6], [7], [2, -1, 2, -1, 4]])]
@@ -192,6 +204,20 @@ def test_videos_in_a_batch(name: str, pruner: str) -> None:
         for row, pieces in zip(logits, prompts, strict=True):
             alone = model(**inputs(name, [pieces])).logits[0]
             torch.testing.assert_close(row[-4:], alone[-4:], **CLOSE)
+
+
+@tries("video")
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is None])
+def test_a_video_is_an_error_where_the_family_reads_none(name: str) -> None:
+    model, video = built(name, "eager"), torch.randn(1, 3, 3, 32, 32)
+    prepared = inputs(name, [prompt(name, [3, 0, 5])])
+    with vp.attach(model, PRUNERS["schedule"]) as handle, torch.no_grad():
+        with pytest.raises(vp.LayoutError, match="does not read pixel_values_videos; leave them out"):
+            model(**prepared, pixel_values_videos=video)
+        with pytest.raises(ValueError, match=r"not used by the model.*pixel_values_videos"):  # the host's own
+            model.generate(**prepared, pixel_values_videos=video, max_new_tokens=1)
+        model(**prepared)
+    assert handle.trace[0].num_visual, "the same handle goes on working"
 
 
 @tries("each image")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 import visipruner as vp
 from tests.engine.state import state_of, untouched
@@ -85,6 +86,12 @@ def test_decoding_equals_the_full_model_with_edges_cut(name: str, attn: str, pru
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.video is not None])
 def test_videos(name: str, pruner: str) -> None:
     follows_the_oracle(name, "sdpa", pruner, inputs(name, [prompt(name, [3, -1, 5])]))
+
+
+@tries("sdpa")
+def test_the_cell_that_is_missing_is_an_error_of_the_host() -> None:
+    with pytest.raises(ValueError, match=r"Gemma2Model does not support .*scaled_dot_product_attention"):
+        AutoModelForImageTextToText.from_config(FAMILIES["paligemma2"].config(), attn_implementation="sdpa")
 
 
 @tries("cache")

@@ -1,4 +1,4 @@
-"""Every method of the registry with every adapter: the nine invariants of a pair in one test that shares its runs.
+"""Every method of the registry with every family: the nine invariants of a pair in one test that shares its runs.
 
 What is not asked of a method, and which pairs are errors, `visipruner.adapters.methods` declares for this test and for
 the table of the docs alike.
@@ -20,7 +20,7 @@ from tests.engine.state import state_of, untouched
 from tests.families.prompts import extended
 from tests.families.test_matrix import CLOSE, PRUNERS
 from tests.families.tried import tries
-from tests.families.zoo import EACH_ADAPTER, FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
+from tests.families.zoo import FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import Entering, merged, oracle, pruned_edit
 from visipruner.adapters.methods import asked, is_refused
 from visipruner.engine.entry import EntryView, Merge
@@ -71,7 +71,7 @@ def _is_refused(name: str, method: str) -> bool:
     return unreadable or is_refused(METHODS[method], adapter_of(name)) is not None
 
 
-_PAIRS = [(name, method) for name in EACH_ADAPTER for method in METHODS]
+_PAIRS = [(name, method) for name in FAMILIES for method in METHODS]
 WORKS = [pair for pair in _PAIRS if not _is_refused(*pair)]
 ERRORS = [pair for pair in _PAIRS if _is_refused(*pair)]
 
@@ -132,9 +132,11 @@ def _remembered(pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> list[Ente
     return seen
 
 
-def _alone(name: str, pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, vp.ExampleTrace]:
-    """1, 2, 5, 6, 8 under eager attention: the logits of the first example and its trace."""
-    model, family, prepared = built(name, "eager"), FAMILIES[name], _prepared(name, 0)
+def _alone(
+    name: str, pruner: vp.Pruner, prepared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, vp.ExampleTrace]:
+    """1, 2, 5, 6, 8 under eager attention: the logits of a single example and its trace."""
+    model, family = built(name, "eager"), FAMILIES[name]
     visual = visual_rows(prepared["input_ids"])[0]
     with (
         monkeypatch.context() as patch,
@@ -177,7 +179,7 @@ def test_every_invariant(name: str, method: str, monkeypatch: pytest.MonkeyPatch
     pruner, model, batch = METHODS[method], built(name, _attn(name)), _prepared(name)
     plain = _plain(name)
     before = state_of(model)  # after a first forward: transformers installs hooks of its own then
-    alone, trace = _alone(name, pruner, monkeypatch)
+    alone, trace = _alone(name, pruner, _prepared(name, 0), monkeypatch)
     with vp.attach(model, pruner) as handle, torch.no_grad():
         with pytest.raises(vp.VisiPrunerError, match="attached already"):  # 7
             vp.attach(model, vp.NoPruning())
@@ -204,6 +206,12 @@ def test_every_invariant(name: str, method: str, monkeypatch: pytest.MonkeyPatch
             assert torch.equal(_logits(_generate(model, batch)), plain)  # 4
     assert torch.equal(_logits(_generate(model, batch)), plain)  # 7
     assert torch.equal(together[0], plain[0]) == (5 not in asked(method))
+
+
+@tries("methods", "video")
+@pytest.mark.parametrize(("name", "method"), [pair for pair in WORKS if FAMILIES[pair[0]].video is not None])
+def test_videos(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _alone(name, METHODS[method], inputs(name, [prompt(name, [3, -1, 5])]), monkeypatch)
 
 
 @tries("methods", "vision methods")

@@ -457,9 +457,6 @@ DISTINCT = (
     "gemma3",
 )
 
-# One of each adapter.
-EACH_ADAPTER = (*DISTINCT, "llava-next-video", "llava-onevision", "glm4v")
-
 
 @cache
 def built(name: str, attn: str = "sdpa") -> Any:

@@ -1,8 +1,9 @@
 """LLaVA-NeXT, and LLaVA-NeXT-Video: a small view of the whole image, then its crops joined.
 
-Each row of crops is ended by a learned newline feature. It comes from the connector, not from the tokenizer: it lies
-on an image token and is part of the image in the paper's count (2880 tokens at most), so it is visual here and may be
-pruned.
+Each row of the joined crops is ended by a learned newline feature. It comes from the connector, not from the
+tokenizer, and lies on an image token, so it is visual here and may be pruned, as in the family's own code, where it is
+part of the image's features. Papers that speak of 2880 tokens (five views of 576) leave the newlines out of the number:
+a square picture of that size has 48 of them and brings 2928 rows.
 """
 
 from visipruner.adapters.base import NO_VIDEO, VIDEO_PROCESSOR, Adapter
@@ -15,7 +16,7 @@ ADAPTER = Adapter(
     embedder=("model", ""),
     locate=rows_of(IMAGE),
     images=image_sizes,
-    visual="tokens of all crops, and the newline feature after each row of crops",
+    visual="tokens of all crops, and the newline feature after each row of them, which the usual 2880 leaves out",
     lacks={"video": NO_VIDEO},
 )
 VIDEO_ADAPTER = Adapter(

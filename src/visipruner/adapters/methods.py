@@ -13,7 +13,8 @@ INVARIANTS: dict[int, str] = {
     2: "decoding goes on at the unpruned length, and each layer's cache holds the rows that ran there",
     3: "an example of a batch of unlike prompts gets what it gets alone, padded on either side",
     4: "keeping everything, and a prompt without images, is the plain model to the last bit",
-    5: "dropping rows is the full-length model with the attention edges to them cut",
+    5: "dropping rows is the full-length model with the attention edges to them cut, of images and, where the family "
+    "reads them, of a video",
     6: "decoding with a cache is one full forward and decoding without a cache, under eager attention and, where the "
     "family has it, sdpa",
     7: "off is off: hooks, config and output are the plain model's again; a second `attach` is an error",

@@ -33,9 +33,16 @@ VIDEO = Placeholder("video_token_id", (("pixel_values_videos", "video"),))
 
 
 def rows_of(*placeholders: Placeholder) -> Locate:
-    """A `locate` for models whose visual rows are the rows of `placeholders`."""
+    """A `locate` for models whose visual rows are the rows of `placeholders`.
+
+    Raises LayoutError for pixels that fill none of them: hosts let unknown arguments pass, and would not see them.
+    """
+    read = {pixels for kind in placeholders for pixels, _ in kind.inputs}
 
     def locate(model: nn.Module, call: Mapping[str, Any]) -> Tensor | None:
+        for name, given in call.items():
+            if name.startswith("pixel_values") and name not in read and given is not None:
+                raise LayoutError(f"This model does not read {name}; leave them out, or pass frames as images.")
         if call.get("input_ids") is None and not any(_is_filled(kind, call) for kind in placeholders):
             return None
         return torch.stack([_rows(model, call, kind) for kind in placeholders]).any(0)
@@ -57,7 +64,7 @@ def _rows(model: nn.Module, call: Mapping[str, Any], kind: Placeholder) -> Tenso
     mask: Tensor = ids == token
     if filled or not bool(mask.any()):
         return mask
-    cache = call.get("past_key_values")
+    cache = call.get("cache")
     if cache is None or cache.get_seq_length() == 0:
         names = " or ".join(pixels for pixels, _ in kind.inputs)
         raise LayoutError(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from visipruner.analysis.reading import LayerStates
-from visipruner.engine.arguments import seq_dim
+from visipruner.engine.arguments import CACHE_NAMES, seq_dim
 from visipruner.engine.masks import HostMask
 
 # Arguments that a layer is not given again: the cache is replaced by recorded keys and the mask by its meaning.
-_DROPPED = ("attention_mask", "past_key_values", "past_key_value", "use_cache", "cache_position")
+_DROPPED = ("attention_mask", *CACHE_NAMES, "past_key_value", "use_cache", "cache_position")
 
 
 @dataclass

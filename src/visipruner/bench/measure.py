@@ -14,6 +14,7 @@ import torch
 from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_macs
 from visipruner.bench.machine import peak_memory, synchronize
 from visipruner.bench.prompt import Prompt
+from visipruner.engine.arguments import cache_of
 from visipruner.engine.attach import attach
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
@@ -117,7 +118,7 @@ def _generated(model: Any, prompt: Prompt, handle: Any, clock: EngineClock, new:
         selection=stamps.first[0] if own else None,
         bookkeeping=stamps.first[1] if own else None,
         peak_bytes=peak.added,
-        kv_bytes=cache_bytes(output.past_key_values).held,
+        kv_bytes=cache_bytes(cache_of(output)).held,
         flops=_flops(shape, prompt, trace),
         visual=[prompt.visual[0]] * shape.num_layers if trace is None else [len(kept) for kept in trace[0].kept[:-1]],
         tokens=output.sequences[0, -new:].tolist(),

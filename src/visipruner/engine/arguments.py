@@ -11,13 +11,22 @@ from torch import Tensor, nn
 # What a layer is given besides hidden states, per row of the sequence: (name's beginning, sequence dimension).
 _PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
 
+# What hosts call their cache: from transformers 5.24 on, where callers may still use the older name, and before.
+CACHE_NAMES = ("cache", "past_key_values")
+
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-    """A call's arguments by name."""
-    if not args:
-        return kwargs
-    given = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-    return {**given.arguments, **given.arguments.get("kwargs", {})}
+    """A call's arguments by name, the cache as `cache` whatever the host calls it."""
+    given: Mapping[str, Any] = kwargs
+    if args:
+        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = {**arguments, **arguments.get("kwargs", {})}
+    return {**given, "cache": cache_of(given)}
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The cache of keys and values among keyword arguments, None where there is none."""
+    return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
 
 
 def seq_dim(name: str) -> int | None:

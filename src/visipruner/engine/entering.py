@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from visipruner.engine.arguments import map_tensors, per_row, scaling_of
+from visipruner.engine.arguments import CACHE_NAMES, map_tensors, per_row, scaling_of
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV
@@ -96,6 +96,6 @@ class Entering:
             for name in names:
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
-        off = {"attention_mask": None, "past_key_values": None, "use_cache": False}
-        (queries, keys, _), used = self._run_ahead(layer, states[None], {**kwargs, **given, **off})
+        off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
+        (queries, keys, _), used = self._run_ahead(layer, states[None], {**kwargs, **given, **off, "use_cache": False})
         return queries[0], keys[0], scaling_of(used, queries)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import bound
+from visipruner.engine.arguments import bound, cache_of
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
@@ -107,7 +107,7 @@ class Hooks:
         self._session = None  # one left by an interrupted forward is of no use
         outer, self._call = self._call, {}
         call = bound(module, args, kwargs)
-        embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
+        embeds, cache = call.get("inputs_embeds"), call["cache"]
         rows = call.get("input_ids") if embeds is None else embeds
         if rows is None:
             return None  # the host has a better word for this than we do
@@ -191,7 +191,7 @@ class Hooks:
     def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
         found, self._found = self._found, None
         if self._visual_mask is not None:
-            cached = call.get("past_key_values") is not None
+            cached = call["cache"] is not None
             return VisualRows(mask_for_forward(self._visual_mask, batch, past, seq, cached))
         if found is None:
             if past == 0:
@@ -262,7 +262,7 @@ class Hooks:
 
     def _decode(self, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A forward without visual rows: only what the cache holds decides what the layer's mask must cover."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
         if not isinstance(held, PrunedLayer):
             return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import map_tensors, per_row, scaling_of
+from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
@@ -143,7 +143,7 @@ class PromptSession:
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
-        held = self._prepare_cache(layer, kwargs.get("past_key_values"))
+        held = self._prepare_cache(layer, cache_of(kwargs))
         if not present.is_packed and isinstance(held, PrunedLayer):
             mask = held.narrow_mask(mask, self._forward.seq, hidden.dtype)
         self._host_mask = HostMask(mask, self._forward.past, self._forward.seq)
