@@ -9,7 +9,7 @@ from visipruner.pruners.base import Pruner
 
 # What is checked of every method with every family.
 INVARIANTS: dict[int, str] = {
-    1: "text rows all stay; kept rows keep their order and their positions",
+    1: "text rows all stay; kept rows keep their order, and their positions or a compact method's without gaps",
     2: "decoding goes on at the unpruned length, and each layer's cache holds the rows that ran there",
     3: "an example of a batch of unlike prompts gets what it gets alone, padded on either side",
     4: "keeping everything, and a prompt without images, is the plain model to the last bit",
