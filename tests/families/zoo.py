@@ -460,9 +460,14 @@ DISTINCT = (
 
 @cache
 def built(name: str, attn: str = "sdpa") -> Any:
-    """A tiny model whose attention is peaked enough for tokens to differ in influence; shared, never to be changed."""
+    """A family's tiny model; shared, never to be changed."""
+    return peaked(FAMILIES[name].config(), attn)
+
+
+def peaked(config: Any, attn: str = "sdpa") -> Any:
+    """A random model whose attention is peaked enough for tokens to differ in influence."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(FAMILIES[name].config(), attn_implementation=attn)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1:
