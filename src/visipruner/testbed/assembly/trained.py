@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from visipruner.errors import VisiPrunerError
+from visipruner.files import write_atomic, write_json
 from visipruner.testbed.training.lora import fold_lora
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
@@ -60,6 +61,7 @@ def export_trained(checkpoint: Path, folder: Path = WEIGHTS_FOLDER) -> Path:
     }
     recipe: dict[str, Any] = json.loads((checkpoint / RECIPE_FILE).read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / TRAINED_FILE, metadata={"format": "pt", "licence": "Apache-2.0"})
-    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
+    metadata = {"format": "pt", "licence": "Apache-2.0"}
+    write_atomic(folder / TRAINED_FILE, lambda part: save_file(state, part, metadata=metadata))
+    write_json(folder / RECIPE_FILE, recipe, indent=1)
     return folder / TRAINED_FILE
