@@ -118,16 +118,12 @@ def test_what_does_not_work_says_so(name: str, use: str) -> None:
     model, (settings, message) = built(name, _attn(name)), REFUSED[use]
     prepared = inputs(name, [prompt(name, [3, 0, 5])])
     model.generate(**prepared, max_new_tokens=1)  # transformers installs hooks of its own
-    if (name, use) == ("paligemma2", "static cache"):
-        with pytest.raises(AttributeError):  # the host cannot do it either
-            model.generate(**prepared, **ONE, **settings)
-        return
     before = state_of(model)
     with vp.attach(model, PRUNERS["schedule"]), pytest.raises(vp.UnsupportedModelError, match=message):
         model.generate(**prepared, **ONE, **settings)
     now = state_of(model)
     assert {**now, "attributes": 0} == {**before, "attributes": 0}
-    assert not {"_prefill", "_get_candidate_generator", "forward"} & set(vars(model))
+    assert not {"_prefill", "_get_candidate_generator", "_prepare_static_cache", "forward"} & set(vars(model))
 
 
 @tries("assisted decoding")

@@ -22,7 +22,8 @@ class Refusals:
     """Stands in front of methods of one model and of its decoder until `remove`.
 
     Assisted decoding (an assistant model, prompt lookup) appends guesses to the prompt before it is read, so its last
-    row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. Under `torch.compile`
+    row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. A static cache cannot
+    become shorter. Under `torch.compile`
     the decoder runs as it is, the rest of the model compiled.
     """
 
@@ -66,4 +67,19 @@ def _no_chunks(method: Callable[..., Any]) -> Callable[..., Any]:
     return prefill
 
 
-_REFUSALS = {"_get_candidate_generator": _no_assistant, "_prefill": _no_chunks}
+def _no_static_cache(method: Callable[..., Any]) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedModelError(
+            "Visual tokens cannot be pruned from a static cache, whose length is fixed; use the default dynamic cache "
+            "(no cache_implementation, or 'dynamic'), or remove the pruner."
+        )
+
+    return refuse
+
+
+# `generate` makes a static cache by itself, and some hosts fail on it before the decoder could say so.
+_REFUSALS = {
+    "_get_candidate_generator": _no_assistant,
+    "_prefill": _no_chunks,
+    "_prepare_static_cache": _no_static_cache,
+}
