@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
-from visipruner.testbed.training.lessons import EASY_VQA, Lessons
+from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.loop import train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
@@ -198,10 +199,10 @@ def test_packed_attention_is_sdpa(model, processor, art):
 def test_every_twelfth_lesson_is_of_easy_vqas_training_part(emoji):
     lessons = Lessons(Recipe(), emoji)
     shown = [lessons.lesson(image) for image in range(24)]
-    of_easy_vqa = [index for index, (_, asked) in enumerate(shown) if {q.type for q in asked} == {EASY_VQA}]
+    of_easy_vqa = [index for index, (_, asked) in enumerate(shown) if {q.type for q in asked} == {PACKAGE}]
     assert of_easy_vqa == [11, 23]
     assert all(shown[index][0].size == (64, 64) for index in of_easy_vqa)
-    assert not any(q.type == EASY_VQA for q in shown[0][1])
+    assert not any(q.type == PACKAGE for q in shown[0][1])
     assert lessons.lesson(11)[1] == shown[11][1]
 
 

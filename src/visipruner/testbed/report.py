@@ -104,8 +104,8 @@ def _easy_vqa(limit: int | None) -> list[Sample]:
     from visipruner.benchmarks.easyvqa import PACKAGE, EasyVqa
 
     read = EasyVqa.read(Path(PACKAGE), None).samples
-    images = sorted({sample.image for sample in read})[:limit]
-    asked = sorted((sample for sample in read if sample.image in set(images)), key=lambda sample: sample.image)
+    images = set(sorted({sample.image for sample in read})[:limit])
+    asked = sorted((sample for sample in read if sample.image in images), key=lambda sample: sample.image)
     return [Sample(one.image, one.question, one.answers[0], PACKAGE, "local", PACKAGE) for one in asked]
 
 

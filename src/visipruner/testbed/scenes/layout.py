@@ -19,8 +19,8 @@ _TOO_CLOSE = {
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """What may be drawn. `least_items` (unless there is only one) <= `max_items` <= 6; `styles` are the emoji folders
-    that may be used; `objects` the names.
+    """What may be drawn: one to `max_items` (<= 6) things; `styles` are the emoji folders that may be used, `objects`
+    the names.
 
     `crowded` fills all nine cells, `page` with written words alone: many labelled patches per picture, for the warm
     start only. `always` are names that must be there. `layouts` are the shares of single, quadrants and grid; the
@@ -31,7 +31,6 @@ class LayoutOptions:
 
     styles: tuple[str, ...]
     objects: tuple[str, ...] = tuple(OBJECTS)
-    least_items: int = 1
     max_items: int = 6
     crowded: bool = False
     page: bool = False
@@ -56,11 +55,9 @@ def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
         room = max(0.0, 0.5 - size / 2)
         places = [(0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), size)]
     elif layout == "quadrants":
-        places = _cells(
-            rng, side=2, count=rng.randint(options.least_items, min(4, options.max_items)), sizes=(0.2, 0.46)
-        )
+        places = _cells(rng, side=2, count=rng.randint(1, min(4, options.max_items)), sizes=(0.2, 0.46))
     else:
-        places = _cells(rng, side=3, count=rng.randint(options.least_items, options.max_items), sizes=(0.15, 0.32))
+        places = _cells(rng, side=3, count=rng.randint(1, options.max_items), sizes=(0.15, 0.32))
     items = _items(rng, places, background, options)
     finish = rng.random()
     return Scene(

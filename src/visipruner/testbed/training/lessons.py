@@ -4,16 +4,14 @@ import importlib
 import random
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
+from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
 from visipruner.testbed.scenes import EmojiArt, Question, draw_example
 from visipruner.testbed.training.recipe import Recipe
-
-EASY_VQA = "easy-vqa"
 
 
 class Lessons:
@@ -24,7 +22,7 @@ class Lessons:
 
     def __init__(self, recipe: Recipe, emoji: Path) -> None:
         self.recipe, self.art = recipe, EmojiArt(emoji)
-        self._package = _easy_vqa() if recipe.easy_vqa_every else None
+        self._package: Any = _easy_vqa() if recipe.easy_vqa_every else None
 
     def lesson(self, image: int) -> tuple[Image.Image, list[Question]]:
         """The `image`-th picture and what is asked about it."""
@@ -35,24 +33,24 @@ class Lessons:
         return example.picture, example.questions
 
     def _easy_vqa(self, image: int) -> tuple[Image.Image, list[Question]]:
-        number = random.Random(f"{self.recipe.seed}/{EASY_VQA}/{image}").randrange(len(self._paths))
+        number = random.Random(f"{self.recipe.seed}/{PACKAGE}/{image}").randrange(len(self._paths))
         with Image.open(self._paths[number]) as opened:
             return opened.convert("RGB"), self._asked[number][: self.recipe.questions]
 
     @cached_property
     def _paths(self) -> dict[int, str]:
-        return dict(self._package.get_train_image_paths())  # type: ignore[union-attr]
+        return dict(self._package.get_train_image_paths())
 
     @cached_property
     def _asked(self) -> dict[int, list[Question]]:
-        texts, answers, numbers = self._package.get_train_questions()  # type: ignore[union-attr]
+        texts, answers, numbers = self._package.get_train_questions()
         asked: dict[int, list[Question]] = {}
         for text, answer, number in zip(texts, answers, numbers, strict=True):
-            asked.setdefault(number, []).append(Question(text, answer, EASY_VQA))
+            asked.setdefault(number, []).append(Question(text, answer, PACKAGE))
         return asked
 
 
-def _easy_vqa() -> ModuleType | Any:
+def _easy_vqa() -> Any:
     try:
         return importlib.import_module("easy_vqa")
     except ImportError as error:
