@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from visipruner import VisiPruner
+from visipruner import VisiPruner, attach
 from visipruner.bench import build, machine, shapes, subject
 from visipruner.bench.checks import Target
 from visipruner.bench.measure import run_once
@@ -110,6 +110,16 @@ def test_the_clock_leaves_nothing_behind(tiny):
     assert 0 < run.bookkeeping < run.prefill
     assert (Hooks.attend, PromptSession.enter_layer, PromptSession.__init__, VisiPruner.start) == before
     assert "start" not in vars(EngineClock)
+
+
+@pytest.mark.parametrize("visual", [0, 20])
+def test_the_hosts_own_attention_is_not_our_time(tiny, visual):
+    prompt = embedded(tiny, [Rows(5, visual, 4)]) if visual else text_only(tiny, 9)
+    pruner, clock = SCHEDULE.applied(VisiPruner(shallow_end=0), 6), EngineClock()
+    with clock.running(pruner), attach(tiny, pruner, visual_mask=prompt.visual_mask):
+        tiny(**prompt.inputs)
+    assert clock.kernel.seconds > 0
+    assert 0 < clock.bookkeeping < clock.engine.seconds - clock.kernel.seconds + 1e-9
 
 
 def test_turns_and_ratios(tiny):

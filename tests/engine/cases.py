@@ -1,10 +1,11 @@
-"""The pruners that every invariant is tested with, tuned so that each really prunes the tiny models."""
+"""The pruners that every invariant is tested with, tuned so that each really prunes the tiny models; and decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from tests.models import LAYERS
+from tests.models import IMAGE_TOKEN, LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
 from visipruner.pruners.registry import available, method_class
 
@@ -48,3 +49,16 @@ def cells(full: Sequence[_Cell], few: Sequence[_Cell], methods: Iterable[str] = 
 
 # One of each way to leave: for what depends on the way, not on the method.
 WAYS = {**PRUNERS, **{name: METHODS[name] for name in ("random", "pyramiddrop", "sparsevlm", "visionzip")}}
+
+
+def generate(model: Any, steps: int, **inputs: Any) -> Any:
+    """What greedy decoding of exactly `steps` tokens returns, with `logits` of each; never an image token."""
+    return model.generate(
+        **inputs,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        suppress_tokens=[IMAGE_TOKEN],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import visipruner as vp
-from tests.engine.cases import METHODS, PRUNERS, SELECTS, cells
-from tests.models import IMAGE_TOKEN, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
+from tests.engine.cases import METHODS, PRUNERS, SELECTS, cells, generate
+from tests.models import TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 
 STEPS = 5
@@ -20,18 +20,6 @@ TOLERANCE = 2e-5
 _LLAVAS = [("clip", "llama"), ("siglip", "qwen2"), ("dinov2", "mistral-sliding")]
 _ALL = [(*models, attn) for models in _LLAVAS for attn in ("sdpa", "eager")]
 _FEW = [("clip", "llama", "sdpa"), ("siglip", "qwen2", "sdpa"), ("dinov2", "mistral-sliding", "eager")]
-
-
-def _generate(model: Any, **inputs: Any) -> Any:
-    return model.generate(
-        **inputs,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        do_sample=False,
-        suppress_tokens=[IMAGE_TOKEN],
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
 
 
 def _oracle_logits(model: Any, embeds: Tensor, tokens: Tensor, edit: Any) -> Tensor:
@@ -49,7 +37,7 @@ def test_decoding_equals_the_full_model_with_edges_cut(kind: str, pruner: str, a
     model = text_model(kind, attn)
     embeds, mask = prompt()
     with vp.attach(model, PRUNERS[pruner], mask) as handle:
-        output = _generate(model, inputs_embeds=embeds)
+        output = generate(model, STEPS, inputs_embeds=embeds)
     trace = handle.trace[0]
     assert len(trace.kept[-1]) < trace.num_visual or pruner == "shallow-only", "the case must prune to test anything"
     tokens = output.sequences[:, -STEPS:]
@@ -64,9 +52,9 @@ def test_without_a_cache_the_prompts_selections_hold(kind: str, pruner: str, att
     model = text_model(kind, attn)
     embeds, mask = prompt()
     with vp.attach(model, PRUNERS[pruner], mask) as handle:
-        cached = _generate(model, inputs_embeds=embeds)
+        cached = generate(model, STEPS, inputs_embeds=embeds)
         kept = handle.trace.kept
-        uncached = _generate(model, inputs_embeds=embeds, use_cache=False)
+        uncached = generate(model, STEPS, inputs_embeds=embeds, use_cache=False)
         assert handle.trace.kept == kept
     assert torch.equal(cached.sequences, uncached.sequences)
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), atol=TOLERANCE, rtol=1e-4)
@@ -77,7 +65,7 @@ def test_llava_decoding_equals_the_full_model_with_edges_cut(vision: str, text: 
     model = llava_model(vision, text, attn)
     inputs = llava_inputs([[4, 0, 7]])
     with vp.attach(model, SELECTS[pruner]) as handle:
-        output = _generate(model, **inputs)
+        output = generate(model, STEPS, **inputs)
     trace = handle.trace[0]
     mask = inputs["input_ids"][0] == model.config.image_token_id
     tokens = output.sequences[:, -STEPS:]
@@ -94,9 +82,9 @@ def test_llava_without_a_cache_the_prompts_selections_hold(vision: str, text: st
     model = llava_model(vision, text, attn)
     inputs = llava_inputs([[4, 0, 7]])
     with vp.attach(model, METHODS[pruner]) as handle:
-        cached = _generate(model, **inputs)
+        cached = generate(model, STEPS, **inputs)
         kept = handle.trace.kept
-        uncached = _generate(model, **inputs, use_cache=False)
+        uncached = generate(model, STEPS, **inputs, use_cache=False)
         assert handle.trace.kept == kept
     assert len(kept[0][-1]) < 16 or pruner == "shallow-only"
     assert torch.equal(cached.sequences, uncached.sequences)
@@ -122,7 +110,7 @@ def test_the_cache_holds_the_rows_that_ran(kind: str, pruner: str) -> None:
     model = text_model(kind)
     embeds, mask = prompt()
     with vp.attach(model, PRUNERS[pruner], mask) as handle:
-        output = _generate(model, inputs_embeds=embeds)
+        output = generate(model, STEPS, inputs_embeds=embeds)
     trace = handle.trace[0]
     cache = output.past_key_values
     assert cache.get_seq_length() == embeds.shape[1] + STEPS - 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import visipruner as vp
+from tests.engine.cases import generate
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.pruners.composed import Composed
@@ -42,18 +43,9 @@ COMPACT: dict[str, vp.Pruner] = {
 ORACLE = [name for name in COMPACT if name != "the-other-closes-up"]  # whose entry it takes for a single layer
 
 
-def _generate(model: Any, **inputs: Any) -> Tensor:
+def _logits(model: Any, **inputs: Any) -> Tensor:
     """`[batch, STEPS, vocabulary]`."""
-    output = model.generate(
-        **inputs,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        do_sample=False,
-        suppress_tokens=[IMAGE_TOKEN],
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return torch.stack(output.logits, 1)
+    return torch.stack(generate(model, STEPS, **inputs).logits, 1)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -62,13 +54,13 @@ def test_before_the_model_it_is_the_plain_model_on_a_shorter_prompt(kind: str, a
     model = text_model(kind, attn)
     embeds, mask = prompt()
     with vp.attach(model, COMPACT["before"], mask) as handle:
-        pruned = _generate(model, inputs_embeds=embeds)
+        pruned = _logits(model, inputs_embeds=embeds)
         trace = handle.trace[0]
     with vp.attach(model, replace(COMPACT["before"], positions="keep"), mask):  # type: ignore[call-arg]
-        kept_in_place = _generate(model, inputs_embeds=embeds)
+        kept_in_place = _logits(model, inputs_embeds=embeds)
     stays = ~mask[0]
     stays[mask[0].nonzero().flatten()[trace.kept[0]]] = True
-    shorter = _generate(model, inputs_embeds=embeds[:, stays])
+    shorter = _logits(model, inputs_embeds=embeds[:, stays])
     torch.testing.assert_close(pruned, shorter, **CLOSE)
     assert (kept_in_place - shorter).abs().max() > 1e-2, "positions must matter for this to test anything"
     assert trace.renumbered == [0]
@@ -81,14 +73,7 @@ def test_every_layer_numbers_its_own_rows(pruner: str, attn: str) -> None:
     model, method = text_model("llama", attn), COMPACT[pruner]
     embeds, mask = prompt()
     with vp.attach(model, method, mask) as handle:
-        output = model.generate(
-            inputs_embeds=embeds,
-            max_new_tokens=STEPS,
-            min_new_tokens=STEPS,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        output = generate(model, STEPS, inputs_embeds=embeds)
         trace = handle.trace[0]
     generated = model.get_input_embeddings()(output.sequences[:, -STEPS:-1])
     longer = torch.cat([embeds, generated], 1)
@@ -107,7 +92,7 @@ def test_without_a_cache_rows_stand_where_they_stood(pruner: str) -> None:
     model = llava_model()
     inputs = llava_inputs([[4, 0, 7]])
     with vp.attach(model, COMPACT[pruner]):
-        cached, uncached = _generate(model, **inputs), _generate(model, **inputs, use_cache=False)
+        cached, uncached = _logits(model, **inputs), _logits(model, **inputs, use_cache=False)
     torch.testing.assert_close(cached, uncached, **CLOSE)
 
 
@@ -176,9 +161,9 @@ def test_questions_about_one_image(pruner: str) -> None:
     other = {**one, "input_ids": one["input_ids"].clone()}
     other["input_ids"][0, -7:] = torch.arange(20, 27)
     with vp.attach(model, COMPACT[pruner]) as handle:
-        apart = [_generate(model, **inputs) for inputs in (one, other)]
+        apart = [_logits(model, **inputs) for inputs in (one, other)]
         with handle.image_cache() as cache:
-            shared = [_generate(model, **inputs) for inputs in (one, other)]
+            shared = [_logits(model, **inputs) for inputs in (one, other)]
     assert cache.reused == 1
     for first, second in zip(apart, shared, strict=True):
         torch.testing.assert_close(first, second, **CLOSE)

@@ -19,6 +19,7 @@ from visipruner.testbed.training.recipe import SMALL, Recipe, WarmRound
 from visipruner.testbed.training.sight import as_pixels, vision_features
 
 RECIPE = Recipe(
+    images=320,
     rank=16,
     questions=1,
     batch=4,
@@ -32,7 +33,6 @@ RECIPE = Recipe(
     warm_batch=2,
     dtype="float32",
 )
-IMAGES = 320
 
 
 def plain_example(seed, index, art, options, questions, mix=None):
@@ -68,10 +68,10 @@ def test_training_learns_to_look(model, processor, emoji, tmp_path, monkeypatch)
         return made
 
     monkeypatch.setattr(lessons, "draw_example", plain_example)
-    train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, stop_at=IMAGES // 2)
-    train(fresh(), processor, emoji, tmp_path, IMAGES, RECIPE, resume=True)
+    train(fresh(), processor, emoji, tmp_path, RECIPE, stop_at=RECIPE.images // 2)
+    train(fresh(), processor, emoji, tmp_path, RECIPE, resume=True)
     steps = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
-    assert [step["images"] for step in steps] == list(range(4, IMAGES + 1, 4))
+    assert [step["images"] for step in steps] == list(range(4, RECIPE.images + 1, 4))
     losses = [step["loss"] for step in steps]
     trainer = Trainer(fresh(), processor, RECIPE, emoji, load_file(tmp_path / TRAINED_FILE))
     trainer.resume(tmp_path)

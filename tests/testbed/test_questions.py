@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from visipruner.scoring import majority_right, normalize
-from visipruner.testbed.scenes import SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
+from visipruner.testbed.scenes import MIXES, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
 
 OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
@@ -133,3 +133,15 @@ def test_several_texts_are_asked_for_by_place(art):
             assert question.answer == item.name
             several += 1
     assert several > 30
+
+
+def test_a_mix_for_pairs_asks_about_pairs(art):
+    asked = {}
+    for name in ("hard", "pairs"):
+        examples = [draw_example("mixes", index, art, OPTIONS, 24, MIXES[name]) for index in range(100)]
+        asked[name] = Counter(q.type for example in examples for q in example.questions)
+        for example in examples:
+            answers = Counter((q.type, q.answer) for q in example.questions)
+            assert all(count <= MIXES[name].same.get(kind, 3) for (kind, _), count in answers.items())
+    for kind in ("larger", "compare"):
+        assert asked["pairs"][kind] > 2 * asked["hard"][kind]

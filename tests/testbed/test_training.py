@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
+from visipruner.testbed.training import course
 from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.loop import train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
@@ -30,6 +32,7 @@ RECIPE = Recipe(
     batch=2,
     lora_rate=2e-2,
     projector_rate=2e-3,
+    images=40,
     warmup_images=2,
     easy_vqa_every=0,
     warm_rounds=(
@@ -74,21 +77,21 @@ def test_lora_starts_as_the_identity_and_folds_exactly(model):
 
 
 def test_rate_rises_stays_and_falls_over_the_last_three_fifths():
-    recipe = Recipe()
-    assert recipe.rate(0, 1000) < 0.05
-    assert recipe.rate(300, 1000) == recipe.rate(400, 1000) == 1.0
-    assert 0 < recipe.rate(990, 1000) < 0.04
+    recipe = Recipe(images=1000)
+    assert recipe.rate(0) < 0.05
+    assert recipe.rate(300) == recipe.rate(400) == 1.0
+    assert 0 < recipe.rate(990) < 0.04
 
 
 def test_the_last_pictures_and_some_before_are_large():
-    sides = [Recipe().side(image, 1000) for image in range(1000)]
+    sides = [Recipe(images=1000).side(image) for image in range(1000)]
     assert set(sides[880:]) == {LARGE}
     assert 0.08 < sides[:880].count(LARGE) / 880 < 0.12
     assert set(sides) == {SMALL, LARGE}
 
 
 def test_loss_falls_and_the_result_can_be_folded(model, processor, emoji, tmp_path):
-    weights = train(model, processor, emoji, tmp_path, images=40, recipe=RECIPE)
+    weights = train(model, processor, emoji, tmp_path, RECIPE)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 20
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
@@ -104,23 +107,24 @@ def test_resuming_gives_the_same_weights(model, processor, emoji, tmp_path):
         made.load_state_dict(start)
         return made
 
-    train(fresh(), processor, emoji, tmp_path / "once", images=8, recipe=RECIPE)
+    recipe = dataclasses.replace(RECIPE, images=8)
+    train(fresh(), processor, emoji, tmp_path / "once", recipe)
     # The first half of a long run has no decay yet, so stopping it there and going on with 8 must be the same.
     whole = load_file(tmp_path / "once" / TRAINED_FILE)
-    train(fresh(), processor, emoji, tmp_path / "twice", images=8, recipe=RECIPE, stop_at=4)
-    train(fresh(), processor, emoji, tmp_path / "twice", images=8, recipe=RECIPE, resume=True)
+    train(fresh(), processor, emoji, tmp_path / "twice", recipe, stop_at=4)
+    train(fresh(), processor, emoji, tmp_path / "twice", recipe, resume=True)
     again = load_trained(tmp_path / "twice" / TRAINED_FILE)
     assert whole.keys() == again.keys()
     for name in whole:
         torch.testing.assert_close(whole[name], again[name], atol=1e-6, rtol=1e-5)
     fold_trained(fresh(), again)
     with pytest.raises(ConfigError, match="--resume"):
-        train(fresh(), processor, emoji, tmp_path / "twice", images=8, recipe=RECIPE)
+        train(fresh(), processor, emoji, tmp_path / "twice", recipe)
 
 
 def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_path):
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    train(model, processor, emoji, tmp_path / "first", images=4, recipe=RECIPE)
+    train(model, processor, emoji, tmp_path / "first", dataclasses.replace(RECIPE, images=4))
     earlier = load_file(tmp_path / "first" / TRAINED_FILE)
 
     def fresh():
@@ -129,8 +133,8 @@ def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_p
         return made
 
     # With rates of nothing, what comes out is what went in.
-    still = dataclasses.replace(RECIPE, lora_rate=0.0, projector_rate=0.0)
-    train(fresh(), processor, emoji, tmp_path / "next", 2, still, continue_from=tmp_path / "first")
+    still = dataclasses.replace(RECIPE, images=2, lora_rate=0.0, projector_rate=0.0)
+    train(fresh(), processor, emoji, tmp_path / "next", still, continue_from=tmp_path / "first")
     later = load_file(tmp_path / "next" / TRAINED_FILE)
     assert later.keys() == earlier.keys()
     for name in earlier:
@@ -139,7 +143,33 @@ def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_p
     assert recorded["continued_from"]["recipe"]["lora_rate"] == RECIPE.lora_rate
     wider = dataclasses.replace(still, rank=8)
     with pytest.raises(ConfigError, match="rank 4"):
-        train(fresh(), processor, emoji, tmp_path / "wider", 2, wider, continue_from=tmp_path / "first")
+        train(fresh(), processor, emoji, tmp_path / "wider", wider, continue_from=tmp_path / "first")
+
+
+def test_the_course_goes_from_parts_to_weights_and_resumes(model, processor, emoji, tmp_path, monkeypatch):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fresh(image_size):
+        made = type(model)(model.config).eval()
+        made.load_state_dict(start)
+        return SimpleNamespace(model=made, processor=processor)
+
+    monkeypatch.setattr(course, "assemble", fresh)
+    monkeypatch.setattr(course, "FIRST", dataclasses.replace(RECIPE, images=4))
+    monkeypatch.setattr(course, "SECOND", dataclasses.replace(RECIPE, seed="train-3", images=4))
+    weights = course.run_course(emoji, tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recorded["recipe"]["seed"] == "train-3"
+    assert recorded["continued_from"]["recipe"]["seed"] == RECIPE.seed
+    assert "warm_start" in recorded["continued_from"]
+    whole = load_file(weights)
+    with pytest.raises(ConfigError, match="--resume"):
+        course.run_course(emoji, tmp_path / "run")
+    course.run_course(emoji, tmp_path / "run", resume=True)  # finished long ago
+    alone = course.run_course(emoji, tmp_path / "alone", continue_from=tmp_path / "run" / "first")
+    for path in (weights, alone):
+        again = load_file(path)
+        assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_digits_are_labelled_one_by_one(model, processor):

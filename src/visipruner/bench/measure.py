@@ -19,6 +19,7 @@ from visipruner.engine.attach import attach
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
+from visipruner.heads import give_whole_rows
 from visipruner.pruners.base import Pruner
 from visipruner.shape import ModelShape
 
@@ -95,7 +96,7 @@ def _generated(model: Any, prompt: Prompt, handle: Any, clock: EngineClock, new:
     device = torch.device(model.device)
     stamps = _Stamps(device, clock)
     counting = count_flops() if count else nullcontext()
-    with peak_memory(device) as peak, counting as counted:
+    with give_whole_rows(model), peak_memory(device) as peak, counting as counted:
         start = time.perf_counter()
         output = model.generate(
             **prompt.inputs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from visipruner.bench import machine
 from visipruner.bench.build import empty_model, fill, parameter_bytes, tie_layers
 from visipruner.bench.shapes import load_config
+from visipruner.precision import bfloat16_slowness
 from visipruner.shape import ModelShape
 
 
@@ -89,21 +89,6 @@ def from_shape(
         machine.check_room(parameter_bytes(model) + work, f"The shape {shape}")
     fill(model, place)
     return Subject(shape if layers is None else f"{shape}, {layers} layers", model, tied, notes)
-
-
-def bfloat16_slowness() -> float:
-    """Time of a matrix product in bfloat16 over that in float32, best of three, on this CPU."""
-
-    def best(dtype: torch.dtype) -> float:
-        left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            left @ right
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-
-    return best(torch.bfloat16) / best(torch.float32)
 
 
 def _working_bytes(shape: ModelShape, rows: int, item: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from visipruner.cli import devices
 from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_memory
 from visipruner.errors import VisiPrunerError
+from visipruner.heads import give_whole_rows
 
 TESTBED = "testbed"
 TESTBEDS = {TESTBED: 336, "testbed-224": 224}
@@ -61,6 +62,7 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
         model = model.to(devices.first() if place == devices.SPREAD else place)
     else:
         model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
+    give_whole_rows(model)
     config = model.config.get_text_config()
     return LoadedModel(
         name, model.eval(), processor, str(model.dtype).removeprefix("torch."), config._attn_implementation

@@ -29,6 +29,12 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
     return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
 
 
+def cache_name(module: nn.Module) -> str:
+    """What `module.forward` calls its cache."""
+    known = inspect.signature(module.forward).parameters
+    return next(name for name in CACHE_NAMES if name in known)
+
+
 def seq_dim(name: str) -> int | None:
     """The sequence dimension of a per-row argument of a layer, None for other arguments."""
     return next((dim for prefix, dim in _PER_ROW if name.startswith(prefix)), None)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from visipruner.engine import attention, host
+from visipruner.engine.attention import Kernel
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.session import PromptSession
 from visipruner.pruners.base import Pruner
@@ -77,7 +79,7 @@ class EngineClock:
         for owner, names in _ENGINE:
             for name in names:
                 put(owner, name, self.engine.timed(getattr(owner, name)))
-        put(PromptSession, "__init__", self._with_timed_kernel(PromptSession.__init__))
+        put(host, "host_kernel", self._with_timed_kernel(attention.host_kernel))
         if pruner is not None:
             put(type(pruner), "start", self._with_timed_run(type(pruner).start))
         try:
@@ -86,13 +88,12 @@ class EngineClock:
             for owner, name, old in reversed(restore):
                 delattr(owner, name) if old is None else setattr(owner, name, old)
 
-    def _with_timed_kernel(self, init: Callable[..., None]) -> Callable[..., None]:
-        @wraps(init)
-        def started(session: Any, *args: Any, **kwargs: Any) -> None:
-            init(session, *args, **kwargs)
-            session._kernel = self.kernel.timed(session._kernel)
+    def _with_timed_kernel(self, found: Callable[..., Kernel]) -> Callable[..., Kernel]:
+        @wraps(found)
+        def timed(*args: Any) -> Kernel:
+            return self.kernel.timed(found(*args))
 
-        return started
+        return timed
 
     def _with_timed_run(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(start)

@@ -69,8 +69,16 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
 def load(
     dtype: torch.dtype | str = torch.float32, attn_implementation: str = "sdpa", image_size: int = IMAGE_SIZE
 ) -> tuple[Any, Any]:
-    """The testbed as (LlavaForConditionalGeneration in evaluation mode, LlavaProcessor), built first where needed."""
+    """The testbed as (LlavaForConditionalGeneration in evaluation mode, LlavaProcessor), built first where needed.
+
+    `dtype="auto"` is bfloat16 where this processor multiplies it faster, else float32.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from visipruner.precision import faster_dtype
+
+    if dtype == "auto":
+        dtype = faster_dtype()
 
     folder = ensure_built(image_size=image_size)
     with _quiet_bars():

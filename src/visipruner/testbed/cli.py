@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from visipruner.cli.errors import reports_errors
-from visipruner.files import write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +18,7 @@ _TEST_EXAMPLE = "Example: visipruner testbed test --limit 20 --json accuracy.jso
 _FETCH_EXAMPLE = "Example: visipruner testbed fetch emoji"
 _DRAW_EXAMPLE = "Example: visipruner testbed draw --emoji emoji --out my-test --seed mine --pictures 20"
 _GUIDELINES_EXAMPLE = "Example: visipruner testbed guidelines --emoji emoji --out guidelines"
-_TRAIN_EXAMPLE = "Example: visipruner testbed train --emoji emoji --images 2000 --out run --resume"
+_TRAIN_EXAMPLE = "Example: visipruner testbed train --emoji emoji --out run --resume"
 
 
 @app.command(epilog=_BUILD_EXAMPLE)
@@ -43,7 +42,9 @@ def build(
 def measure(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures of each split.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: the one that this processor is faster at.")
+    ] = "auto",
     attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
     image_size: Annotated[int, typer.Option(min=14, help="Picture side in pixels.")] = 336,
     blank: Annotated[bool, typer.Option(help="Also answer with the picture blanked.")] = True,
@@ -59,16 +60,20 @@ def measure(
             help="Also easy-VQA's test part, and the scenes in the other precision and the other attention.",
         ),
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and every answer here.")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write rows and every answer here; with it an interrupted test goes on."),
+    ] = None,
 ) -> None:
     """Accuracy per question type, beside the same model without its picture and the majority answer."""
+    from visipruner.precision import faster_dtype
     from visipruner.testbed.report import run_test
 
+    if dtype == "auto":
+        dtype = str(faster_dtype()).removeprefix("torch.")
     other_dtype = "bfloat16" if dtype == "float32" else "float32"
     others = [(other_dtype, attn), (dtype, "eager" if attn == "sdpa" else "sdpa")] if full else []
-    result = run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank, full, others)
-    if json_file is not None:
-        write_json(json_file, result)
+    run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank, full, others, json_file)
 
 
 @app.command(epilog=_FETCH_EXAMPLE)
@@ -108,42 +113,35 @@ def draw(
 @reports_errors
 def train(
     emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`.")],
-    images: Annotated[
-        int, typer.Option(min=2, help="Pictures to learn from; the rate falls over the last three fifths.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights.")],
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Pictures of the second part. [default: (the recipe's)]")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = False,
     continue_from: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier training to go on from, in place of a warm start.")
+        Path | None,
+        typer.Option(help="Folder of an earlier training to go on from, in place of warm start and first part."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the frozen language model: bfloat16 pays only on processors that have it.")
     ] = None,
     seed: Annotated[
-        str, typer.Option(help="Any word; which scenes are drawn. Take another when going on from earlier weights.")
-    ] = "train-2",
+        str | None,
+        typer.Option(help="Any word; which scenes the second part draws. Take another when going on once more."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
     export: Annotated[bool, typer.Option(help="Put the result where the package reads its weights.")] = False,
 ) -> None:
-    """Train from the packaged parts: vision tower and projector first, then projector and language model."""
-    import dataclasses
-
+    """Train from the packaged parts: vision tower and projector first, then both parts of the language model's."""
     import torch
 
-    from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
     from visipruner.testbed.assembly.trained import export_trained
+    from visipruner.testbed.training.course import run_course
     from visipruner.testbed.training.curve import plot_log
     from visipruner.testbed.training.loop import LOG_FILE
-    from visipruner.testbed.training.loop import train as run
-    from visipruner.testbed.training.recipe import SMALL, Recipe
 
     torch.set_num_threads(threads)
-    recipe = Recipe(seed=seed)
-    if dtype:
-        recipe = dataclasses.replace(recipe, dtype=dtype)
-    # Positions of larger pictures are interpolated from these.
-    assembled = assemble(SMALL * PATCH_SIZE)
-    weights = run(assembled.model, assembled.processor, emoji, out, images, recipe, resume, continue_from=continue_from)
+    weights = run_course(emoji, out, images, resume, continue_from, dtype, seed)
     plot_log(out / LOG_FILE, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from visipruner.engine.arguments import cache_name
 from visipruner.scoring import is_right, majority_right, wilson_interval
 from visipruner.testbed.testset import Sample
 
@@ -41,24 +42,29 @@ def answer(
     samples: Sequence[Sample],
     batch_size: int = 8,
     blank: bool = False,
-    on_progress: Callable[[int], object] = lambda done: None,
+    on_picture: Callable[[Sequence[Sample], Sequence[str]], object] = lambda asked, given: None,
+    known: Callable[[Sequence[Sample]], list[str] | None] = lambda asked: None,
 ) -> list[str]:
     """The model's greedy answers; `blank` hides every picture behind one grey one.
 
     What comes before the question is the same for all questions about a picture and is computed once for them
-    (`samples` are grouped by picture), which changes nothing but the rounding.
+    (`samples` are grouped by picture), which changes nothing but the rounding. `on_picture` is told a picture's samples
+    and answers; `known` may have the answers already.
     """
     answers: list[str] = []
     seen: Seen | None = None
     for _, group in groupby(samples, key=lambda sample: sample.image):
         asked = list(group)
-        picture = _picture(asked[0], blank)
-        if seen is None or seen.picture != picture:
-            seen = see(model, processor, picture)
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            answers += _answer_seen(model, processor, seen, [sample.question for sample in batch])
-            on_progress(len(batch))
+        given = known(asked) or []
+        if not given:
+            picture = _picture(asked[0], blank)
+            if seen is None or seen.picture != picture:
+                seen = see(model, processor, picture)
+            for start in range(0, len(asked), batch_size):
+                batch = [sample.question for sample in asked[start : start + batch_size]]
+                given += _answer_seen(model, processor, seen, batch)
+        answers += given
+        on_picture(asked, given)
     return answers
 
 
@@ -78,7 +84,8 @@ def see(model: Any, processor: Any, picture: Image.Image) -> Seen:
     length = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero().max()) + 1
     ids = inputs["input_ids"][:, :length]
     cache = DynamicCache(config=model.config.get_text_config())
-    model(input_ids=ids, pixel_values=inputs["pixel_values"].to(model.dtype), past_key_values=cache, logits_to_keep=1)
+    pixels = inputs["pixel_values"].to(model.dtype)
+    model(input_ids=ids, pixel_values=pixels, **{cache_name(model): cache}, logits_to_keep=1)
     return Seen(picture, ids, cache)
 
 
@@ -95,7 +102,7 @@ def _answer_seen(model: Any, processor: Any, seen: Seen, questions: Sequence[str
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **{cache_name(model): cache},
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
         )

@@ -1,7 +1,8 @@
 """Runs the test set and prints tables; what `visipruner testbed test` does."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visipruner.errors import VisiPrunerError
+from visipruner.files import write_json
+from visipruner.heads import give_whole_rows
 from visipruner.scoring import is_right
+from visipruner.testbed.answerlog import AnswerLog
+from visipruner.testbed.assembly.sources import sha256
+from visipruner.testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
 from visipruner.testbed.evaluate import Row, answer, as_records, tabulate
 from visipruner.testbed.testset import TEST_FOLDER, Sample, load_test_set
 
@@ -27,34 +33,58 @@ def run_test(
     blank: bool,
     easy_vqa: bool = False,
     others: Sequence[tuple[str, str]] = (),
-) -> dict[str, Any]:
-    """Answer every question (the drawn ones once more without the picture), print the tables, return them and the
-    answers as JSON.
+    json_file: Path | None = None,
+) -> None:
+    """Answer every question (the drawn ones once more without the picture), print the tables, and write them and the
+    answers to `json_file`; a run that is interrupted before goes on from what it has answered.
 
     `checkpoint` is a training folder whose weights are tested in place of the shipped ones, `easy_vqa` adds that
     benchmark's test part, `others` are pairs of dtype and attention implementation in which "scenes" are answered
-    again. Raises VisiPrunerError for a missing test set, ConfigError for a missing easy-VQA.
+    again. Raises VisiPrunerError for a missing test set, ConfigError for a missing easy-VQA or an unfinished test with
+    other settings.
     """
     drawn = _read(folder or TEST_FOLDER, limit)
     samples = drawn + (_easy_vqa(limit) if easy_vqa else [])
-    model, processor = _model(checkpoint, dtype, attn, image_size)
+    settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
+    log = AnswerLog(
+        None if json_file is None else json_file.with_suffix(".unfinished.jsonl"),
+        {**settings, "weights": sha256((checkpoint or WEIGHTS_FOLDER) / TRAINED_FILE)},
+    )
+
+    def answered(name: str, dtype: str, attn: str, passes: Mapping[str, Sequence[Sample]]) -> list[list[str]]:
+        """The answers of some passes of one model."""
+        model, processor = _model(checkpoint, dtype, attn, image_size)
+        give_whole_rows(model)
+        total = sum(map(len, passes.values()))
+        given = []
+        with tqdm(total=total, desc=name, unit="question", disable=None) as bar:
+            for kind, asked in passes.items():
+
+                def note(some: Sequence[Sample], answers: Sequence[str], key: str = f"{name}/{kind}") -> None:
+                    if log.known(key, some) is None:
+                        log.note(key, some, answers)
+                    bar.update(len(some))
+
+                known = partial(log.known, f"{name}/{kind}")
+                given.append(answer(model, processor, asked, batch_size, kind == "blank", note, known))
+        return given
+
     began = time.monotonic()
-    with tqdm(total=len(samples) + len(drawn) * blank, desc="answering", unit="question", disable=None) as bar:
-        answers = answer(model, processor, samples, batch_size, on_progress=bar.update)
-        blanks: list[str | None] = [None] * len(samples)
-        if blank:
-            blanks[: len(drawn)] = answer(model, processor, drawn, batch_size, blank=True, on_progress=bar.update)
+    passes = {"own": samples, "blank": drawn} if blank else {"own": samples}
+    answers, *without = answered("answering", dtype, attn, passes)
+    blanks: list[str | None] = [*(without[0] if blank else ()), *[None] * (len(samples) - len(drawn) * blank)]
     seconds = time.monotonic() - began
     rows = tabulate(samples, answers, blanks)
     _print(rows, seconds)
     own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
     again = []
     for other_dtype, other_attn in others:
-        model, processor = _model(checkpoint, other_dtype, other_attn, image_size)
-        with tqdm(total=len(own), desc=f"{other_dtype}, {other_attn}", unit="question", disable=None) as bar:
-            given = answer(model, processor, [samples[i] for i in own], batch_size, on_progress=bar.update)
-        again.append(_compared(other_dtype, other_attn, [samples[i] for i in own], given, [answers[i] for i in own]))
+        scenes = [samples[i] for i in own]
+        (given,) = answered(f"{other_dtype}, {other_attn}", other_dtype, other_attn, {"own": scenes})
+        again.append(_compared(other_dtype, other_attn, scenes, given, [answers[i] for i in own]))
         print(_in_words(again[-1]))
+    if json_file is None:
+        return
     records = [
         {
             "image": sample.image.name,
@@ -66,14 +96,15 @@ def run_test(
         }
         for sample, text in zip(samples, answers, strict=True)
     ]
-    settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
-    return {
+    result = {
         "settings": settings,
         "seconds": round(seconds, 1),
         "rows": as_records(rows),
         "others": again,
         "answers": records,
     }
+    write_json(json_file, result)
+    log.remove()
 
 
 def _compared(
@@ -132,7 +163,7 @@ def _model(checkpoint: Path | None, dtype: str, attn: str, image_size: int) -> t
 
         return load(dtype=dtype, attn_implementation=attn, image_size=image_size)
     from visipruner.testbed.assembly.llava import assemble
-    from visipruner.testbed.assembly.trained import TRAINED_FILE, fold_trained, load_trained
+    from visipruner.testbed.assembly.trained import fold_trained, load_trained
 
     assembled = assemble(image_size)
     fold_trained(assembled.model, load_trained(checkpoint / TRAINED_FILE))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from visipruner.engine.arguments import cache_name, cache_of
 from visipruner.testbed.training.sequence import PackedBatch
 from visipruner.training import Asked, VisualGates
 
@@ -74,6 +75,6 @@ def answers_alone(model: Any, features: Tensor, prompt: Tensor, answer: Tensor) 
     first = model(input_ids=prompt[None], use_cache=True, logits_to_keep=1, **image_inputs(model, features))
     given = [first.logits[0, -1].argmax()]
     if len(answer) > 1:
-        rest = model(input_ids=answer[None, :-1], past_key_values=first.past_key_values, use_cache=True)
+        rest = model(input_ids=answer[None, :-1], use_cache=True, **{cache_name(model): cache_of(first)})
         given += list(rest.logits[0].argmax(-1))
     return bool((torch.stack(given) == answer).all())

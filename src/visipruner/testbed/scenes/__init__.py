@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visipruner.testbed.scenes.layout import LayoutOptions, draw_scene
-from visipruner.testbed.scenes.questions import EVEN, HARD, SCOPES, Mix, Question, ask
+from visipruner.testbed.scenes.questions import EVEN, MIXES, SCOPES, Mix, Question, ask
 from visipruner.testbed.scenes.render import CANVAS, EmojiArt, render
 from visipruner.testbed.scenes.scene import Scene
 from visipruner.testbed.scenes.vocabulary import OBJECTS
@@ -19,7 +19,7 @@ UNSEEN_STYLE = "twemoji"
 __all__ = [
     "CANVAS",
     "EVEN",
-    "HARD",
+    "MIXES",
     "SCOPES",
     "TRAIN_STYLES",
     "UNSEEN_STYLE",

@@ -5,9 +5,10 @@ Types are `local` when one region of the picture holds the answer, `global` when
 needed.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from visipruner.testbed.scenes.scene import Item, Scene
@@ -31,11 +32,14 @@ SCOPES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each type is drawn for a picture that can answer it, and how many questions of a type a picture gets
-    (`most`, else 6)."""
+    """How often each type is drawn for a picture that can answer it; how many questions of a type a picture gets
+    (`most`, else 6), and how many of them with the same answer (`same`, else one, and three of yes or no); after how
+    many `vain` attempts a type is given up for a picture."""
 
     weights: Mapping[str, float]
     most: Mapping[str, int]
+    same: Mapping[str, int] = field(default_factory=dict)
+    vain: int = 4
 
 
 # What is hard is asked more often.
@@ -54,10 +58,28 @@ HARD = Mix(
     },
     most={"identify": 1, "background": 1, "describe": 1, "presence": 2},
 )  # fmt: skip
-_MOST_PER_TYPE = 6
-_MOST_PER_OPEN_ANSWER, _MOST_PER_YES_OR_NO = 1, 3
+# For a model that knows what a single thing has to tell: every pair of things in turn, and long answers.
+PAIRS = Mix(
+    {
+        "identify": 0.2, "what-where": 0.8, "where-is": 0.8, "shape-color": 0.8, "text": 2.0, "presence": 0.3,
+        "count": 2.0, "background": 0.15, "relation": 1.5, "larger": 4.0, "compare": 5.0, "describe": 1.0,
+    },
+    most={"identify": 1, "background": 1, "describe": 2, "presence": 2, "relation": 5, "larger": 8, "compare": 8},
+    same={"larger": 4, "compare": 5, "relation": 3, "describe": 2},
+    vain=40,
+)  # fmt: skip
+# The same, and the size of single things, which comparing them takes. Only for training: the words for it are ours.
+SIZES = replace(
+    PAIRS,
+    weights={**PAIRS.weights, "size": 2.5, "larger": 3.5, "compare": 4.0},
+    most={**PAIRS.most, "size": 5},
+    same={**PAIRS.same, "size": 2},
+)
+MIXES = {"even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES}
+SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
+_SIZE_STEPS = (0.19, 0.24, 0.30, 0.42)  # of the picture's side
+_MOST_PER_TYPE, _SAME_NAME, _SAME_YES_OR_NO = 6, 1, 3
 _ATTEMPTS_PER_QUESTION = 12
-_VAIN_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
     `names` are the object names that absent things are drawn from.
     """
     asked: dict[str, Question] = {}
-    makers = dict(_MAKERS)
+    makers = {kind: maker for kind, maker in _MAKERS.items() if kind in mix.weights}
     vain = Counter[str]()
     for _ in range(_ATTEMPTS_PER_QUESTION * count):
         if len(asked) == count or not makers:
@@ -90,11 +112,11 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
         made = makers[kind](scene, rng, names)
         if made is None:
             vain[kind] += 1
-            if kind not in ("presence", "count") and vain[kind] >= _VAIN_ATTEMPTS:
+            if kind not in ("presence", "count") and vain[kind] >= mix.vain:
                 del makers[kind]
             continue
         same_type = [other.answer for other in asked.values() if other.type == kind]
-        most = _MOST_PER_YES_OR_NO if made[1] in ("yes", "no") else _MOST_PER_OPEN_ANSWER
+        most = mix.same.get(kind, _SAME_YES_OR_NO if made[1] in ("yes", "no") else _SAME_NAME)
         if len(same_type) < mix.most.get(kind, _MOST_PER_TYPE) and same_type.count(made[1]) < most:
             asked.setdefault(made[0], Question(made[0], made[1], kind))
     return list(asked.values())
@@ -255,6 +277,15 @@ def _larger(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     return f"Which is {word}, the {first.name} or the {second.name}?", answer.name
 
 
+def _size(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    items = _unique(scene)
+    if not items:
+        return None
+    item = rng.choice(items)
+    question = rng.choice(("How large is the {}?", "How big is the {}?", "What size is the {}?"))
+    return question.format(item.name), SIZE_WORDS[bisect(_SIZE_STEPS, item.size)]
+
+
 def _compare(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     """Two things in one respect: size, colour of shapes, or how many there are of each. Yes and no equally often."""
     return rng.choice((_compare_sizes, _compare_colors, _compare_counts))(scene, rng)
@@ -319,4 +350,5 @@ _MAKERS: dict[str, Callable[[Scene, Random, tuple[str, ...]], Made]] = {
     "larger": _larger,
     "compare": _compare,
     "describe": _describe,
+    "size": _size,
 }

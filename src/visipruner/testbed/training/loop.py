@@ -81,19 +81,19 @@ class Trainer:
         )
         self.images_seen = 0
 
-    def step(self, images: int) -> dict[str, Any]:
-        """Learn from the next batch of a run of `images` pictures.
+    def step(self) -> dict[str, Any]:
+        """Learn from the next batch.
 
         Returns the loss, the rate factor, and per question type how many answers had every token right of how many:
         as no drawn picture comes twice, that is the accuracy on unseen pictures before they are learnt from.
         """
         recipe = self.recipe
-        factor = recipe.rate(self.images_seen, images)
+        factor = recipe.rate(self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         batch = range(self.images_seen, self.images_seen + recipe.batch)
         lessons = [self.lessons.lesson(image) for image in batch]
-        sides = [recipe.side(image, images) for image in batch]
+        sides = [recipe.side(image) for image in batch]
         rows = [self.packers[side].pack([asked]) for side, (_, asked) in zip(sides, lessons, strict=True)]
         total = sum(float(row.weights.sum()) for row in rows)
         loss, right = 0.0, []
@@ -197,25 +197,23 @@ def train(
     processor: LlavaProcessor,
     emoji: Path,
     folder: Path,
-    images: int,
     recipe: Recipe,
     resume: bool = False,
     stop_at: int | None = None,
     save_every: float = 240.0,
     continue_from: Path | None = None,
 ) -> Path:
-    """Run or continue a training of `images` pictures; writes checkpoints, `log.jsonl` and `recipe.json` to `folder`
-    and returns the weights' path.
+    """Run or continue a training: checkpoints, `log.jsonl` and `recipe.json` in `folder`. Returns the weights' path.
 
-    `stop_at` leaves a run of `images` early, to be resumed later with the same result. Resuming with another `images`
-    moves the decay: a run can be cut short or prolonged as long as its decay has not begun. `continue_from` is a folder
-    with the weights and recipe of another training, taken in place of a warm start.
+    `stop_at` leaves a run early, to be resumed later with the same result. Resuming with other `recipe.images` moves
+    the decay: a run can be cut short or prolonged as long as its decay has not begun. `continue_from` is a folder with
+    the weights and recipe of another training, taken in place of a warm start.
 
     Raises ConfigError when `folder` holds a run already and `resume` is not set.
     """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"recipe": asdict(recipe), "images": images}
+    record: dict[str, Any] = {"recipe": asdict(recipe)}
     continued = (folder / _STATE_FILE).exists()
     if continued and not resume:
         raise ConfigError(f"{folder} holds a training already; continue it with --resume or choose another folder.")
@@ -231,11 +229,11 @@ def train(
         trainer.resume(folder)
         _forget_after(folder / LOG_FILE, trainer.images_seen)
     saved = time.monotonic()
-    progress = tqdm(total=images, initial=trainer.images_seen, desc="training", unit="image", disable=None)
+    progress = tqdm(total=recipe.images, initial=trainer.images_seen, desc="training", unit="image", disable=None)
     with (folder / LOG_FILE).open("a") as log:
-        while trainer.images_seen < min(images, stop_at or images):
+        while trainer.images_seen < min(recipe.images, stop_at or recipe.images):
             began = time.monotonic()
-            measured = trainer.step(images)
+            measured = trainer.step()
             seconds = time.monotonic() - began
             log.write(json.dumps({"images": trainer.images_seen, **measured, "seconds": round(seconds, 2)}) + "\n")
             log.flush()

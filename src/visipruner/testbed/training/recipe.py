@@ -1,8 +1,8 @@
-"""Everything that decides the weights of a training besides its length."""
+"""Everything that decides the weights of a training."""
 
 from dataclasses import dataclass
 
-from visipruner.testbed.scenes import EVEN, HARD, TRAIN_STYLES, LayoutOptions, Mix
+from visipruner.testbed.scenes import MIXES, TRAIN_STYLES, LayoutOptions, Mix
 
 SMALL, LARGE = 16, 24
 """Visual tokens along a picture's side: 224 and 336 pixels."""
@@ -31,16 +31,17 @@ WARM_ROUNDS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Seeds, sizes and rates.
+    """Seeds, sizes and rates of a training that learns from `images` pictures, `batch` a step.
 
     The warm start trains the vision tower with rank `vision_rank`; `rank` is that of the language model. Of all
     pictures, every `large_every`-th has `LARGE` sides, and all of the last `large_share`; every `easy_vqa_every`-th is
-    one of easy-VQA's training part (0: none). Pictures hold at most three things for the first `easy_images`, and
-    from `even_images` on what is hard is asked most. `dtype` is that of what is frozen; what is learnt is always
-    float32.
+    one of easy-VQA's training part (0: none). Pictures hold at most three things for the first `easy_images`; `mixes`
+    says from which picture on which of `scenes.MIXES` is asked, and the shares are those of `LayoutOptions`. `dtype` is
+    that of what is frozen; what is learnt is always float32.
     """
 
     seed: str = "train-2"
+    images: int = 1100
     rank: int = 32
     vision_rank: int = 16
     questions: int = 16
@@ -50,7 +51,11 @@ class Recipe:
     weight_decay: float = 0.01
     warmup_images: int = 60
     easy_images: int = 120
-    even_images: int = 240
+    mixes: tuple[tuple[int, str], ...] = ((0, "even"), (240, "hard"))
+    layouts: tuple[float, float, float] = (0.1, 0.25, 0.65)
+    repeat_share: float = 0.4
+    shape_share: float = 0.35
+    text_share: float = 0.3
     decay_share: float = 0.6
     large_every: int = 10
     large_share: float = 0.12
@@ -59,13 +64,15 @@ class Recipe:
     warm_batch: int = 6
     dtype: str = "bfloat16"
 
-    def rate(self, image: int, images: int) -> float:
+    def rate(self, image: int) -> float:
         """Learning-rate factor: linear warm-up, constant, linear decay over the last `decay_share` of all images."""
-        return min(1.0, (image + 1) / self.warmup_images, (images - image) / (self.decay_share * images))
+        left = (self.images - image) / (self.decay_share * self.images)
+        return min(1.0, (image + 1) / self.warmup_images, left)
 
-    def side(self, image: int, images: int) -> int:
+    def side(self, image: int) -> int:
         """Visual tokens along the side of a picture."""
-        return LARGE if image % self.large_every == 0 or image >= (1 - self.large_share) * images else SMALL
+        last = image >= (1 - self.large_share) * self.images
+        return LARGE if last or image % self.large_every == 0 else SMALL
 
     def is_easy_vqa(self, image: int) -> bool:
         """Whether this picture is one of easy-VQA's."""
@@ -73,8 +80,36 @@ class Recipe:
 
     def mix(self, image: int) -> Mix:
         """What is asked about a picture."""
-        return EVEN if image < self.even_images else HARD
+        return MIXES[[name for first, name in self.mixes if first <= image][-1]]
 
     def options(self, image: int) -> LayoutOptions:
         """What a picture may hold."""
-        return LayoutOptions(styles=TRAIN_STYLES, max_items=3 if image < self.easy_images else 6)
+        return LayoutOptions(
+            styles=TRAIN_STYLES,
+            max_items=3 if image < self.easy_images else 6,
+            layouts=self.layouts,
+            repeat_share=self.repeat_share,
+            shape_share=self.shape_share,
+            text_share=self.text_share,
+        )
+
+
+FIRST = Recipe()
+# Goes on from the first, whose rate has fallen to nothing, with what takes two things at once: many questions about
+# each picture, as the picture costs more than they do.
+SECOND = Recipe(
+    seed="train-3",
+    images=1700,
+    questions=32,
+    lora_rate=6e-4,
+    easy_images=0,
+    mixes=((0, "pairs"), (284, "sizes")),
+    layouts=(0.05, 0.25, 0.7),
+    repeat_share=0.5,
+    shape_share=0.45,
+    text_share=0.4,
+    decay_share=0.7,
+    large_every=4,
+    large_share=0.15,
+    easy_vqa_every=10,
+)

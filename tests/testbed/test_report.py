@@ -1,0 +1,67 @@
+"""`testbed test`: an interrupted run goes on from the answers it has, and its results are those of one run."""
+
+import json
+
+import pytest
+
+from visipruner.errors import ConfigError
+from visipruner.testbed import evaluate, report
+from visipruner.testbed.answerlog import AnswerLog
+from visipruner.testbed.drawing import draw_test_set
+from visipruner.testbed.testset import load_test_set
+
+
+@pytest.fixture
+def scenes(emoji, tmp_path):
+    draw_test_set(emoji, tmp_path / "set", pictures=4, unseen=1, questions=3)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def loaded(model, processor, monkeypatch):
+    """The tiny model in place of the shipped one, whatever is asked for."""
+    monkeypatch.setattr(report, "_model", lambda *asked: (model, processor))
+
+
+def run(scenes, out, **changed):
+    settings = {"limit": None, "batch_size": 4, "dtype": "float32", "attn": "sdpa", "image_size": 56, "blank": True}
+    report.run_test(scenes, None, **{**settings, **changed}, others=[("float32", "eager")], json_file=out)
+
+
+def test_an_interrupted_test_goes_on(scenes, loaded, tmp_path, monkeypatch):
+    run(scenes, tmp_path / "whole.json")
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert {row["name"] for row in whole["rows"]} >= {"overall", "unseen-style"}
+    assert whole["others"][0]["same_answer"] == 1.0
+    pictures = []
+    see = evaluate.see
+
+    def seen_thrice(model, processor, picture):
+        pictures.append(picture)
+        if len(pictures) == 3:
+            raise KeyboardInterrupt
+        return see(model, processor, picture)
+
+    monkeypatch.setattr(evaluate, "see", seen_thrice)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, tmp_path / "twice.json")
+    kept = tmp_path / "twice.unfinished.jsonl"
+    with kept.open("a") as file:
+        file.write('{"pass": "answer')  # cut off while it was written
+    with pytest.raises(ConfigError, match="other settings"):
+        run(scenes, tmp_path / "twice.json", batch_size=2)
+    run(scenes, tmp_path / "twice.json")
+    again = json.loads((tmp_path / "twice.json").read_text())
+    assert not kept.exists()
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    # Seven pictures, the blank one and four scenes once more, less the two that were kept; the third was seen twice.
+    assert len(pictures) == 7 + 1 + 4 + 1
+
+
+def test_without_a_file_nothing_is_kept(scenes):
+    log, samples = AnswerLog(None, {}), load_test_set(scenes)[:2]
+    assert log.known("own", samples) is None
+    log.note("own", samples, ["a", "b"])
+    assert log.known("own", samples) == ["a", "b"]
+    assert log.known("blank", samples) is None
+    log.remove()
