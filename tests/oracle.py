@@ -105,6 +105,31 @@ def merged(layers: Sequence[Any], visual: Tensor, entering: Sequence[Entering]) 
             hook.remove()
 
 
+@contextmanager
+def held_back(layers: Sequence[Any], visual: Tensor, first: int) -> Iterator[None]:
+    """Gives the rows `visual` (`[n]` bool over the prompt) of the full-length model, before layer `first`, the states
+    that they had before layer 0."""
+    places = visual.nonzero().flatten()
+    kept: list[Tensor] = []
+
+    def before(_module: Any, args: Any, kwargs: Any, layer: int) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if layer == 0:
+            kept[:] = [hidden[:, places].clone()]
+            return None
+        hidden = hidden.index_copy(1, places, kept[0])
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    hooks = [
+        layers[layer].register_forward_pre_hook(partial(before, layer=layer), with_kwargs=True) for layer in (0, first)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def softmax(logits: Tensor) -> Tensor:
     """Softmax whose rows without any key are zero."""
     return logits.softmax(-1).nan_to_num(0)
@@ -129,7 +154,8 @@ class PrunedEdit:
         logits = logits.masked_fill(gone, float("-inf"))
         parts = getattr(self.pruner, "parts", [self.pruner])
         pruner = next((part for part in parts if isinstance(part, VisiPruner)), None)
-        if pruner is None or "shallow" not in pruner.stages or layer >= pruner.shallow_end:
+        is_shallow = pruner is not None and "shallow" in pruner.stages and layer < pruner.shallow_end
+        if not is_shallow or pruner.shallow_visual == "late":  # nothing is kept in layers before it comes in
             return softmax(logits)
         if isinstance(pruner, ReferenceVisiPruner):
             return _zeroed(layer, logits, is_visual & ~gone, len(self.visual))

@@ -17,7 +17,8 @@ from tests.engine.state import state_of, untouched
 from tests.families.prompts import IMAGE, extended
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt, visual_rows
-from tests.oracle import oracle, pruned_edit
+from tests.oracle import held_back, oracle, pruned_edit
+from visipruner.adapters import adapter_for
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.feather import Feather
@@ -34,6 +35,7 @@ PRUNERS: dict[str, vp.Pruner] = {
     "entry": Composed(parts=(DivPrune(keep_ratio=0.6), Feather(layers=(1, 2), keep_ratio=0.4, stride=4))),
     "ffn": vp.VisiPruner(shallow_end=2, filter_layer=2, keep_tokens=3, shallow_visual="ffn"),
 }
+LATE = vp.VisiPruner(stages=("shallow",), shallow_end=1, shallow_visual="late")
 KEEPS_ALL = vp.VisiPruner(stages=("middle",), filter_layer=1, keep_tokens=10_000)
 # transformers offers Gemma 2, PaliGemma 2's text model, no sdpa.
 CELLS = [(name, attn) for name in FAMILIES for attn in ("sdpa", "eager") if (name, attn) != ("paligemma2", "sdpa")]
@@ -79,6 +81,26 @@ def follows_the_oracle(name: str, attn: str, pruner: str, prepared: dict[str, An
 @each_pruner
 def test_decoding_equals_the_full_model_with_edges_cut(name: str, attn: str, pruner: str) -> None:
     follows_the_oracle(name, attn, pruner, inputs(name, [prompt(name, [3, 0, 2, 0, 5])]))
+
+
+@tries("late")
+@each_cell
+def test_rows_that_come_in_late_are_the_full_model_with_edges_cut_before(name: str, attn: str) -> None:
+    model, family, prepared = built(name, attn), FAMILIES[name], inputs(name, [prompt(name, [3, 0, 2, 0, 5])])
+    if adapter_for(model.config).added_features is not None:
+        with vp.attach(model, LATE), pytest.raises(vp.UnsupportedModelError, match="cannot come in later"):
+            model(**prepared)
+        return
+    with vp.attach(model, LATE) as handle:
+        output = generate(model, prepared)
+    trace, visual = handle.trace[0], visual_rows(prepared["input_ids"])[0]
+    assert [len(kept) for kept in trace.kept] == [0, *[trace.num_visual] * (len(trace.kept) - 1)]
+    tokens = output.sequences[:, -STEPS:]
+    longer = extended(prepared, tokens[:, :-1], family.types, family.later_type)
+    layers = model.get_decoder().layers
+    with oracle(model, pruned_edit(visual, trace.kept, LATE)), held_back(layers, visual, 1), torch.no_grad():
+        expected = model(**longer, use_cache=False).logits[0, len(visual) - 1 :]
+    torch.testing.assert_close(torch.stack(output.logits, 1)[0], expected, **CLOSE)
 
 
 @tries("video")

@@ -140,3 +140,12 @@ def test_specifications_and_files(tmp_path: Path) -> None:
 def test_what_cannot_be_composed(make_it: Any, message: str) -> None:
     with pytest.raises(vp.ConfigError, match=message):
         make_it()
+
+
+def test_visual_tokens_that_come_in_late_cannot_be_chosen_from_before() -> None:
+    late = vp.VisiPruner(shallow_end=2, shallow_visual="late", filter_layer=3, keep_tokens=4)
+    with pytest.raises(vp.ConfigError, match="brings visual tokens in late"):
+        Composed(parts=(DivPrune(keep_tokens=9), late)).check(LAYERS)
+    alone = Composed(parts=(late,))
+    alone.check(LAYERS)
+    assert alone.first_layer() == 2

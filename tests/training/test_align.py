@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import visipruner as vp
+from tests.engine.cases import generate
 from tests.models import GRID, LAYERS, llava_inputs, llava_model
 from visipruner import ConfigError, VisiPrunerError
 from visipruner.adapters.llava import ADAPTER
@@ -28,6 +29,22 @@ STAGES: dict[str, tuple[dict[str, Any], list[int]]] = {
 
 def aligned(attn: str = "sdpa", **settings: Any) -> Any:
     return align(llava_model(attn=attn), **settings)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_late_without_training_is_the_aligned_model(attn: str) -> None:
+    """`VisiPruner(shallow_visual="late")` in a batch, decoding included."""
+    inputs = llava_inputs([[4, 0, 6], [3, 0, 2]])
+    settings = {"filter_layer": 3, "keep_tokens": 3}
+    late = vp.VisiPruner(stages=("shallow", "middle"), shallow_end=2, shallow_visual="late", **settings)
+    stock = llava_model(attn=attn)
+    with vp.attach(stock, late) as handle:
+        got = generate(stock, 4, **inputs)
+        assert [len(kept) for kept in handle.trace[0].kept[:-1]] == [0, 0, 16, 16, 3, 3]
+        assert handle.trace[0].key_lengths[:2] == [10, 10]
+    wanted = generate(aligned(attn, inject_layer=2, **settings), 4, **inputs)
+    assert torch.equal(got.sequences, wanted.sequences)
+    torch.testing.assert_close(torch.stack(got.logits), torch.stack(wanted.logits), atol=1e-5, rtol=1e-4)
 
 
 def with_labels(inputs: dict[str, Any], learnt: int = 3) -> dict[str, Any]:

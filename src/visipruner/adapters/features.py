@@ -23,6 +23,7 @@ FEATURES: dict[str, str] = {
     "eager": "attn_implementation='eager'",
     "prefix": "VisiPruner with shallow_visual='prefix'",
     "ffn": "VisiPruner with shallow_visual='ffn'",
+    "late": "VisiPruner with shallow_visual='late'",
     "each image": 'a budget for each image of a prompt (`scope="image"`)',
     "methods": "the registry's methods that look at the text decoder",
     "vision methods": "the registry's methods that look at the vision tower (`Adapter.vision`)",

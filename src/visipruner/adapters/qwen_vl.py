@@ -31,5 +31,6 @@ QWEN3 = Adapter(
     images=frames,
     visual="merged patches of images and video frames; vision start and end tokens and time stamps are text",
     added_features=("visual_pos_masks", "deepstack_visual_embeds"),
+    lacks={"late": "The family adds features of the image to its rows in the first layers; an error says so."},
     remarks={"new image": POSITIONS, "run": VIDEO_PROCESSOR},
 )

@@ -110,7 +110,15 @@ class PromptSession:
         return self._entering.merged
 
     def take_features(self, features: AddedFeatures) -> None:
-        """Features that the host must not add itself, as it does not know which rows are left."""
+        """Features that the host must not add itself, as it does not know which rows are left.
+
+        Raises UnsupportedModelError where they belong to layers before visual rows come in.
+        """
+        if self._first_layer:
+            raise UnsupportedModelError(
+                "This family adds features of the image to its rows in early layers, so they cannot come in later; "
+                "choose settings with which they are there from the first layer on."
+            )
         self._features = features
 
     # ---- from layer to layer -----------------------------------------------------------------------------------

@@ -71,6 +71,12 @@ class Composed(Pruner):
     def check(self, num_layers: int) -> None:
         for part in self.parts:
             part.check(num_layers)
+        late = [part.name for part in self.parts if part.first_layer() and len(self.parts) > 1]
+        if late:
+            raise ConfigError(
+                f"With these settings {late[0]} brings visual tokens in late, where no other method looks for them; "
+                "use it alone."
+            )
         for layer in range(num_layers):
             routed = [part.name for part in self.parts if not part.routing(layer).is_plain]
             if len(routed) > 1:
@@ -86,6 +92,9 @@ class Composed(Pruner):
 
     def inside(self) -> Pruner:
         return Composed(parts=tuple(part.inside() for part in self.parts))
+
+    def first_layer(self) -> int:
+        return max(part.first_layer() for part in self.parts)
 
     def routing(self, layer: int) -> Routing:
         return next((part.routing(layer) for part in self.parts if not part.routing(layer).is_plain), PLAIN)

@@ -41,7 +41,8 @@ class VisiPruner(DroppingPruner):
         shallow_end: number of shallow layers.
         shallow_visual: what visual rows do in shallow layers: "prefix" attends to the text before them, "ffn" takes no
             part in attention (no projections, no keys; the sink of layer 0 is then the first visual row, its logit
-            raised by log(n_v) in place of the summed mass).
+            raised by log(n_v) in place of the summed mass), "late" does not run at all: visual rows come in at layer
+            `shallow_end`, as the projector made them (not in the paper, which proposes it for training, section 6).
         filter_threshold, token_threshold, exit_threshold: see above.
         relative: `token_threshold` is a fraction of ||o|| instead of an absolute length. The absolute scale belongs
             to one model; relative thresholds transfer.
@@ -64,7 +65,7 @@ class VisiPruner(DroppingPruner):
 
     stages: tuple[Stage, ...] = STAGES
     shallow_end: int = 6
-    shallow_visual: Literal["prefix", "ffn"] = "prefix"
+    shallow_visual: Literal["prefix", "ffn", "late"] = "prefix"
     filter_threshold: float = 0.995
     token_threshold: float = 0.2
     relative: bool = False
@@ -83,7 +84,7 @@ class VisiPruner(DroppingPruner):
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown:
             raise ConfigError(f"stages holds {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
-        _one_of("shallow_visual", self.shallow_visual, ("prefix", "ffn"))
+        _one_of("shallow_visual", self.shallow_visual, ("prefix", "ffn", "late"))
         _one_of("exit_count", self.exit_count, ("consecutive", "cumulative"))
         for field in ("filter_threshold", "exit_threshold"):
             value = getattr(self, field)
@@ -132,8 +133,11 @@ class VisiPruner(DroppingPruner):
             if layer is not None and not 0 <= layer < num_layers:
                 raise ConfigError(f"{field} is {layer} but the model's layers are 0 to {num_layers - 1}.")
 
+    def first_layer(self) -> int:
+        return self.shallow_end if "shallow" in self.stages and self.shallow_visual == "late" else 0
+
     def routing(self, layer: int) -> Routing:
-        if "shallow" not in self.stages or layer >= self.shallow_end:
+        if "shallow" not in self.stages or layer >= self.shallow_end or self.shallow_visual == "late":
             return PLAIN
         if self.shallow_visual == "ffn":
             return Routing("cut", "cut", visual_rows_attend=False, sink=layer == 0)
