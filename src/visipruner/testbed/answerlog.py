@@ -12,7 +12,8 @@ _Key = tuple[str, str, str]
 
 
 class AnswerLog:
-    """Answers by pass ("own", "blank", ...), picture and question, each appended to `path` as soon as it is given.
+    """Answers by pass ("answering", "without the picture", ...), picture and question, appended to `path` as soon as
+    they are given.
 
     Args:
         path: the file, or None to keep nothing. settings: what the answers depend on.
@@ -44,15 +45,17 @@ class AnswerLog:
         return None if None in given else [str(text) for text in given]
 
     def note(self, name: str, samples: Sequence[Sample], answers: Sequence[str]) -> None:
-        """Keeps some answers."""
-        for sample, text in zip(samples, answers, strict=True):
-            self._given[_key(name, sample)] = text
-        if self._path is not None:
-            records = zip((_key(name, sample) for sample in samples), answers, strict=True)
+        """Keeps those answers that are new."""
+        given = {_key(name, sample): text for sample, text in zip(samples, answers, strict=True)}
+        lines = [
+            json.dumps({"pass": key[0], "image": key[1], "question": key[2], "given": text}, ensure_ascii=False) + "\n"
+            for key, text in given.items()
+            if key not in self._given
+        ]
+        self._given |= given
+        if self._path is not None and lines:
             with self._path.open("a", encoding="utf-8") as file:
-                for (passed, image, question), text in records:
-                    told = {"pass": passed, "image": image, "question": question, "given": text}
-                    file.write(json.dumps(told, ensure_ascii=False) + "\n")
+                file.writelines(lines)
 
     def remove(self) -> None:
         """The test is finished and its results are saved."""

@@ -1,7 +1,7 @@
 """Runs the test set and prints tables; what `visipruner testbed test` does."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,38 +50,22 @@ def run_test(
         None if json_file is None else json_file.with_suffix(".unfinished.jsonl"),
         {**settings, "weights": sha256((checkpoint or WEIGHTS_FOLDER) / TRAINED_FILE)},
     )
-
-    def answered(name: str, dtype: str, attn: str, passes: Mapping[str, Sequence[Sample]]) -> list[list[str]]:
-        """The answers of some passes of one model."""
-        model, processor = _model(checkpoint, dtype, attn, image_size)
-        give_whole_rows(model)
-        total = sum(map(len, passes.values()))
-        given = []
-        with tqdm(total=total, desc=name, unit="question", disable=None) as bar:
-            for kind, asked in passes.items():
-
-                def note(some: Sequence[Sample], answers: Sequence[str], key: str = f"{name}/{kind}") -> None:
-                    if log.known(key, some) is None:
-                        log.note(key, some, answers)
-                    bar.update(len(some))
-
-                known = partial(log.known, f"{name}/{kind}")
-                given.append(answer(model, processor, asked, batch_size, kind == "blank", note, known))
-        return given
-
+    loaded = _model(checkpoint, dtype, attn, image_size)
     began = time.monotonic()
-    passes = {"own": samples, "blank": drawn} if blank else {"own": samples}
-    answers, *without = answered("answering", dtype, attn, passes)
-    blanks: list[str | None] = [*(without[0] if blank else ()), *[None] * (len(samples) - len(drawn) * blank)]
+    answers = _answered("answering", loaded, samples, batch_size, log)
+    blanks: list[str | None] = [None] * len(samples)
+    if blank:
+        blanks[: len(drawn)] = _answered("without the picture", loaded, drawn, batch_size, log, blank=True)
     seconds = time.monotonic() - began
     rows = tabulate(samples, answers, blanks)
     _print(rows, seconds)
     own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
+    scenes, first = [samples[i] for i in own], [answers[i] for i in own]
     again = []
-    for other_dtype, other_attn in others:
-        scenes = [samples[i] for i in own]
-        (given,) = answered(f"{other_dtype}, {other_attn}", other_dtype, other_attn, {"own": scenes})
-        again.append(_compared(other_dtype, other_attn, scenes, given, [answers[i] for i in own]))
+    for other_dtype, other_attn in others if own else ():
+        loaded = _model(checkpoint, other_dtype, other_attn, image_size)
+        given = _answered(f"{other_dtype}, {other_attn}", loaded, scenes, batch_size, log)
+        again.append(_compared(other_dtype, other_attn, scenes, given, first))
         print(_in_words(again[-1]))
     if json_file is None:
         return
@@ -105,6 +89,19 @@ def run_test(
     }
     write_json(json_file, result)
     log.remove()
+
+
+def _answered(
+    name: str, loaded: tuple[Any, Any], samples: Sequence[Sample], batch_size: int, log: AnswerLog, blank: bool = False
+) -> list[str]:
+    """The answers of one pass over `samples`, those that `log` has taken from it."""
+    with tqdm(total=len(samples), desc=name, unit="question", disable=None) as bar:
+
+        def note(asked: Sequence[Sample], given: Sequence[str]) -> None:
+            log.note(name, asked, given)
+            bar.update(len(asked))
+
+        return answer(*loaded, samples, batch_size, blank, note, partial(log.known, name))
 
 
 def _compared(
@@ -161,13 +158,16 @@ def _model(checkpoint: Path | None, dtype: str, attn: str, image_size: int) -> t
     if checkpoint is None:
         from visipruner.testbed.build import load
 
-        return load(dtype=dtype, attn_implementation=attn, image_size=image_size)
+        model, processor = load(dtype=dtype, attn_implementation=attn, image_size=image_size)
+        give_whole_rows(model)
+        return model, processor
     from visipruner.testbed.assembly.llava import assemble
     from visipruner.testbed.assembly.trained import fold_trained, load_trained
 
     assembled = assemble(image_size)
     fold_trained(assembled.model, load_trained(checkpoint / TRAINED_FILE))
     assembled.model.set_attn_implementation(attn)
+    give_whole_rows(assembled.model)
     return assembled.model.to(getattr(torch, dtype)), assembled.processor
 
 
