@@ -16,9 +16,9 @@ from visipruner.errors import ConfigError
 from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
-from visipruner.testbed.training import course
+from visipruner.testbed.training import course, curve
 from visipruner.testbed.training.lessons import Lessons
-from visipruner.testbed.training.loop import train
+from visipruner.testbed.training.loop import LOG_FILE, train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
 from visipruner.testbed.training.sequence import Packer, use_packed_attention
@@ -163,6 +163,9 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(model, processor, emo
     assert recorded["continued_from"]["recipe"]["seed"] == RECIPE.seed
     assert "warm_start" in recorded["continued_from"]
     whole = load_file(weights)
+    curve.plot_logs([tmp_path / "run" / "first" / LOG_FILE, tmp_path / "run" / LOG_FILE], tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as drawn:
+        assert drawn.width > 2 * drawn.height > 400
     with pytest.raises(ConfigError, match="--resume"):
         course.run_course(emoji, tmp_path / "run")
     course.run_course(emoji, tmp_path / "run", resume=True)  # finished long ago

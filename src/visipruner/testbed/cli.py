@@ -136,13 +136,14 @@ def train(
     import torch
 
     from visipruner.testbed.assembly.trained import export_trained
-    from visipruner.testbed.training.course import run_course
-    from visipruner.testbed.training.curve import plot_log
+    from visipruner.testbed.training.course import FIRST_FOLDER, run_course
+    from visipruner.testbed.training.curve import plot_logs
     from visipruner.testbed.training.loop import LOG_FILE
 
     torch.set_num_threads(threads)
     weights = run_course(emoji, out, images, resume, continue_from, dtype, seed)
-    plot_log(out / LOG_FILE, out / "curve.png")
+    logs = [log for log in (out / FIRST_FOLDER / LOG_FILE, out / LOG_FILE) if log.exists()]
+    plot_logs(logs, out / "curve.png")
     typer.echo(export_trained(out) if export else weights)
 
 
