@@ -67,7 +67,8 @@ def influence(attention: Tensor, values: Tensor, visual: Tensor) -> Influence:
     a_vis, v_vis = _pick(a, visual, -1), _pick(v, visual, -2)
     # The cosines sit within 1e-3 of 1 and o.o - 2 c.o + c.c cancels: the last, n-sized steps are taken in float64.
     c_dot_o = (a_vis * (o @ v_vis.transpose(1, 2))).double().sum((0, 1))
-    c_dot_c = (a_vis.square() * v_vis.square().sum(-1).unsqueeze(1)).double().sum((0, 1))
+    lengths = torch.linalg.vector_norm(v_vis, dim=-1).unsqueeze(1)
+    c_dot_c = (a_vis * lengths).square().double().sum((0, 1))
     o_dot_o = o.double().square().sum()
     rest = o_dot_o - 2 * c_dot_o + c_dot_c
     o_dot_rest = o_dot_o - c_dot_o

@@ -97,21 +97,23 @@ def prefill(effort: Effort, tell: Progress) -> Outcome:
         Contender("middle and deep stage", prompt, fixed.applied(replace(ours, shallow_end=0), depth)),
         Contender("all stages", prompt, mean.applied(ours, depth)),
         Contender("all stages, shallow ffn", prompt, mean.applied(replace(ours, shallow_visual="ffn"), depth)),
+        Contender("all stages, shallow late", prompt, mean.applied(replace(ours, shallow_visual="late"), depth)),
         Contender(TEXT, text_only(found.model, shape.before + shape.after)),
     ]
-    runs, counted = take_turns(found.model, contenders, effort.rounds or 2, 4, warm=contenders[-1:], on_run=tell)
+    runs, counted = take_turns(found.model, contenders, effort.rounds or 3, 4, warm=contenders[-1:], on_run=tell)
     table = {row["name"]: row for row in rows(contenders, runs, counted)}
-    two, three, ffn = (table[contender.name] for contender in contenders[1:4])
+    two, three, ffn, late = (table[contender.name] for contender in contenders[1:5])
     dense = table[DENSE]
     targets = [
         Target("middle and deep stage: speed-up of prefill / FLOP ratio", two["of_limit"], 0.97),
         Target("all stages: speed-up of prefill / FLOP ratio", three["of_limit"], 0.95),
         Target("all stages, ffn: speed-up of prefill / FLOP ratio", ffn["of_limit"], 0.95),
+        Target("all stages, late: speed-up of prefill / FLOP ratio", late["of_limit"], 0.95),
         Target("all stages: cut of the FLOPs that the image adds", three["image_flops_cut"], 0.539),
         Target("all stages, ffn: cut of the FLOPs that the image adds", ffn["image_flops_cut"], 0.60),
         Target("all stages: keys and values held / dense", three["kv_bytes"] / dense["kv_bytes"], 1.0, at_least=False),
     ]
-    for row in (two, three, ffn):
+    for row in (two, three, ffn, late):
         if row["selection_share"] is not None:
             share = row["selection_share"] + row["bookkeeping_share"]
             targets.append(Target(f"{row['name']}: selection and bookkeeping / prefill", share, 0.01, at_least=False))
