@@ -22,6 +22,20 @@ def test_the_command_measures_and_saves(cli, tmp_path):
     assert "| fastv |" in (tmp_path / "results.md").read_text()
 
 
+def test_a_real_checkpoint_is_asked_about_a_picture(cli, llava_folder, tmp_path):
+    arguments = ["bench", "--model", llava_folder, "--rounds", 1, "--new-tokens", 2, "--method", "fastv"]
+    result = cli(*arguments, "--method", "visipruner", "--schedule", "filter=2,keep=3,exit=3", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "results.json").read_text())
+    (point,) = document["points"]
+    dense, fastv, ours, text = point["rows"]
+    assert [row["name"] for row in point["rows"]] == [DENSE, "fastv", "visipruner", TEXT]
+    assert point["visual"] > 0
+    assert dense["flops"] > fastv["flops"] > text["flops"]
+    assert ours["kv_bytes"] < dense["kv_bytes"]
+    assert "vision tower" in document["model"]["notes"][0]
+
+
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_every_check_runs_in_small(cli, name):
     result = cli(
@@ -40,6 +54,9 @@ def test_every_check_runs_in_small(cli, name):
         (["--check", "prefil"], "Did you mean 'prefill'"),
         (["--check", "prefill", "--method", "fastv"], "brings its own"),
         (["--device", "tpu"], "cpu or cuda"),
+        (["--model", "testbed", "--layers", "4"], "brings its own size"),
+        (["--model", "testbed", "--image", "missing.jpg"], "There is no file missing.jpg"),
+        (["--model", "nothing"], "There is no model"),
         (["--shape", "tiny", "--dtype", "float32", "--method", "visionzip"], "looks at the vision tower"),
     ],
 )

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+
+from visipruner.engine.attach import attach
+from visipruner.prompts import chat_inputs
+from visipruner.pruners.none import NoPruning
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,15 @@ def embedded(model: Any, batch: Sequence[Rows], seed: int = 0) -> Prompt:
         visual[example, start + rows.before : longest - rows.after] = True
     inputs = {"inputs_embeds": embeds.to(model.device, model.dtype), "attention_mask": real.to(model.device)}
     return Prompt(inputs, visual.to(model.device), [r.total for r in batch], [r.visual for r in batch])
+
+
+def about_picture(model: Any, processor: Any, picture: Image.Image, question: str) -> Prompt:
+    """A chat prompt as `run` makes it; the model's forward includes the vision tower."""
+    inputs = dict(chat_inputs(model, processor, picture, question))
+    with attach(model, NoPruning()) as handle, torch.inference_mode():
+        model(**inputs, logits_to_keep=1)
+        example = handle.trace[0]
+    return Prompt(inputs, None, [example.prompt_length], [example.num_visual])
 
 
 def asked(model: Any, batch: Sequence[Rows], seed: int = 0) -> list[Prompt]:

@@ -343,6 +343,8 @@ visipruner bench --shape llava-1.5-7b --schedule filter=14,keep=10,exit=20 --out
 
 visipruner bench --shape llava-onevision-0.5b --visual 576 --visual 2304 --method visipruner --method fastv
 
+visipruner bench --model ~/models/llava-1.5-7b-hf --image photo.jpg --method visipruner --method fastv
+
 visipruner bench --check all --out bench/
 """
 
@@ -359,6 +361,18 @@ def bench(
             show_default="llava-1.5-7b; a check's own",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A real checkpoint in place of a shape, asked about a picture: as for run.",
+            show_default="a random shape",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that ships")
+    ] = None,
+    question: Annotated[str, typer.Option(metavar="TEXT", help="With --model: the question.")] = "Describe the image.",
     check: Annotated[
         list[str] | None,
         typer.Option(
@@ -429,6 +443,9 @@ def bench(
     execute(
         Job(
             shape=shape,
+            model=model,
+            image=image,
+            question=question,
             checks=check or [],
             methods=method or [],
             schedule=schedule,

@@ -29,6 +29,9 @@ class Job:
     """The arguments of one `visipruner bench`."""
 
     shape: str | None
+    model: str | None
+    image: Path | None
+    question: str
     checks: list[str]
     methods: list[str]
     schedule: str | None
@@ -60,7 +63,9 @@ def execute(job: Job) -> None:
     for warning in warnings:
         console.print(f"[yellow]{warning}[/yellow]")
     document: dict[str, Any] = {"schema": SCHEMA, "machine": machine.describe(), "warnings": warnings}
-    if job.checks:
+    if job.model is not None:
+        _run_model(job, job.model, document, console)
+    elif job.checks:
         _run_checks(job, document, console)
     else:
         _run_shape(job, document, console)
@@ -182,6 +187,64 @@ def _pruners(job: Job, found: Subject) -> dict[str, Pruner]:
         chosen[spec].check(found.depth)
         if pruner.vision_layers(24):
             raise CliError(f"{spec} looks at the vision tower, which random embeddings did not pass; leave it out.")
+    return chosen
+
+
+# ---- a real checkpoint -----------------------------------------------------------------------------------------------
+
+
+def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) -> None:
+    """One chat prompt about a picture; methods find their own layers unless a schedule is given."""
+    from visipruner.bench.present import table
+    from visipruner.bench.prompt import about_picture, text_only
+    from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
+    from visipruner.bench.subject import Subject
+    from visipruner.cli import models
+    from visipruner.cli.images import open_image
+    from visipruner.testbed.testset import load_photos
+
+    if job.checks or job.shape is not None or job.visual or job.layers is not None or job.tie is not None:
+        raise CliError(
+            "--model brings its own size and prompt; leave out --shape, --check, --visual, --layers and --tie-layers."
+        )
+    models.check_name(name)
+    picture = open_image(job.image or load_photos()[0])  # a bad one is told before the model loads
+    models.prepare(name)
+    with console.status(f"Loading {name}"):
+        loaded = models.load(name, job.dtype, job.attn, allow_download=False, device=job.device)
+    found = Subject(name, loaded.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
+    pruners = _pruners_of_model(job, found)
+    prompt = about_picture(loaded.model, loaded.processor, picture, job.question)
+    text = prompt.width - prompt.visual[0]
+    contenders = [Contender(DENSE, prompt)]
+    contenders += [Contender(label, prompt, pruner) for label, pruner in pruners.items()]
+    contenders.append(Contender(TEXT, text_only(loaded.model, text)))
+    with console.status("") as status:
+        warm = contenders if job.warm_up else contenders[-1:]
+        runs, counted = take_turns(
+            loaded.model, contenders, job.rounds or 3, job.new_tokens, warm=warm, on_run=status.update
+        )
+    point = {"text_before": text, "visual": prompt.visual[0], "text_after": 0, "rows": rows(contenders, runs, counted)}
+    document["model"], document["points"] = found.describe(), [point]
+    document["warnings"] += _wide(point)
+    if not job.as_json:
+        print(f"## {found.name}, {document['model']['dtype']}; {found.notes[0]}\n")
+        print(f"{prompt.visual[0]} visual tokens, {text} of text\n\n" + table(point), end="\n\n")
+    _save(job, document, "results", [point])
+    for warning in document["warnings"]:
+        console.print(f"[yellow]{warning}[/yellow]")
+
+
+def _pruners_of_model(job: Job, found: Subject) -> dict[str, Pruner]:
+    from visipruner.bench.schedule import Schedule
+    from visipruner.cli import settings
+    from visipruner.pruners.visipruner import VisiPruner
+
+    chosen = {spec: settings.pruner_for(spec, found.name, found.depth) for spec in job.methods or ["visipruner"]}
+    for spec, pruner in chosen.items():
+        pruner.check(found.depth)
+        if job.schedule is not None and type(pruner) is VisiPruner:
+            chosen[spec] = Schedule.parse(job.schedule).applied(pruner, found.depth)
     return chosen
 
 
