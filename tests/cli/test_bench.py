@@ -55,6 +55,7 @@ def test_every_check_runs_in_small(cli, name):
         (["--check", "prefill", "--method", "fastv"], "brings its own"),
         (["--device", "tpu"], "cpu or cuda"),
         (["--model", "testbed", "--layers", "4"], "brings its own size"),
+        (["--model", "testbed", "--batch", "2"], "brings its own size"),
         (["--model", "testbed", "--image", "missing.jpg"], "There is no file missing.jpg"),
         (["--model", "nothing"], "There is no model"),
         (["--shape", "tiny", "--dtype", "float32", "--method", "visionzip"], "looks at the vision tower"),

@@ -203,9 +203,10 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
     from visipruner.cli.images import open_image
     from visipruner.testbed.testset import load_photos
 
-    if job.checks or job.shape is not None or job.visual or job.layers is not None or job.tie is not None:
+    if job.checks or job.visual or job.batch > 1 or any(x is not None for x in (job.shape, job.layers, job.tie)):
         raise CliError(
-            "--model brings its own size and prompt; leave out --shape, --check, --visual, --layers and --tie-layers."
+            "--model brings its own size and prompt; leave out --shape, --check, --visual, --batch, --layers and "
+            "--tie-layers."
         )
     models.check_name(name)
     picture = open_image(job.image or load_photos()[0])  # a bad one is told before the model loads

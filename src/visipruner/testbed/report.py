@@ -95,7 +95,7 @@ def _answered(
     name: str, loaded: tuple[Any, Any], samples: Sequence[Sample], batch_size: int, log: AnswerLog, blank: bool = False
 ) -> list[str]:
     """The answers of one pass over `samples`, those that `log` has taken from it."""
-    with tqdm(total=len(samples), desc=name, unit="question", disable=None) as bar:
+    with give_whole_rows(loaded[0]), tqdm(total=len(samples), desc=name, unit="question", disable=None) as bar:
 
         def note(asked: Sequence[Sample], given: Sequence[str]) -> None:
             log.note(name, asked, given)
@@ -158,16 +158,13 @@ def _model(checkpoint: Path | None, dtype: str, attn: str, image_size: int) -> t
     if checkpoint is None:
         from visipruner.testbed.build import load
 
-        model, processor = load(dtype=dtype, attn_implementation=attn, image_size=image_size)
-        give_whole_rows(model)
-        return model, processor
+        return load(dtype=dtype, attn_implementation=attn, image_size=image_size)
     from visipruner.testbed.assembly.llava import assemble
     from visipruner.testbed.assembly.trained import fold_trained, load_trained
 
     assembled = assemble(image_size)
     fold_trained(assembled.model, load_trained(checkpoint / TRAINED_FILE))
     assembled.model.set_attn_implementation(attn)
-    give_whole_rows(assembled.model)
     return assembled.model.to(getattr(torch, dtype)), assembled.processor
 
 
