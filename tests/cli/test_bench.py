@@ -56,6 +56,8 @@ def test_every_check_runs_in_small(cli, name):
         (["--device", "tpu"], "cpu or cuda"),
         (["--model", "testbed", "--layers", "4"], "brings its own size"),
         (["--model", "testbed", "--batch", "2"], "brings its own size"),
+        (["--model", "testbed", "--before", "9"], "brings its own size"),
+        (["--check", "prefill", "--after", "9"], "brings its own methods"),
         (["--model", "testbed", "--image", "missing.jpg"], "There is no file missing.jpg"),
         (["--model", "nothing"], "There is no model"),
         (["--shape", "tiny", "--dtype", "float32", "--method", "visionzip"], "looks at the vision tower"),

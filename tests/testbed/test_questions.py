@@ -145,3 +145,44 @@ def test_a_mix_for_pairs_asks_about_pairs(art):
             assert all(count <= MIXES[name].same.get(kind, 3) for (kind, _), count in answers.items())
     for kind in ("larger", "compare"):
         assert asked["pairs"][kind] > 2 * asked["hard"][kind]
+
+
+def test_a_mix_for_counts_rarely_asks_for_one(art):
+    one = NUMBER_WORDS[1]
+    options = LayoutOptions(styles=TRAIN_STYLES, repeat_share=0.85)
+    answers = {}
+    for name in ("sizes", "counts"):
+        drawn = [draw_example("ones", index, art, options, 32, MIXES[name]) for index in range(150)]
+        answers[name] = [[q.answer for q in example.questions if q.type == "count"] for example in drawn]
+    shares = {name: sum(given.count(one) for given in per) / sum(map(len, per)) for name, per in answers.items()}
+    assert shares["counts"] < 0.25 < shares["sizes"]
+    several = {name: sum(len(given) - given.count(one) for given in per) for name, per in answers.items()}
+    assert several["counts"] > 1.4 * several["sizes"]
+    # None in most pictures, rather than a few in each: the question must be open wherever it is asked.
+    assert sum(one in given for given in answers["counts"]) < 0.25 * len(answers["counts"])
+
+
+def test_counts_of_parts_are_true_and_many(art):
+    drawn = [draw_example("parts", index, art, OPTIONS, 32, MIXES["parts"]) for index in range(60)]
+    asked = _asked(drawn, "part")
+    assert len(asked) > 2 * len(drawn)
+    forms = Counter()
+    for scene, question in asked:
+        part = question.question.rstrip("?").split(" are ")[1]
+        row = {f"in the {name} row": number for number, name in enumerate(("top", "middle", "bottom"))}
+        column = {f"in the {name} column": number for number, name in enumerate(("left", "middle", "right"))}
+        if part in row:
+            expected = sum(item.row == row[part] for item in scene.items)
+        elif part in column:
+            expected = sum(item.column == column[part] for item in scene.items)
+        elif part == "shapes":
+            expected = sum(item.kind == "shape" for item in scene.items)
+        else:
+            expected = sum(part != f"not {plural(item.name)}" for item in scene.items)
+        assert question.answer == NUMBER_WORDS[expected], question
+        forms[part.split()[0]] += 1
+    assert set(forms) == {"in", "shapes", "not"}
+
+
+def test_what_only_training_asks_is_in_no_test_set(examples):
+    assert {"size", "part"}.isdisjoint(q.type for example in examples for q in example.questions)

@@ -18,7 +18,7 @@ from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scen
 from visipruner.testbed.scenes.scene import Background, Item
 from visipruner.testbed.training import course, curve
 from visipruner.testbed.training.lessons import Lessons
-from visipruner.testbed.training.loop import LOG_FILE, train
+from visipruner.testbed.training.loop import train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
 from visipruner.testbed.training.sequence import Packer, use_packed_attention
@@ -155,21 +155,24 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(model, processor, emo
         return SimpleNamespace(model=made, processor=processor)
 
     monkeypatch.setattr(course, "assemble", fresh)
-    monkeypatch.setattr(course, "FIRST", dataclasses.replace(RECIPE, images=4))
-    monkeypatch.setattr(course, "SECOND", dataclasses.replace(RECIPE, seed="train-3", images=4))
+    first, second, third = (dataclasses.replace(RECIPE, seed=f"train-{n}", images=2 * n) for n in (1, 2, 3))
+    monkeypatch.setattr(course, "EARLIER_PARTS", {"first": first, "second": second})
+    monkeypatch.setattr(course, "FOURTH", third)
     weights = course.run_course(emoji, tmp_path / "run")
     recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert recorded["recipe"]["seed"] == "train-3"
-    assert recorded["continued_from"]["recipe"]["seed"] == RECIPE.seed
-    assert "warm_start" in recorded["continued_from"]
+    chain = [recorded, recorded["continued_from"], recorded["continued_from"]["continued_from"]]
+    assert [part["recipe"]["seed"] for part in chain] == ["train-3", "train-2", "train-1"]
+    assert "warm_start" in chain[-1]
     whole = load_file(weights)
-    curve.plot_logs([tmp_path / "run" / "first" / LOG_FILE, tmp_path / "run" / LOG_FILE], tmp_path / "curve.png")
+    logs = course.course_logs(tmp_path / "run")
+    assert [len(log.read_text().splitlines()) * RECIPE.batch for log in logs] == [2, 4, 6]
+    curve.plot_logs(logs, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as drawn:
         assert drawn.width > 2 * drawn.height > 400
     with pytest.raises(ConfigError, match="--resume"):
         course.run_course(emoji, tmp_path / "run")
     course.run_course(emoji, tmp_path / "run", resume=True)  # finished long ago
-    alone = course.run_course(emoji, tmp_path / "alone", continue_from=tmp_path / "run" / "first")
+    alone = course.run_course(emoji, tmp_path / "alone", continue_from=tmp_path / "run" / "second")
     for path in (weights, alone):
         again = load_file(path)
         assert all(torch.equal(again[name], whole[name]) for name in whole)

@@ -402,8 +402,12 @@ def bench(
         list[int] | None,
         typer.Option(min=1, metavar="N", help="Visual tokens of the prompt. Repeatable.", show_default="576"),
     ] = None,
-    before: Annotated[int, typer.Option(min=1, metavar="N", help="Text tokens before them.")] = 35,
-    after: Annotated[int, typer.Option(min=1, metavar="N", help="Text tokens after them.")] = 13,
+    before: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Text tokens before them.", show_default="35")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Text tokens after them.", show_default="13")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts at a time.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to generate.")] = 8,
     rounds: Annotated[

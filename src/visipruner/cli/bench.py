@@ -36,8 +36,8 @@ class Job:
     methods: list[str]
     schedule: str | None
     visual: list[int]
-    before: int
-    after: int
+    before: int | None
+    after: int | None
     batch: int
     new_tokens: int
     rounds: int | None
@@ -60,17 +60,22 @@ def execute(job: Job) -> None:
     _check_device(job.device)
     console = Console(stderr=True)
     warnings = [warning for warning in [machine.busy_warning()] if warning is not None]
-    for warning in warnings:
-        console.print(f"[yellow]{warning}[/yellow]")
-    document: dict[str, Any] = {"schema": SCHEMA, "machine": machine.describe(), "warnings": warnings}
+    _warn(warnings, console)
+    document: dict[str, Any] = {"schema": SCHEMA, "machine": machine.describe(), "warnings": list(warnings)}
     if job.model is not None:
         _run_model(job, job.model, document, console)
     elif job.checks:
         _run_checks(job, document, console)
     else:
         _run_shape(job, document, console)
+    _warn(document["warnings"][len(warnings) :], console)
     if job.as_json:
         print(json.dumps(document, indent=2))
+
+
+def _warn(warnings: Sequence[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]{warning}[/yellow]")
 
 
 def _check_device(device: str) -> None:
@@ -88,8 +93,11 @@ def _check_device(device: str) -> None:
 def _run_checks(job: Job, document: dict[str, Any], console: Console) -> None:
     from visipruner.bench.checks import CHECKS, Effort
 
-    if job.methods or job.schedule is not None:
-        raise CliError("--check brings its own methods and schedule; leave out --method and --schedule.")
+    if job.methods or job.batch > 1 or any(value is not None for value in (job.schedule, job.before, job.after)):
+        raise CliError(
+            "--check brings its own methods, schedule and prompts; leave out --method, --schedule, --before, --after "
+            "and --batch."
+        )
     names = list(CHECKS) if "all" in job.checks else job.checks
     for name in names:
         if name not in CHECKS:
@@ -135,7 +143,8 @@ def _run_shape(job: Job, document: dict[str, Any], console: Console) -> None:
     from visipruner.bench.subject import from_shape
 
     sizes = job.visual or [576]
-    rows = job.batch * (max(sizes) + job.before + job.after)
+    before, after = _text_around(job)
+    rows = job.batch * (max(sizes) + before + after)
     with console.status("Building the model"):
         found = from_shape(
             job.shape or "llava-1.5-7b",
@@ -155,13 +164,16 @@ def _run_shape(job: Job, document: dict[str, Any], console: Console) -> None:
         document["points"].append(point)
         document["warnings"] += _wide(point)
         if not job.as_json:
-            print(f"{visual} visual tokens, {job.before} + {job.after} of text, {job.batch} at a time")
+            print(f"{visual} visual tokens, {before} + {after} of text, {job.batch} at a time")
             if point["tower_seconds"] is not None:
                 print(f"vision tower alone: {point['tower_seconds']['median']:.2f} s")
             print("\n" + table(point), end="\n\n")
         _save(job, document, "results", document["points"])
-    for warning in document["warnings"]:
-        console.print(f"[yellow]{warning}[/yellow]")
+
+
+def _text_around(job: Job) -> tuple[int, int]:
+    """Text tokens before and after the visual ones; unless they are given, about those of LLaVA-1.5's prompts."""
+    return 35 if job.before is None else job.before, 13 if job.after is None else job.after
 
 
 def _pruners(job: Job, found: Subject) -> dict[str, Pruner]:
@@ -203,10 +215,11 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
     from visipruner.cli.images import open_image
     from visipruner.testbed.testset import load_photos
 
-    if job.checks or job.visual or job.batch > 1 or any(x is not None for x in (job.shape, job.layers, job.tie)):
+    shaped = (job.shape, job.layers, job.tie, job.before, job.after)
+    if job.checks or job.visual or job.batch > 1 or any(value is not None for value in shaped):
         raise CliError(
-            "--model brings its own size and prompt; leave out --shape, --check, --visual, --batch, --layers and "
-            "--tie-layers."
+            "--model brings its own size and prompt; leave out --shape, --check, --visual, --before, --after, --batch, "
+            "--layers and --tie-layers."
         )
     models.check_name(name)
     picture = open_image(job.image or load_photos()[0])  # a bad one is told before the model loads
@@ -232,8 +245,6 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
         print(f"## {found.name}, {document['model']['dtype']}; {found.notes[0]}\n")
         print(f"{prompt.visual[0]} visual tokens, {text} of text\n\n" + table(point), end="\n\n")
     _save(job, document, "results", [point])
-    for warning in document["warnings"]:
-        console.print(f"[yellow]{warning}[/yellow]")
 
 
 def _pruners_of_model(job: Job, found: Subject) -> dict[str, Pruner]:
@@ -254,7 +265,8 @@ def _point(job: Job, found: Subject, pruners: dict[str, Pruner], visual: int, co
     from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
     from visipruner.bench.tower import tower_seconds
 
-    shape = Rows(job.before, visual, job.after)
+    before, after = _text_around(job)
+    shape = Rows(before, visual, after)
     prompt = embedded(found.model, [shape] * job.batch)
     contenders = [Contender(DENSE, prompt)]
     contenders += [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
@@ -273,9 +285,9 @@ def _point(job: Job, found: Subject, pruners: dict[str, Pruner], visual: int, co
         status.update("the vision tower")
         tower = spread([tower_seconds(found.model, visual * job.batch) for _ in range(count)])
     return {
-        "text_before": job.before,
+        "text_before": before,
         "visual": visual,
-        "text_after": job.after,
+        "text_after": after,
         "batch": job.batch,
         "new_tokens": job.new_tokens,
         "tower_seconds": tower,

@@ -115,35 +115,33 @@ def train(
     emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights.")],
     images: Annotated[
-        int | None, typer.Option(min=2, help="Pictures of the second part. [default: (the recipe's)]")
+        int | None, typer.Option(min=2, help="Pictures of the last part. [default: (the recipe's)]")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = False,
     continue_from: Annotated[
         Path | None,
-        typer.Option(help="Folder of an earlier training to go on from, in place of warm start and first part."),
+        typer.Option(help="Folder of an earlier training to go on from, in place of all parts but the last."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the frozen language model: bfloat16 pays only on processors that have it.")
     ] = None,
     seed: Annotated[
         str | None,
-        typer.Option(help="Any word; which scenes the second part draws. Take another when going on once more."),
+        typer.Option(help="Any word; which scenes the last part draws. Take another when going on once more."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
     export: Annotated[bool, typer.Option(help="Put the result where the package reads its weights.")] = False,
 ) -> None:
-    """Train from the packaged parts: vision tower and projector first, then both parts of the language model's."""
+    """Train from the packaged parts: vision tower and projector first, then the language model in four parts."""
     import torch
 
     from visipruner.testbed.assembly.trained import export_trained
-    from visipruner.testbed.training.course import FIRST_FOLDER, run_course
+    from visipruner.testbed.training.course import course_logs, run_course
     from visipruner.testbed.training.curve import plot_logs
-    from visipruner.testbed.training.loop import LOG_FILE
 
     torch.set_num_threads(threads)
     weights = run_course(emoji, out, images, resume, continue_from, dtype, seed)
-    logs = [log for log in (out / FIRST_FOLDER / LOG_FILE, out / LOG_FILE) if log.exists()]
-    plot_logs(logs, out / "curve.png")
+    plot_logs(course_logs(out), out / "curve.png")
     typer.echo(export_trained(out) if export else weights)
 
 

@@ -34,12 +34,13 @@ SCOPES: dict[str, str] = {
 class Mix:
     """How often each type is drawn for a picture that can answer it; how many questions of a type a picture gets
     (`most`, else 6), and how many of them with the same answer (`same`, else one, and three of yes or no); after how
-    many `vain` attempts a type is given up for a picture."""
+    many `vain` attempts a type is given up for a picture; in what share of the pictures a count may be one (`ones`)."""
 
     weights: Mapping[str, float]
     most: Mapping[str, int]
     same: Mapping[str, int] = field(default_factory=dict)
     vain: int = 4
+    ones: float = 1.0
 
 
 # What is hard is asked more often.
@@ -75,8 +76,26 @@ SIZES = replace(
     most={**PAIRS.most, "size": 5},
     same={**PAIRS.same, "size": 2},
 )
-MIXES = {"even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES}
+# For a model that takes every kind for one of a kind: how many there are, in words and in lists of all there is.
+COUNTS = replace(
+    SIZES,
+    weights={
+        **SIZES.weights, "size": 1.0, "count": 9.0, "describe": 3.0, "compare": 4.0, "larger": 2.5, "text": 1.5,
+    },
+    most={**SIZES.most, "count": 6, "size": 3, "larger": 5},
+    same={**SIZES.same, "count": 3},
+    ones=0.15,
+)  # fmt: skip
+# The same, and counts of a part of what is there, many about each picture. Only for training, as sizes are.
+PARTS = replace(
+    COUNTS,
+    weights={**COUNTS.weights, "count": 10.0, "part": 12.0, "size": 0.5, "larger": 1.5, "relation": 1.0},
+    most={**COUNTS.most, "part": 10, "size": 1, "larger": 3, "relation": 3},
+    same={**COUNTS.same, "part": 4},
+)
+MIXES = {"even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS}
 SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 _SIZE_STEPS = (0.19, 0.24, 0.30, 0.42)  # of the picture's side
 _MOST_PER_TYPE, _SAME_NAME, _SAME_YES_OR_NO = 6, 1, 3
 _ATTEMPTS_PER_QUESTION = 12
@@ -105,12 +124,13 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
     asked: dict[str, Question] = {}
     makers = {kind: maker for kind, maker in _MAKERS.items() if kind in mix.weights}
     vain = Counter[str]()
+    ones = mix.ones == 1 or rng.random() < mix.ones
     for _ in range(_ATTEMPTS_PER_QUESTION * count):
         if len(asked) == count or not makers:
             break
         kind = rng.choices(tuple(makers), [mix.weights[k] for k in makers])[0]
         made = makers[kind](scene, rng, names)
-        if made is None:
+        if made is None or (kind == "count" and made[1] == NUMBER_WORDS[1] and not ones):
             vain[kind] += 1
             if kind not in ("presence", "count") and vain[kind] >= mix.vain:
                 del makers[kind]
@@ -232,6 +252,23 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     return template.format(plural(name)), NUMBER_WORDS[counts[name]]
 
 
+def _part(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
+    """How many things are in a row or a column, not of a kind, or shapes (which alone have one colour)."""
+    if _has_text(scene):
+        return None
+    parts = {f"in the {_ROWS[row]} row": count for row, count in Counter(item.row for item in scene.items).items()}
+    columns = Counter(item.column for item in scene.items)
+    parts |= {f"in the {_COLUMNS[column]} column": count for column, count in columns.items()}
+    for name, count in Counter(item.name for item in scene.items).items():
+        parts[f"not {plural(name)}"] = len(scene.items) - count
+    parts["shapes"] = sum(item.kind == "shape" for item in scene.items)
+    part, count = rng.choice([(part, count) for part, count in parts.items() if count])
+    # Most rows have one thing, and "one" would be learnt first.
+    if count == 1 and rng.random() < 0.9:
+        return None
+    return rng.choice(("How many things are {}?", "How many of the objects are {}?")).format(part), NUMBER_WORDS[count]
+
+
 def _background(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if scene.background.color is None:
         return None
@@ -351,4 +388,5 @@ _MAKERS: dict[str, Callable[[Scene, Random, tuple[str, ...]], Made]] = {
     "compare": _compare,
     "describe": _describe,
     "size": _size,
+    "part": _part,
 }

@@ -1,13 +1,14 @@
-"""The whole training from packaged parts to weights: warm start and first part, then the second part."""
+"""The whole training from packaged parts to weights: the warm start, then one part after the other."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
-from visipruner.testbed.training.loop import train
-from visipruner.testbed.training.recipe import FIRST, SECOND, SMALL, Recipe
+from visipruner.testbed.training.loop import LOG_FILE, train
+from visipruner.testbed.training.recipe import FIRST, FOURTH, SECOND, SMALL, THIRD, Recipe
 
-FIRST_FOLDER = "first"
+EARLIER_PARTS = {"first": FIRST, "second": SECOND, "third": THIRD}
+"""Folders below that of the last part, each part going on from the one before."""
 
 
 def run_course(
@@ -19,17 +20,23 @@ def run_course(
     dtype: str | None = None,
     seed: str | None = None,
 ) -> Path:
-    """Train `recipe.FIRST` in `out`/first and `recipe.SECOND` in `out`; returns the weights' path.
+    """Train `EARLIER_PARTS` in folders of `out` and `recipe.FOURTH` in `out`; returns the weights' path.
 
-    `continue_from` is a folder with earlier weights and their recipe, taken in place of the first part. `images`,
-    `dtype` and `seed` replace those of the second part (`dtype` those of both).
+    `continue_from` is a folder with earlier weights and their recipe, taken in place of the earlier parts. `images`,
+    `dtype` and `seed` replace those of the last part (`dtype` those of all).
     """
-    first, second = (replace(recipe, dtype=dtype or recipe.dtype) for recipe in (FIRST, SECOND))
-    second = replace(second, seed=seed or second.seed, images=images or second.images)
     if continue_from is None:
-        continue_from = out / FIRST_FOLDER
-        _part(first, emoji, continue_from, resume)
-    return _part(second, emoji, out, resume, continue_from)
+        for name, recipe in EARLIER_PARTS.items():
+            _part(replace(recipe, dtype=dtype or recipe.dtype), emoji, out / name, resume, continue_from)
+            continue_from = out / name
+    last = replace(FOURTH, seed=seed or FOURTH.seed, images=images or FOURTH.images, dtype=dtype or FOURTH.dtype)
+    return _part(last, emoji, out, resume, continue_from)
+
+
+def course_logs(out: Path) -> list[Path]:
+    """The logs of all parts that are in `out`, in their order."""
+    logs = (folder / LOG_FILE for folder in (*(out / name for name in EARLIER_PARTS), out))
+    return [log for log in logs if log.exists()]
 
 
 def _part(recipe: Recipe, emoji: Path, out: Path, resume: bool, continue_from: Path | None = None) -> Path:

@@ -1,6 +1,6 @@
 """Everything that decides the weights of a training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visipruner.testbed.scenes import MIXES, TRAIN_STYLES, LayoutOptions, Mix
 
@@ -111,5 +111,28 @@ SECOND = Recipe(
     decay_share=0.7,
     large_every=4,
     large_share=0.15,
+    easy_vqa_every=10,
+)
+# Counting is what is left to learn, and easy-VQA, whose shapes and colours are its own.
+THIRD = replace(
+    SECOND,
+    seed="train-4",
+    images=700,
+    lora_rate=5e-4,
+    warmup_images=40,
+    mixes=((0, "counts"),),
+    layouts=(0.03, 0.25, 0.72),
+    repeat_share=0.85,
+    text_share=0.25,
+    easy_vqa_every=5,
+)
+# Each picture asks for many numbers, as there are too few pictures for one or two in each.
+FOURTH = replace(
+    THIRD,
+    seed="train-5",
+    images=460,
+    mixes=((0, "parts"),),
+    text_share=0.12,
+    large_every=8,
     easy_vqa_every=10,
 )
