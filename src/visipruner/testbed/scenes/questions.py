@@ -93,7 +93,16 @@ PARTS = replace(
     most={**COUNTS.most, "part": 10, "size": 1, "larger": 3, "relation": 3},
     same={**COUNTS.same, "part": 4},
 )
-MIXES = {"even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS}
+# For the end: answers about as often as they are right in pictures that were not chosen for counting.
+SETTLED = replace(
+    PARTS,
+    weights={**SIZES.weights, "count": 6.0, "size": 0.5, "part": 1.5, "describe": 2.0, "text": 3.0, "compare": 4.0},
+    same={**SIZES.same, "describe": 1},
+    ones=0.5,
+)
+MIXES = {
+    "even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS, "settled": SETTLED,
+}  # fmt: skip
 SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 _SIZE_STEPS = (0.19, 0.24, 0.30, 0.42)  # of the picture's side
