@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from visipruner.evaluation.runner import DENSE
@@ -30,14 +31,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         return
     is_known = all(row["difference"] for members in panels.values() for row in members)
     most = max(map(len, panels.values()))
-    figure = Figure(figsize=(5 * len(panels), 1.5 + 0.27 * most), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 1.5 + 0.3 * most), layout="constrained")
     for axes, (title, members) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         told = sorted(((_told(row, is_known), row) for row in members), key=lambda pair: pair[0]["value"])
         for place, (found, row) in enumerate(told):
             color = _SURE if row["is_significant"] or not is_known else _UNSURE
             value, low, high = (100 * found[key] for key in ("value", "low", "high"))
             axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=2)
-        names = [f"{_short(row['label'])} ({100 * row['flops_cut']:.0f} %)" for _, row in told]
+        names = [f"{_wrapped(row['label'])} ({100 * row['flops_cut']:.0f} %)" for _, row in told]
         axes.set_yticks(range(len(told)), names, fontsize="small")
         axes.set_title(title, fontsize="medium")
         axes.axvline(0 if is_known else 100, color="0.4", linestyle="--", linewidth=1)
@@ -47,8 +48,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=130))
 
 
-def _short(label: str, most: int = 32) -> str:
-    return label if len(label) <= most else f"...{label[3 - most :]}"
+def _wrapped(label: str, most: int = 40) -> str:
+    """A long name on several lines, whole settings each: what tells two names apart may stand in their middle."""
+    spaced = ", ".join(part.strip() for part in label.split(","))
+    return fill(spaced, most, break_long_words=False, break_on_hyphens=False)
 
 
 def _told(row: dict[str, Any], is_known: bool) -> dict[str, float]:
