@@ -137,18 +137,16 @@ FOURTH = replace(
     easy_vqa_every=10,
 )
 # After two parts of many twos and threes it takes a single thing for two.
-FIFTH = Recipe(
+FIFTH = replace(
+    SECOND,
     seed="train-6",
     images=200,
-    questions=32,
     lora_rate=4e-4,
     warmup_images=20,
-    easy_images=0,
     mixes=((0, "settled"),),
     layouts=(0.15, 0.3, 0.55),
-    repeat_share=0.5,
+    shape_share=0.35,
+    text_share=0.3,
     decay_share=0.8,
-    large_every=4,
     large_share=0.2,
-    easy_vqa_every=10,
 )
