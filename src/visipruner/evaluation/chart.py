@@ -9,7 +9,7 @@ from typing import Any
 from visipruner.evaluation.runner import DENSE
 from visipruner.files import write_atomic
 
-MARKERS = "osD^vP*Xh<>pd8"
+MARKERS = "osD^vP*Xh<>pd"  # 13: with seven colours no pair comes twice among 91 methods
 # Okabe and Ito's colours, told apart by colour-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _AXES: dict[str, Callable[[dict[str, Any], dict[str, Any]], float]] = {
@@ -22,8 +22,8 @@ _AXES: dict[str, Callable[[dict[str, Any], dict[str, Any]], float]] = {
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a PNG with a panel an axis of budgets: one point a row of `summarize`; points of one method are joined.
 
-    Rows belong to one method when their names are equal up to the first "@", ":" or ",". Grey is the dense model with
-    its 95 % interval; `ranking.draw` shows the methods' intervals.
+    Rows belong to one method when their names are equal up to " @ ", or where there is none up to ":". Grey is the
+    dense model with its 95 % interval; `ranking.draw` shows the methods' intervals.
     """
     from matplotlib.figure import Figure
 
@@ -52,12 +52,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"{measure}, %")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small", frameon=False
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small", frameon=False
     )
     write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=130))
 
 
 def _family(name: str) -> str:
-    for mark in "@:,":
-        name = name.split(mark)[0]
-    return name.strip()
+    matched, mark, _ = name.partition(" @ ")
+    return matched if mark else name.split(":")[0]
