@@ -28,7 +28,7 @@ from visipruner.training.planning import Suggestion, choices
 
 WORDS = ["<image>", "<|im_end|>", "what", "is", "where", "this", "red", "blue", "left", "right"]
 STAGES = Stages(inject=2, exit=5, chooser=3, keep=6, also=(1,))
-NAMES = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit", "late-exit from 1"]
+NAMES = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit", "late-exit, unfitted", "late-exit from 1"]
 PLAN = Plan(stages=STAGES, seeds=2, pictures=14, questions=2, test_pictures=6, timed=1, pace=Pace(5e-3, 5e-3, warmup=1))
 
 
@@ -112,6 +112,7 @@ def test_the_table_has_every_arm_and_intervals(done: tuple[Path, dict[str, Any]]
         "exit",
         "late-exit",
         "late-sparse-exit",
+        "late-exit, unfitted",
         "late-exit from 1",
     ]
     for row in rows:
@@ -145,7 +146,7 @@ def test_an_interrupted_experiment_ends_as_if_it_had_not_been(
     monkeypatch.setattr(Learner, "step", step)
     assert (tmp_path / "runs" / "late-0" / "state.pt").exists()
     again = experiment(bench(), plan, tmp_path)
-    for mine, wanted in zip(again["records"], done[1]["records"][:6], strict=True):
+    for mine, wanted in zip(again["records"], done[1]["records"][:7], strict=True):
         assert mine["fingerprint"] == wanted["fingerprint"], mine["arm"]
         assert mine["answers"] == wanted["answers"]
     with pytest.raises(ConfigError, match="other settings"):

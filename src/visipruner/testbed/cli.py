@@ -151,7 +151,7 @@ def guidelines(
     emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`; fetched if it is not there.")],
     out: Annotated[Path, typer.Option(help="Folder for runs and results; an interrupted experiment goes on from it.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each arm.")] = 3,
-    pictures: Annotated[int, typer.Option(min=2, help="Pictures of each training.")] = 120,
+    pictures: Annotated[int, typer.Option(min=2, help="Pictures of each training.")] = 100,
     questions: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
     test_pictures: Annotated[int, typer.Option(min=1, help="Pictures asked about after each training.")] = 50,
     inject: Annotated[int, typer.Option(min=0, help="(a): first layer with visual rows.")] = 12,

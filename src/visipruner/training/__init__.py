@@ -8,6 +8,7 @@ Importing this room registers aligned models with transformers' Auto classes.
 """
 
 from visipruner.training.callback import AnnealGates, gates_of
+from visipruner.training.entry import fit_entry
 from visipruner.training.gates import Asked, VisualGates
 from visipruner.training.model import AlignedLlavaConfig, AlignedLlavaForConditionalGeneration, align, register
 from visipruner.training.settings import Alignment
@@ -24,5 +25,6 @@ __all__ = [
     "StagedVision",
     "VisualGates",
     "align",
+    "fit_entry",
     "gates_of",
 ]

@@ -34,11 +34,15 @@ class Stages:
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the compared trainings; `letters` are the guidelines it follows."""
+    """One of the compared trainings; `letters` are the guidelines it follows.
+
+    `fitted`: before the training its projector is fitted to the layer where rows come in (`training.fit_entry`).
+    """
 
     name: str
     letters: str
     alignment: Alignment
+    fitted: bool = False
 
     @property
     def is_sparse(self) -> bool:
@@ -46,19 +50,20 @@ class Arm:
 
 
 def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
-    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), and (a)+(c) from each layer of `stages.also`.
-
-    With `learnt` also one that learns its layers.
+    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), (a)+(c) with the projector left as it was, and (a)+(c) from each layer of
+    `stages.also`. With `learnt` also one that learns its layers.
     """
     late, early = Alignment(inject_layer=stages.inject), Alignment(exit_layer=stages.exit)
     both = replace(late, exit_layer=stages.exit)
+    sparse = replace(both, keep_tokens=stages.keep, filter_layer=stages.chooser)
     found = [
         Arm(PLAIN, "-", Alignment()),
-        Arm("late", "a", late),
+        Arm("late", "a", late, fitted=True),
         Arm("exit", "c", early),
-        Arm("late-exit", "a+c", both),
-        Arm("late-sparse-exit", "a+b+c", replace(both, keep_tokens=stages.keep, filter_layer=stages.chooser)),
-        *(Arm(f"late-exit from {layer}", "a+c", replace(both, inject_layer=layer)) for layer in stages.also),
+        Arm("late-exit", "a+c", both, fitted=True),
+        Arm("late-sparse-exit", "a+b+c", sparse, fitted=True),
+        Arm("late-exit, unfitted", "a+c", both),
+        *(Arm(f"late-exit from {layer}", "a+c", replace(both, inject_layer=layer), True) for layer in stages.also),
     ]
     if learnt:
         middle = (stages.inject + stages.exit) // 2

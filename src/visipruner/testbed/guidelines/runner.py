@@ -21,6 +21,7 @@ from visipruner.files import write_atomic, write_json
 from visipruner.pruners.base import Pruner
 from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Arm, Stages, arms, staged
 from visipruner.testbed.guidelines.costs import inference_costs, training_costs
+from visipruner.testbed.guidelines.entries import enter_at
 from visipruner.testbed.guidelines.learner import Learner, Pace
 from visipruner.testbed.guidelines.lessons import Lesson
 from visipruner.testbed.guidelines.passing import answers_alone, run
@@ -44,7 +45,7 @@ class Plan:
     stages: Stages = field(default_factory=Stages)
     learnt: bool = False
     seeds: int = 3
-    pictures: int = 120
+    pictures: int = 100
     questions: int = 8
     test_pictures: int = 50
     timed: int = 5
@@ -88,7 +89,12 @@ def experiment(bench: Bench, plan: Plan, out: Path, save_every: float = 60.0) ->
             if not (folder / RESULT_FILE).exists():
                 lessons = lessons or bench.lessons(seed)
                 _restore(bench, start)
-                _train(bench, plan, arm, lessons, folder, save_every)
+                entry = None
+                if arm.fitted:
+                    layer = int(arm.alignment.inject_layer)
+                    kept = out / "entries" / f"{seed}-{layer}.pt"
+                    entry = enter_at(bench.model, bench.packer, lessons, layer, kept)
+                _train(bench, plan, arm, lessons, folder, save_every, entry)
             record = json.loads((folder / RESULT_FILE).read_text())
             log = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
             records.append({"arm": arm.name, "letters": arm.letters, "seed": seed, **record, "log": log})
@@ -117,7 +123,15 @@ def _restore(bench: Bench, start: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _train(bench: Bench, plan: Plan, arm: Arm, lessons: Sequence[Lesson], folder: Path, save_every: float) -> None:
+def _train(
+    bench: Bench,
+    plan: Plan,
+    arm: Arm,
+    lessons: Sequence[Lesson],
+    folder: Path,
+    save_every: float,
+    entry: dict[str, float] | None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with staged(bench.model, arm) as (_, gates):
@@ -144,7 +158,7 @@ def _train(bench: Bench, plan: Plan, arm: Arm, lessons: Sequence[Lesson], folder
             gates.eval()
         bench.model.eval()
         test = bench.test()
-        result: dict[str, Any] = {"answers": _examined(bench, test, gates, alone=arm.is_sparse)}
+        result: dict[str, Any] = {"answers": _examined(bench, test, gates, alone=arm.is_sparse), "entry": entry}
         if gates is not None:
             result |= {"inject_layer": gates.inject_layer, "exit_layer": gates.exit_layer}
     if arm.name == PLAIN and bench.pruner is not None:

@@ -19,7 +19,8 @@ def summarize(found: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
 
     `accuracy` and `difference` (to plain, the same seeds and pictures) are `{"value", "low", "high"}`: 95 % percentile
     intervals of a bootstrap that draws seeds and, within, pictures with replacement, so that both count. With three
-    seeds the share of the seeds in it is coarse. Ratios are to plain: below 1 is cheaper.
+    seeds the share of the seeds in it is coarse. Ratios are to plain: below 1 is cheaper. `entry`: per seed
+    what fitting the projector to a late layer took and missed, empty where it was not fitted.
     """
     tables = _by_arm(found["records"])
     pictures = _pictures(found["records"])
@@ -36,6 +37,7 @@ def summarize(found: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
                 "per_seed": [float(value) for value in table.mean(1)],
                 "difference": None if name == PLAIN else _interval(table.mean() - tables[PLAIN].mean(), mine - plain),
                 "by_type": _by_type(found["records"], name),
+                "entry": [record["entry"] for record in found["records"] if record["arm"] == name and record["entry"]],
                 **_ratios(found["costs"], name),
             }
         )
