@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Sample:
         image: its file. answers: accepted answers, the preferred one first; empty where none is known.
         type: kind of question, for tables; "" where the data do not say.
         id: tells samples apart that are otherwise equal; "" where none are.
+        name: of the image in records, the same on every machine; "" for the whole path.
     """
 
     image: Path
@@ -28,6 +29,18 @@ class Sample:
     answers: tuple[str, ...] = ()
     type: str = ""
     id: str = ""
+    name: str = ""
+
+    @property
+    def image_name(self) -> str:
+        """What records call the image."""
+        return self.name or str(self.image)
+
+    def named_from(self, folder: Path) -> Sample:
+        """The sample with its image named relative to `folder`; as it is where the image lies elsewhere."""
+        if self.name or not self.image.is_relative_to(folder):
+            return self
+        return replace(self, name=self.image.relative_to(folder).as_posix())
 
 
 def load_samples(path: Path) -> list[Sample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -45,6 +46,21 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
     assert (out / "chart.png").exists()
     assert (out / "ranking.png").exists()
     assert len((out / "samples.jsonl").read_text().splitlines()) == 6
+
+
+def test_records_are_the_same_wherever_the_data_lie(cli, planted_folder, data, tmp_path, monkeypatch):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    methods = ["--method", "random", "--match", "flops", "--cut", 0.5, "--max-new-tokens", 1, "--out", out]
+    assert cli("eval", "--model", planted_folder, "--data", data, *methods).exit_code == 0
+    records = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert {record["image"] for record in records} == {sample.image.name for sample in pictures(tmp_path, 3)}
+    moved.mkdir()
+    pictures(moved, 3)
+    shutil.copy(data, moved)
+    monkeypatch.setattr("visipruner.evaluation.matched", lambda *_: pytest.fail("matched again"))
+    monkeypatch.setattr("visipruner.evaluation.runner.Comparison.record", lambda *_: pytest.fail("asked again"))
+    again = cli("eval", "--model", planted_folder, "--data", moved / data.name, *methods)
+    assert again.exit_code == 0, again.output
 
 
 def test_matched_budgets(cli, planted_folder, data, tmp_path):

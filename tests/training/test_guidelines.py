@@ -16,7 +16,7 @@ from tests.models import GRID, llava_model
 from visipruner import ConfigError, FixedSchedule
 from visipruner.shape import ModelShape
 from visipruner.testbed.guidelines import runner
-from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Stages
+from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Span, Stages
 from visipruner.testbed.guidelines.learner import Learner, Pace
 from visipruner.testbed.guidelines.lessons import Lesson
 from visipruner.testbed.guidelines.runner import Bench, Plan, experiment
@@ -27,8 +27,8 @@ from visipruner.testbed.training.sequence import Packer
 from visipruner.training.planning import Suggestion, choices
 
 WORDS = ["<image>", "<|im_end|>", "what", "is", "where", "this", "red", "blue", "left", "right"]
-STAGES = Stages(inject=2, exit=5, chooser=3, keep=6, also=(1,))
-NAMES = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit", "late-exit, unfitted", "late-exit from 1"]
+STAGES = Stages(inject=2, exit=5, chooser=3, keep=6, also=(Span.read("1-5"),))
+NAMES = [PLAIN, "late", "exit", "late-exit", "late-sparse-exit", "late-exit, unfitted", "late-exit 1-5"]
 PLAN = Plan(stages=STAGES, seeds=2, pictures=14, questions=2, test_pictures=6, timed=1, pace=Pace(5e-3, 5e-3, warmup=1))
 
 
@@ -113,7 +113,7 @@ def test_the_table_has_every_arm_and_intervals(done: tuple[Path, dict[str, Any]]
         "late-exit",
         "late-sparse-exit",
         "late-exit, unfitted",
-        "late-exit from 1",
+        "late-exit 1-5",
     ]
     for row in rows:
         accuracy = row["accuracy"]
@@ -150,7 +150,20 @@ def test_an_interrupted_experiment_ends_as_if_it_had_not_been(
         assert mine["fingerprint"] == wanted["fingerprint"], mine["arm"]
         assert mine["answers"] == wanted["answers"]
     with pytest.raises(ConfigError, match="other settings"):
-        experiment(bench(), PLAN, tmp_path)
+        experiment(bench(), replace(plan, questions=1), tmp_path)
+
+
+def test_more_arms_are_added_to_what_is_done(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    first = experiment(bench(), replace(PLAN, seeds=1, stages=replace(STAGES, also=())), tmp_path)
+    stages = replace(STAGES, also=(*STAGES.also, Span.read("1-4:2=6")))
+    more = experiment(bench(), replace(PLAN, seeds=1, stages=stages), tmp_path)
+    assert more["records"][:6] == first["records"]
+    assert more["records"][6]["answers"] == done[1]["records"][6]["answers"]
+    added = more["records"][7]
+    assert (added["arm"], added["letters"]) == ("late-exit 1-4, 6 after 2", "a+b+c")
+    assert added["arm"] in more["costs"]["inference"]
+    with pytest.raises(ConfigError, match="8-24"):
+        Span.read("8 to 24")
 
 
 def test_asking_alone_and_together_agree() -> None:

@@ -33,7 +33,7 @@ class Benchmark(ABC):
 
     def __init__(self, questions: Path, samples: Sequence[Sample], notes: Iterable[str] = ()) -> None:
         self.questions = questions
-        self.samples = list(samples)
+        self.samples = [sample.named_from(questions.parent) for sample in samples]
         self.notes = list(notes)
 
     @classmethod

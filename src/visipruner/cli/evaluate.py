@@ -143,7 +143,7 @@ def _fitting(
     asked = {
         "model": job.model,
         "match": job.match,
-        "samples": [[str(sample.image), sample.question] for sample in samples[:_MATCHED_ON]],
+        "samples": [[sample.image_name, sample.question] for sample in samples[:_MATCHED_ON]],
         "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
     }
     matches = Matches(job.out, asked, processes.is_main)

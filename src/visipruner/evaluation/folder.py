@@ -20,14 +20,14 @@ from visipruner.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
 SETTINGS_FILE = "settings.json"
-_FORMAT = 1
+_FORMAT = 2
 
 Record = dict[str, Any]
 
 
 def key_of(sample: Sample) -> str:
     """The same for the same image, question and answers, and id where samples have one."""
-    told = json.dumps([str(sample.image), sample.question, sample.answers, *([sample.id] if sample.id else [])])
+    told = json.dumps([sample.image_name, sample.question, sample.answers, *([sample.id] if sample.id else [])])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

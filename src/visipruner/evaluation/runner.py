@@ -69,7 +69,7 @@ class Comparison:
         given = {name: self._give(name, inputs, self.max_new_tokens) for name in order[first:] + order[:first]}
         return {
             "key": files.key_of(sample),
-            "image": str(sample.image),
+            "image": sample.image_name,
             "question": sample.question,
             "answers": list(sample.answers),
             "type": sample.type,

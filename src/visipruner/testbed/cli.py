@@ -155,8 +155,9 @@ def guidelines(
     questions: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
     test_pictures: Annotated[int, typer.Option(min=1, help="Pictures asked about after each training.")] = 50,
     inject: Annotated[int, typer.Option(min=0, help="(a): first layer with visual rows.")] = 12,
-    also_inject: Annotated[
-        list[int] | None, typer.Option(min=0, help="Another first layer, as one more arm with the exit. Repeatable.")
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="One more arm, FIRST-EXIT or FIRST-EXIT:LAYER=TOKENS, as 8-24 or 8-24:11=64. Repeatable."),
     ] = None,
     exit_layer: Annotated[int, typer.Option("--exit", min=1, help="(c): first layer without them again.")] = 24,
     filter_layer: Annotated[int, typer.Option(min=0, help="(b): the layer that chooses tokens.")] = 15,
@@ -170,13 +171,13 @@ def guidelines(
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
 ) -> None:
     """Does the paper's advice for training hold here? Plain, late, exiting and sparse models on the same lessons."""
-    from visipruner.testbed.guidelines.arms import Stages
+    from visipruner.testbed.guidelines.arms import Span, Stages
     from visipruner.testbed.guidelines.command import run_guidelines
     from visipruner.testbed.guidelines.learner import Pace
     from visipruner.testbed.guidelines.runner import Plan
 
     plan = Plan(
-        stages=Stages(inject, exit_layer, filter_layer, keep_tokens, tuple(also_inject or ())),
+        stages=Stages(inject, exit_layer, filter_layer, keep_tokens, tuple(map(Span.read, also or ()))),
         learnt=learnt,
         seeds=seeds,
         pictures=pictures,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from visipruner.adapters.llava import ADAPTER
 from visipruner.engine.attach import PruneHandle
 from visipruner.engine.host import Host
+from visipruner.errors import ConfigError
 from visipruner.training import Alignment, VisualGates
 from visipruner.training.guide import Guide
 
@@ -18,18 +20,46 @@ PRUNED = "plain + VisiPruner"
 
 
 @dataclass(frozen=True)
+class Span:
+    """Visual rows in layers `inject .. exit - 1`; of them `keep` after layer `chooser`, where that is said."""
+
+    inject: int
+    exit: int
+    chooser: int | None = None
+    keep: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """`8-24`, or `8-24:11=64` for 64 tokens after layer 11. Raises ConfigError."""
+        found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+)=(\d+))?", text.strip())
+        if found is None:
+            raise ConfigError(f"{text!r} says no layers; write 8-24, or 8-24:11=64 for 64 tokens after layer 11.")
+        return cls(*(None if part is None else int(part) for part in found.groups()))  # type: ignore[arg-type]
+
+    def arm(self) -> Arm:
+        """The training with these layers, its projector fitted to the first."""
+        alignment = Alignment(
+            inject_layer=self.inject, exit_layer=self.exit, filter_layer=self.chooser, keep_tokens=self.keep
+        )
+        name = f"late-exit {self.inject}-{self.exit}"
+        if self.keep is None:
+            return Arm(name, "a+c", alignment, fitted=True)
+        return Arm(f"{name}, {self.keep} after {self.chooser}", "a+b+c", alignment, fitted=True)
+
+
+@dataclass(frozen=True)
 class Stages:
     """The layers and tokens that the arms are made of; for the small model chosen from its analysis (docs/training.md).
 
     `inject`, `exit`: first layer with visual rows, first without. `keep` tokens go on after layer `chooser`.
-    `also`: further first layers, each in an arm of its own, to see how early is early enough.
+    `also`: further arms.
     """
 
     inject: int = 12
     exit: int = 24
     chooser: int = 15
     keep: int = 64
-    also: tuple[int, ...] = ()
+    also: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,8 +80,8 @@ class Arm:
 
 
 def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
-    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), (a)+(c) with the projector left as it was, and (a)+(c) from each layer of
-    `stages.also`. With `learnt` also one that learns its layers.
+    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), (a)+(c) with the projector left as it was, and those of `stages.also`.
+    With `learnt` also one that learns its layers.
     """
     late, early = Alignment(inject_layer=stages.inject), Alignment(exit_layer=stages.exit)
     both = replace(late, exit_layer=stages.exit)
@@ -63,7 +93,7 @@ def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
         Arm("late-exit", "a+c", both, fitted=True),
         Arm("late-sparse-exit", "a+b+c", sparse, fitted=True),
         Arm("late-exit, unfitted", "a+c", both),
-        *(Arm(f"late-exit from {layer}", "a+c", replace(both, inject_layer=layer), True) for layer in stages.also),
+        *(span.arm() for span in stages.also),
     ]
     if learnt:
         middle = (stages.inject + stages.exit) // 2

@@ -77,7 +77,7 @@ class Bench:
 def experiment(bench: Bench, plan: Plan, out: Path, save_every: float = 60.0) -> dict[str, Any]:
     """Trains every arm with every seed, asks each about the test pictures, measures costs; returns the records.
 
-    A folder of another plan raises ConfigError; one that was interrupted is gone on with.
+    A folder that was interrupted is gone on with, also by a plan with more arms or seeds; another raises ConfigError.
     """
     _claim(out, plan)
     start = [tensor.detach().clone() for tensor in bench.trained()]
@@ -98,23 +98,27 @@ def experiment(bench: Bench, plan: Plan, out: Path, save_every: float = 60.0) ->
             record = json.loads((folder / RESULT_FILE).read_text())
             log = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
             records.append({"arm": arm.name, "letters": arm.letters, "seed": seed, **record, "log": log})
-    if not (out / COSTS_FILE).exists():
+    costs = json.loads((out / COSTS_FILE).read_text()) if (out / COSTS_FILE).exists() else None
+    if costs is None or not {arm.name for arm in plan.arms()} <= costs["training"].keys():
         _restore(bench, start)
-        write_json(out / COSTS_FILE, _costs(bench, plan))
-    return {
-        "plan": asdict(plan),
-        "records": records,
-        "costs": json.loads((out / COSTS_FILE).read_text()),
-    }
+        costs = _costs(bench, plan)
+        write_json(out / COSTS_FILE, costs)
+    return {"plan": asdict(plan), "records": records, "costs": costs}
 
 
 def _claim(out: Path, plan: Plan) -> None:
     settings = json.loads(json.dumps(asdict(plan)))
     known = out / SETTINGS_FILE
-    if known.exists() and json.loads(known.read_text()) != settings:
+    if known.exists() and _deciding(json.loads(known.read_text())) != _deciding(settings):
         raise ConfigError(f"{out} holds an experiment with other settings; go on with those, or choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_json(known, settings)
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what only adds trainings."""
+    stages = {key: value for key, value in settings["stages"].items() if key != "also"}
+    return {key: value for key, value in settings.items() if key not in ("seeds", "learnt")} | {"stages": stages}
 
 
 @torch.no_grad()
