@@ -104,6 +104,20 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert any("2 places" in note for note in found.notes)
 
 
+def test_an_early_filter_may_be_better_than_a_later_one() -> None:
+    """A later layer that loses more rules it out only where its own interval leaves room for doubt."""
+    shallowless = np.repeat([[0.0, 1, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0)
+    kept = np.ones((12, 2, 4))
+    kept[:, 1] = [0.01, 1.0, 0.0, 0.0]
+    choice = stages_from(_evidence(below=shallowless, kept=kept)).filter
+    assert choice is not None
+    assert (choice.layer, choice.budget) == (0, 5)
+    kept[::4, 1, 0] = 0.15  # the mean stays within 0.05, some resamples do not
+    choice = stages_from(_evidence(below=shallowless, kept=kept)).filter
+    assert choice is not None
+    assert (choice.layer, choice.budget) == (4, 5)
+
+
 def test_a_threshold_that_finds_the_filter_layer() -> None:
     evidence = _evidence(below=np.repeat([[0.0, 0, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0))  # shallow ends at 1
     choice = stages_from(evidence).filter

@@ -39,7 +39,11 @@ class FilterChoice:
 def filter_choice(
     evidence: Evidence, overall: Boundaries, tolerance: float, seed: int, num_layers: int
 ) -> FilterChoice | None:
-    """The choice with the fewest visual token-layers whose loss stays within the tolerance from its layer on."""
+    """The choice with the fewest visual token-layers that is within the tolerance.
+
+    Two things count as evidence for that: the whole interval of its own loss is, or the loss is at its layer and at
+    every later one.
+    """
     if not overall.needs_image or evidence.kept.size == 0:
         return None
     bootstrap = Bootstrap(evidence.images, seed)
@@ -50,8 +54,8 @@ def filter_choice(
     for b, budget in enumerate(evidence.budgets):
         curve = bootstrap.curve(evidence.kept[:, b])
         for place, layer in enumerate(evidence.layers):
-            # A later layer that loses more would make an early harmless one an accident.
-            harmless = bool((curve["mean"][place:] <= tolerance).all())
+            # Where a later layer loses more, an early mean that does not could be an accident.
+            harmless = curve["high"][place] <= tolerance or bool((curve["mean"][place:] <= tolerance).all())
             if harmless and shallow_end <= layer < leave - 1:
                 cost = (layer + 1) * whole + (leave - layer - 1) * budget
                 if best is None or cost < best[0]:
