@@ -1,5 +1,5 @@
 """Scenes with known contents: what they hold (`scene`), how they are drawn at random (`layout`, `render`), what is
-asked (`questions`)."""
+asked (`questions`) and how often (`mixes`)."""
 
 from dataclasses import dataclass
 from random import Random
@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from visipruner.testbed.scenes.layout import LayoutOptions, draw_scene
-from visipruner.testbed.scenes.questions import EVEN, MIXES, SCOPES, Mix, Question, ask
+from visipruner.testbed.scenes.mixes import EVEN, MIXES, Mix
+from visipruner.testbed.scenes.questions import SCOPES, Question, ask
 from visipruner.testbed.scenes.render import CANVAS, EmojiArt, render
 from visipruner.testbed.scenes.scene import Scene
 from visipruner.testbed.scenes.vocabulary import OBJECTS

@@ -7,10 +7,11 @@ needed.
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
+from visipruner.testbed.scenes.mixes import EVEN, Mix
 from visipruner.testbed.scenes.scene import Item, Scene
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, SHAPES, plural, with_article
 
@@ -29,80 +30,6 @@ SCOPES: dict[str, str] = {
     "describe": "global",
 }
 
-
-@dataclass(frozen=True)
-class Mix:
-    """How often each type is drawn for a picture that can answer it; how many questions of a type a picture gets
-    (`most`, else 6), and how many of them with the same answer (`same`, else one, and three of yes or no); after how
-    many `vain` attempts a type is given up for a picture; in what share of the pictures a count may be one (`ones`)."""
-
-    weights: Mapping[str, float]
-    most: Mapping[str, int]
-    same: Mapping[str, int] = field(default_factory=dict)
-    vain: int = 4
-    ones: float = 1.0
-
-
-# What is hard is asked more often.
-EVEN = Mix(
-    {
-        "identify": 0.5, "what-where": 1.2, "where-is": 1.6, "shape-color": 1.2, "text": 2.2, "presence": 0.8,
-        "count": 2.4, "background": 0.3, "relation": 1.6, "larger": 2.0, "compare": 2.4, "describe": 0.4,
-    },
-    most=dict.fromkeys(SCOPES, 5),
-)  # fmt: skip
-# For a model that names things already: where they are, how many, and one against another.
-HARD = Mix(
-    {
-        "identify": 0.2, "what-where": 1.0, "where-is": 2.4, "shape-color": 0.8, "text": 1.6, "presence": 0.4,
-        "count": 2.6, "background": 0.15, "relation": 2.4, "larger": 2.4, "compare": 3.0, "describe": 0.3,
-    },
-    most={"identify": 1, "background": 1, "describe": 1, "presence": 2},
-)  # fmt: skip
-# For a model that knows what a single thing has to tell: every pair of things in turn, and long answers.
-PAIRS = Mix(
-    {
-        "identify": 0.2, "what-where": 0.8, "where-is": 0.8, "shape-color": 0.8, "text": 2.0, "presence": 0.3,
-        "count": 2.0, "background": 0.15, "relation": 1.5, "larger": 4.0, "compare": 5.0, "describe": 1.0,
-    },
-    most={"identify": 1, "background": 1, "describe": 2, "presence": 2, "relation": 5, "larger": 8, "compare": 8},
-    same={"larger": 4, "compare": 5, "relation": 3, "describe": 2},
-    vain=40,
-)  # fmt: skip
-# The same, and the size of single things, which comparing them takes. Only for training: the words for it are ours.
-SIZES = replace(
-    PAIRS,
-    weights={**PAIRS.weights, "size": 2.5, "larger": 3.5, "compare": 4.0},
-    most={**PAIRS.most, "size": 5},
-    same={**PAIRS.same, "size": 2},
-)
-# For a model that takes every kind for one of a kind: how many there are, in words and in lists of all there is.
-COUNTS = replace(
-    SIZES,
-    weights={
-        **SIZES.weights, "size": 1.0, "count": 9.0, "describe": 3.0, "compare": 4.0, "larger": 2.5, "text": 1.5,
-    },
-    most={**SIZES.most, "count": 6, "size": 3, "larger": 5},
-    same={**SIZES.same, "count": 3},
-    ones=0.15,
-)  # fmt: skip
-# The same, and counts of a part of what is there, many about each picture. Only for training, as sizes are.
-PARTS = replace(
-    COUNTS,
-    weights={**COUNTS.weights, "count": 10.0, "part": 12.0, "size": 0.5, "larger": 1.5, "relation": 1.0},
-    most={**COUNTS.most, "part": 10, "size": 1, "larger": 3, "relation": 3},
-    same={**COUNTS.same, "part": 4},
-)
-# For the end: answers about as often as they are right in pictures that were not chosen for counting.
-SETTLED = replace(
-    PARTS,
-    weights={**SIZES.weights, "count": 6.0, "size": 0.5, "part": 1.5, "describe": 2.0, "text": 3.0, "compare": 4.0},
-    same={**SIZES.same, "describe": 1},
-    ones=0.5,
-)
-MIXES = {
-    "even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS, "settled": SETTLED,
-}  # fmt: skip
 SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 _SIZE_STEPS = (0.19, 0.24, 0.30, 0.42)  # of the picture's side
