@@ -36,15 +36,19 @@ class Span:
             raise ConfigError(f"{text!r} says no layers; write 8-24, or 8-24:11=64 for 64 tokens after layer 11.")
         return cls(*(None if part is None else int(part) for part in found.groups()))  # type: ignore[arg-type]
 
-    def arm(self) -> Arm:
-        """The training with these layers, its projector fitted to the first."""
+    def arms(self) -> list[Arm]:
+        """With these layers, the projector fitted to the first: trained, and, where all tokens stay, not trained."""
         alignment = Alignment(
             inject_layer=self.inject, exit_layer=self.exit, filter_layer=self.chooser, keep_tokens=self.keep
         )
         name = f"late-exit {self.inject}-{self.exit}"
         if self.keep is None:
-            return Arm(name, "a+c", alignment, fitted=True)
-        return Arm(f"{name}, {self.keep} after {self.chooser}", "a+b+c", alignment, fitted=True)
+            return _trained_and_not(Arm(name, "a+c", alignment, fitted=True))
+        return [Arm(f"{name}, {self.keep} after {self.chooser}", "a+b+c", alignment, fitted=True)]
+
+
+def _trained_and_not(arm: Arm) -> list[Arm]:
+    return [arm, replace(arm, name=f"{arm.name}, fitted only", trains=False)]
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,14 @@ class Arm:
     """One of the compared trainings; `letters` are the guidelines it follows.
 
     `fitted`: before the training its projector is fitted to the layer where rows come in (`training.fit_entry`).
+    `trains`: else it answers with what it begins with.
     """
 
     name: str
     letters: str
     alignment: Alignment
     fitted: bool = False
+    trains: bool = True
 
     @property
     def is_sparse(self) -> bool:
@@ -80,8 +86,9 @@ class Arm:
 
 
 def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
-    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), (a)+(c) with the projector left as it was, and those of `stages.also`.
-    With `learnt` also one that learns its layers.
+    """Plain, (a), (c), (a)+(c), (a)+(b)+(c), and (a)+(c) with its fitted projector alone, and trained without one.
+
+    And those of `stages.also`; with `learnt` one that learns its layers.
     """
     late, early = Alignment(inject_layer=stages.inject), Alignment(exit_layer=stages.exit)
     both = replace(late, exit_layer=stages.exit)
@@ -90,10 +97,10 @@ def arms(stages: Stages, learnt: bool = False) -> list[Arm]:
         Arm(PLAIN, "-", Alignment()),
         Arm("late", "a", late, fitted=True),
         Arm("exit", "c", early),
-        Arm("late-exit", "a+c", both, fitted=True),
+        *_trained_and_not(Arm("late-exit", "a+c", both, fitted=True)),
         Arm("late-sparse-exit", "a+b+c", sparse, fitted=True),
         Arm("late-exit, unfitted", "a+c", both),
-        *(span.arm() for span in stages.also),
+        *(arm for span in stages.also for arm in span.arms()),
     ]
     if learnt:
         middle = (stages.inject + stages.exit) // 2

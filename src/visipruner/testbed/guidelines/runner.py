@@ -99,7 +99,7 @@ def experiment(bench: Bench, plan: Plan, out: Path, save_every: float = 60.0) ->
             log = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
             records.append({"arm": arm.name, "letters": arm.letters, "seed": seed, **record, "log": log})
     costs = json.loads((out / COSTS_FILE).read_text()) if (out / COSTS_FILE).exists() else None
-    if costs is None or not {arm.name for arm in plan.arms()} <= costs["training"].keys():
+    if costs is None or not {arm.name for arm in plan.arms()} <= costs["inference"].keys():
         _restore(bench, start)
         costs = _costs(bench, plan)
         write_json(out / COSTS_FILE, costs)
@@ -140,6 +140,7 @@ def _train(
     torch.manual_seed(0)
     with staged(bench.model, arm) as (_, gates):
         learner = Learner(bench.model, bench.adapted, bench.packer, gates, plan.pace)
+        lessons = lessons if arm.trains else []
         state, log = folder / _STATE_FILE, folder / LOG_FILE
         lines = _logged(log)
         if state.exists():
@@ -214,8 +215,9 @@ def _costs(bench: Bench, plan: Plan) -> dict[str, Any]:
     lesson = bench.test()[0]
     many = Lesson(lesson.name, lesson.features, (list(lesson.questions) * plan.questions)[: plan.questions])
     prompt, _ = next(_pairs(bench.packer, lesson))
+    trained = [arm for arm in plan.arms() if arm.trains]
     return {
-        "training": training_costs(bench.model, bench.adapted, bench.packer, plan.arms(), many, plan.timed),
+        "training": training_costs(bench.model, bench.adapted, bench.packer, trained, many, plan.timed),
         "inference": inference_costs(bench.model, plan.arms(), bench.pruner, lesson.features, prompt, plan.timed),
         "prompt_rows": len(prompt),
         "questions_per_step": plan.questions,

@@ -150,6 +150,8 @@ def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Any)
     left, middle, right = figure.subplots(1, 3)
     for number, name in enumerate(dict.fromkeys(record["arm"] for record in found["records"])):
         logs = [record["log"] for record in found["records"] if record["arm"] == name]
+        if not logs[0]:
+            continue
         pictures = [line["pictures"] for line in logs[0]]
         left.plot(pictures, _smooth([[line["loss"] for line in log] for log in logs]), label=name, color=f"C{number}")
         if all("kept_tokens" in line for line in logs[0]):
