@@ -142,31 +142,31 @@ def _points(interval: Mapping[str, float], signed: bool = False) -> str:
 
 def draw(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Any) -> None:
     """Writes a PNG: loss while training, tokens kept, and accuracy against prefill FLOPs."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     from visipruner.files import write_atomic
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    colors = {row["arm"]: matplotlib.colormaps["tab20"](number) for number, row in enumerate(rows)}
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for number, name in enumerate(dict.fromkeys(record["arm"] for record in found["records"])):
+    for name in dict.fromkeys(record["arm"] for record in found["records"]):
         logs = [record["log"] for record in found["records"] if record["arm"] == name]
         if not logs[0]:
             continue
         pictures = [line["pictures"] for line in logs[0]]
-        left.plot(pictures, _smooth([[line["loss"] for line in log] for log in logs]), label=name, color=f"C{number}")
+        left.plot(pictures, _smooth([[line["loss"] for line in log] for log in logs]), color=colors[name])
         if all("kept_tokens" in line for line in logs[0]):
             kept = np.array([[line["kept_tokens"] for line in log] for log in logs]).mean(0)
-            middle.plot(pictures, kept, label=name, color=f"C{number}")
-    for number, row in enumerate(rows):
-        if row["inference"] is not None:
-            value, low, high = (100 * row["accuracy"][key] for key in ("value", "low", "high"))
-            x = row["inference"]["ratio"]["flops"]
-            right.errorbar([x], [value], [[value - low], [high - value]], fmt="o", capsize=3, color=f"C{number}")
-            right.annotate(row["arm"], (x, value), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    left.set(xlabel="pictures seen", ylabel="loss (mean of seeds, smoothed)", title="while learning")
+            middle.plot(pictures, kept, color=colors[name])
+    for row in rows:
+        value, low, high = (100 * row["accuracy"][key] for key in ("value", "low", "high"))
+        x, color = row["inference"]["ratio"]["flops"], colors[row["arm"]]
+        right.errorbar([x], [value], [[value - low], [high - value]], fmt="o", capsize=3, color=color, label=row["arm"])
+    left.set(xlabel="pictures seen", ylabel="loss (mean of seeds, smoothed)", title="while learning", ylim=(0, None))
     middle.set(xlabel="pictures seen", ylabel="tokens kept per question", title="sparse middle", ylim=(0, None))
-    right.set(xlabel="prefill FLOPs beside plain", ylabel="accuracy, % (95 %)", title="afterwards", xlim=(0, 1.25))
-    left.legend(fontsize=8)
+    right.set(xlabel="prefill FLOPs beside plain", ylabel="accuracy, % (95 %)", title="afterwards", xlim=(0, 1.1))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=110))
 
 
