@@ -29,14 +29,13 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
-	$(BIN)/visipruner eval --method all --match flops --cut 0.3 --cut 0.5 --cut 0.6 --samples 40 --out docs/comparison \
-	  --method 'visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
+	$(BIN)/visipruner eval --method all --match flops --cut 0.5 --cut 0.7 --cut 0.85 --samples 40 --out docs/comparison \
 	  --method 'visipruner:shallow_end=0,filter_layer=0,keep_tokens=144,exit_layer=24' \
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, filter at 12=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
-	  --fixed 'VisiPruner, filter at 12, two shallow layers, ffn=visipruner:shallow_end=2,shallow_visual=ffn,filter_layer=12,keep_tokens=144,exit_layer=24' \
-	  --fixed 'DivPrune, then VisiPruner=divprune:keep_tokens=432+visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24'
+	  --fixed 'DivPrune, then VisiPruner (70%)=divprune:keep_tokens=216+visipruner:shallow_end=0,filter_layer=12,keep_tokens=128,exit_layer=24' \
+	  --fixed 'DivPrune, then VisiPruner (85%)=divprune:keep_tokens=72+visipruner:shallow_end=0,filter_layer=12,keep_tokens=46,exit_layer=24'
 
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; a quarter of an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench

@@ -122,6 +122,8 @@ def test_the_table_has_every_arm_and_intervals(done: tuple[Path, dict[str, Any]]
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
         right = sum(cell["right"] for cell in row["by_type"].values())
         assert accuracy["value"] == pytest.approx(right / 24)
+        for cell in row["by_type"].values():
+            assert cell["low"] <= cell["value"] == cell["right"] / cell["total"] <= cell["high"]
         assert (row["difference"] is None) == (row["arm"] == PLAIN)
     table = as_markdown(rows)
     assert table.count("| late-exit |") == 2

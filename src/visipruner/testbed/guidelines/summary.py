@@ -19,13 +19,14 @@ def summarize(found: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
 
     `accuracy` and `difference` (to plain, the same seeds and pictures) are `{"value", "low", "high"}`: 95 % percentile
     intervals of a bootstrap that draws seeds and, within, pictures with replacement, so that both count. With three
-    seeds the share of the seeds in it is coarse. Ratios are to plain: below 1 is cheaper. `entry`: per seed
-    what fitting the projector to a late layer took and missed, empty where it was not fitted.
+    seeds the share of the seeds in it is coarse. `by_type` has the same per type. Ratios are to plain: below 1 is
+    cheaper. `entry`: per seed what fitting the projector to a late layer took and missed; empty where not fitted.
     """
     tables = _by_arm(found["records"])
     pictures = _pictures(found["records"])
     draws = _draws(len(tables[PLAIN]), pictures.shape[1], seed)
     plain = _resampled(tables[PLAIN], pictures, draws)
+    types = np.array([one["type"] for one in found["records"][0]["answers"]])
     rows = []
     for name, table in tables.items():
         mine = _resampled(table, pictures, draws)
@@ -36,7 +37,7 @@ def summarize(found: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
                 "accuracy": _interval(table.mean(), mine),
                 "per_seed": [float(value) for value in table.mean(1)],
                 "difference": None if name == PLAIN else _interval(table.mean() - tables[PLAIN].mean(), mine - plain),
-                "by_type": _by_type(found["records"], name),
+                "by_type": {str(kind): _of_type(table, pictures, types == kind, draws) for kind in np.unique(types)},
                 "entry": [record["entry"] for record in found["records"] if record["arm"] == name and record["entry"]],
                 **_ratios(found["costs"], name),
             }
@@ -81,18 +82,18 @@ def _interval(value: float, resampled: Numbers) -> dict[str, float]:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _by_type(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, int]]:
-    """Counts of all seeds together."""
-    key = "pruned_answers" if name == PRUNED else "answers"
-    table: dict[str, dict[str, int]] = {}
-    for record in records:
-        if record["arm"] != (PLAIN if name == PRUNED else name):
-            continue
-        for one in record[key]:
-            cell = table.setdefault(one["type"], {"right": 0, "total": 0})
-            cell["right"] += one["right"]
-            cell["total"] += 1
-    return table
+def _of_type(
+    table: Numbers, pictures: Numbers, chosen: npt.NDArray[np.bool_], draws: tuple[Numbers, Numbers]
+) -> dict[str, float]:
+    """Counts of all seeds together, and the interval of their share over resamples that hold the type."""
+    with np.errstate(invalid="ignore"):
+        shares = _resampled(table[:, chosen], pictures[chosen], draws)
+    value = float(table[:, chosen].mean())
+    return {
+        "right": int(table[:, chosen].sum()),
+        "total": int(table[:, chosen].size),
+        **_interval(value, shares[~np.isnan(shares)]),
+    }
 
 
 def _letters(records: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -108,7 +109,7 @@ def _ratios(costs: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Two tables: accuracy and costs, and accuracy by question type."""
+    """Two tables: accuracy and costs, and accuracy by question type, intervals in brackets."""
     lines = [
         "| arm | guidelines | accuracy (95 %) | difference to plain | training s/step | training FLOPs | activations "
         "| prefill s | prefill FLOPs | KV cache |",
@@ -125,7 +126,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += ["", "| type | " + " | ".join(row["arm"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for kind in types:
         counts = [row["by_type"][kind] for row in rows]
-        shares = [f"{100 * cell['right'] / cell['total']:.0f}" for cell in counts]
+        shares = [f"{100 * cell['value']:.0f} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})" for cell in counts]
         lines.append(f"| {kind} ({counts[0]['total']}) | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
