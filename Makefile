@@ -34,8 +34,8 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, filter at 12=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
-	  --fixed 'DivPrune, then VisiPruner (70%)=divprune:keep_tokens=216+visipruner:shallow_end=0,filter_layer=12,keep_tokens=128,exit_layer=24' \
-	  --fixed 'DivPrune, then VisiPruner (85%)=divprune:keep_tokens=72+visipruner:shallow_end=0,filter_layer=12,keep_tokens=46,exit_layer=24'
+	  --fixed 'DivPrune to 216, then VisiPruner=divprune:keep_tokens=216+visipruner:shallow_end=0,filter_layer=12,keep_tokens=128,exit_layer=24' \
+	  --fixed 'DivPrune to 72, then VisiPruner=divprune:keep_tokens=72+visipruner:shallow_end=0,filter_layer=12,keep_tokens=46,exit_layer=24'
 
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; a quarter of an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench
