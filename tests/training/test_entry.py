@@ -100,3 +100,6 @@ def test_what_cannot_be_fitted_is_said() -> None:
     with pytest.raises(ConfigError, match="no visual rows"):
         fit_entry(model, 2, [{"input_ids": torch.tensor([[3, 4, 5]])}])
     assert not model.model.multi_modal_projector.linear_2._forward_pre_hooks
+    model.model.multi_modal_projector.linear_2.bias = None
+    with pytest.raises(UnsupportedModelError, match="without a bias"):
+        fit_entry(model, 2, pictures())

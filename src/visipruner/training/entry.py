@@ -42,7 +42,7 @@ def fit_entry(
         The share of the rows' squares that is not met, 0 to 1, on the pictures that were fitted.
 
     Raises:
-        UnsupportedModelError: the model is not a stock LLaVA.
+        UnsupportedModelError: the model is not a stock LLaVA, or its projector has no bias.
         ConfigError: `layer` is none that rows can come in late at, or `batches` hold no visual rows.
     """
     if type(model) is not LlavaForConditionalGeneration:
@@ -53,6 +53,8 @@ def fit_entry(
     if not 1 <= layer < len(layers):
         raise ConfigError(f"layer must be 1 to {len(layers) - 1} in this model, got {layer}.")
     last: nn.Linear = model.model.multi_modal_projector.linear_2
+    if last.bias is None:
+        raise UnsupportedModelError("A projector without a bias (multimodal_projector_bias=False) cannot be fitted.")
     seen: dict[str, Tensor] = {}
     watched = [
         last.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("inputs", inputs[0])),
