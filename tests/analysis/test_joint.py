@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from tests.analysis.planted import pictures, planted
-from visipruner.analysis import Probe, Stages, discard, find_stages
-from visipruner.analysis.joint import Trial, settle
+from visipruner.analysis import Probe, Stages, discard
+from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.joint import TRIES, Trial, settle
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.study import Task, measure
+from visipruner.analysis.summary import Study
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.samples import Sample
@@ -20,11 +24,12 @@ LAYERS = 6
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[Sample], Stages]:
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, list[Sample], Evidence]:
     folder = tmp_path_factory.mktemp("joint")
     model, processor = planted(folder / "model", LAYERS, (2, 3))
     samples = pictures(folder, 2)
-    return model, processor, samples, find_stages(model, processor, samples, max_new_tokens=3)
+    records = list(measure(model, processor, samples, Task("", "float32", "sdpa", NEEDED_FOR_STAGES, 3)))
+    return model, processor, samples, Study(records).evidence()
 
 
 def leaves_at(layer: int) -> VisiPruner:
@@ -59,36 +64,64 @@ def test_accuracy_lost_is_right_answers_lost(studied: tuple[Any, ...]) -> None:
     assert (lost <= changed).all()
 
 
+def claimed(evidence: Evidence, *exits: float) -> Evidence:
+    """No stage is shallow, the filter (which keeps all) can be at layer 0, and leaving at layer 2, 3, ... loses
+    `exits`, whatever was measured."""
+    samples = len(evidence.images)
+    below, discard = np.ones((samples, LAYERS + 1)), np.ones((samples, LAYERS + 1))
+    below[:, 0], discard[:, 2:] = 0, exits
+    kept = np.ones_like(evidence.kept)
+    kept[:, -1] = 0
+    budgets = [*evidence.budgets[:-1], 10_000]
+    return replace(evidence, below=below, discard=discard, kept=kept, budgets=budgets)
+
+
+def exits(stages: Stages) -> list[int | None]:
+    return [attempt.pruner.exit_layer for attempt in stages.attempts]
+
+
 def test_settings_give_way_until_they_are_harmless(studied: tuple[Any, ...]) -> None:
-    model, processor, samples, found = studied
-    bold = replace(found, pruner=leaves_at(1), tolerance=0.01, notes=[])
-    stricter = iter([leaves_at(1), leaves_at(2), leaves_at(5), leaves_at(6)])
-    asked = []
-
-    def stages_at(tolerance: float) -> Stages:
-        asked.append(tolerance)
-        return replace(found, pruner=next(stricter))
-
-    yielded = list(settle(model, processor, samples, bold, stages_at, max_new_tokens=3))
-    assert asked == pytest.approx([0.01 * 0.5 ** (step / 2) for step in (1, 2, 3)])
+    model, processor, samples, evidence = studied
+    losses = Trial(model, processor, samples, "kl", 3)
+    measured = [float(losses.losses(leaves_at(layer)).mean()) for layer in (2, 3, 4)]
+    assert measured[0] > measured[1] > 2 * measured[2]  # what the claims below are about
+    tolerance = (measured[1] + measured[2]) / 2
+    bold = claimed(evidence, tolerance, 0.6 * tolerance, 0.3 * tolerance, 0, 0)
+    yielded = list(settle(model, processor, samples, bold, tolerance, max_new_tokens=3))
     settled = yielded[-1]
-    assert settled.pruner == leaves_at(5)
-    assert [attempt.pruner for attempt in settled.attempts] == [leaves_at(1), leaves_at(2), leaves_at(5)]
-    assert settled.attempts[-1].loss.value <= 0.01 < settled.attempts[0].loss.value
-    assert "chosen with a tolerance of 0.00354 each" in settled.notes[0]
-    assert settled.to_dict()["attempts"][0]["settings"]["exit_layer"] == 1
-    assert len(yielded) == 3
+    assert len(yielded) == len(settled.attempts) > 1
+    assert exits(settled)[0] == 2
+    assert settled.pruner == settled.attempts[-1].pruner
+    losses_found = [attempt.loss.value for attempt in settled.attempts]
+    assert losses_found[-1] <= tolerance < min(losses_found[:-1])
+    assert f"({len(yielded)} combinations tried)" in settled.notes[-1]
+    first = settled.to_dict()["attempts"][0]
+    assert first["settings"]["exit_layer"] == 2
+    assert first["parts_loss"] == pytest.approx(tolerance)
 
 
-def test_what_never_gets_harmless_is_said(studied: tuple[Any, ...]) -> None:
-    model, processor, samples, found = studied
-    bold = replace(found, pruner=leaves_at(1), tolerance=1e-9, notes=[])
-    settled = list(settle(model, processor, samples, bold, lambda strict: bold, max_new_tokens=3))[-1]
-    assert settled.pruner == leaves_at(1)
-    assert "still more than the tolerance" in settled.notes[0]
+def test_the_cheapest_that_should_be_harmless_comes_next(studied: tuple[Any, ...], monkeypatch: Any) -> None:
+    """Losses that add up as they did so far decide; here everything loses one and a half times what it should."""
+    model, processor, samples, evidence = studied
+    bold = claimed(evidence, 0.010, 0.008, 0.006, 0.003, 0)
+    alone = {2: 0.010, 3: 0.008, 4: 0.006, 5: 0.003, None: 0.0}
+    monkeypatch.setattr(Trial, "losses", lambda _, pruner: np.full(len(samples), 1.5 * alone[pruner.exit_layer]))
+    assert exits(list(settle(model, processor, samples, bold, 0.01))[-1]) == [2, 4]
+
+
+def test_what_never_gets_harmless_is_said(studied: tuple[Any, ...], monkeypatch: Any) -> None:
+    model, processor, samples, evidence = studied
+    bold = claimed(evidence, 0.010, 0.008, 0.006, 0.003, 0)
+    monkeypatch.setattr(Trial, "losses", lambda _, pruner: np.full(len(samples), 2.0 - (pruner.exit_layer == 4)))
+    settled = list(settle(model, processor, samples, bold, 0.01))[-1]
+    assert len(settled.attempts) <= TRIES
+    assert settled.pruner is not None
+    assert settled.pruner.exit_layer == 4  # the least harmful of those that were tried
+    assert "still more than the tolerance" in settled.notes[-1]
 
 
 def test_nothing_is_run_where_nothing_is_proposed(studied: tuple[Any, ...]) -> None:
-    model, processor, samples, found = studied
-    nothing = replace(found, pruner=None)
-    assert list(settle(model, processor, samples, nothing, lambda strict: nothing)) == [nothing]
+    model, processor, samples, evidence = studied
+    useless = claimed(evidence, 1, 1, 1, 1, 1)
+    settled = list(settle(model, processor, samples, replace(useless, kept=np.ones_like(evidence.kept))))
+    assert [(stages.pruner, stages.attempts) for stages in settled] == [(None, [])]

@@ -56,7 +56,7 @@ def test_a_model_that_ignores_the_image_shows_no_stages(tmp_path: Path) -> None:
     assert found.notes == ["Without the image nothing more than the tolerance is lost: these samples show no stages."]
 
 
-def _evidence(**changes: object) -> Evidence:
+def staged_evidence(**changes: object) -> Evidence:
     """Twelve samples, eight layers: shallow to layer 2, fusion in layers 3 and 5, vision leaves at 6."""
     samples, layers = 12, 8
     below, discard = np.zeros((samples, layers + 1)), np.zeros((samples, layers + 1))
@@ -85,7 +85,7 @@ def _evidence(**changes: object) -> Evidence:
 
 
 def test_everything_is_read_off_the_evidence() -> None:
-    found = stages_from(_evidence())
+    found = stages_from(staged_evidence())
     assert vars(found.overall.shallow_end) == {"value": 3.0, "low": 3.0, "high": 3.0}  # type: ignore[arg-type]
     assert found.overall.exit_layer is not None
     assert found.overall.exit_layer.value == 6
@@ -109,17 +109,17 @@ def test_an_early_filter_may_be_better_than_a_later_one() -> None:
     shallowless = np.repeat([[0.0, 1, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0)
     kept = np.ones((12, 2, 4))
     kept[:, 1] = [0.01, 1.0, 0.0, 0.0]
-    choice = stages_from(_evidence(below=shallowless, kept=kept)).filter
+    choice = stages_from(staged_evidence(below=shallowless, kept=kept)).filter
     assert choice is not None
     assert (choice.layer, choice.budget) == (0, 5)
     kept[::4, 1, 0] = 0.15  # the mean stays within 0.05, some resamples do not
-    choice = stages_from(_evidence(below=shallowless, kept=kept)).filter
+    choice = stages_from(staged_evidence(below=shallowless, kept=kept)).filter
     assert choice is not None
     assert (choice.layer, choice.budget) == (4, 5)
 
 
 def test_a_threshold_that_finds_the_filter_layer() -> None:
-    evidence = _evidence(below=np.repeat([[0.0, 0, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0))  # shallow ends at 1
+    evidence = staged_evidence(below=np.repeat([[0.0, 0, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0))  # shallow ends at 1
     choice = stages_from(evidence).filter
     assert choice is not None
     assert (choice.layer, choice.hits) == (4, 1)
@@ -134,22 +134,22 @@ def test_a_threshold_that_finds_the_filter_layer() -> None:
 
 
 def test_tolerance_decides_what_counts_as_a_loss() -> None:
-    assert stages_from(_evidence(), tolerance=1.0).overall.needs_image is False
+    assert stages_from(staged_evidence(), tolerance=1.0).overall.needs_image is False
     with pytest.raises(ConfigError, match="tolerance of 0 or more"):
-        stages_from(_evidence(), tolerance=-0.1)
+        stages_from(staged_evidence(), tolerance=-0.1)
 
 
 def test_no_budget_within_the_tolerance_means_no_proposal() -> None:
-    found = stages_from(_evidence(kept=np.ones((12, 2, 4))))
+    found = stages_from(staged_evidence(kept=np.ones((12, 2, 4))))
     assert found.filter is None
     assert found.pruner is None
     assert any("No budget" in note for note in found.notes)
 
 
 def test_disagreement_between_samples_widens_the_interval() -> None:
-    below = _evidence().below.copy()
+    below = staged_evidence().below.copy()
     below[:6, 2:] = 1.0  # half the images lose one layer earlier
-    found = stages_from(_evidence(below=below), tolerance=0.6)
+    found = stages_from(staged_evidence(below=below), tolerance=0.6)
     assert found.overall.shallow_end is not None
     assert found.overall.shallow_end.low < found.overall.shallow_end.high
 

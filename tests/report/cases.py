@@ -64,8 +64,8 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
         }
         stages["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 5}
         stages["attempts"] = [
-            {"tolerance": allowed, "settings": {}, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
-            for allowed, lost in ((0.05, 0.123), (0.025, 0.045))
+            {"parts_loss": alone, "settings": {}, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
+            for alone, lost in ((0.05, 0.123), (0.025, 0.045))
         ]
         made["stages"] = stages
         if checked:

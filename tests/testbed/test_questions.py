@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from visipruner.scoring import majority_right, normalize
+from visipruner.scoring import is_right, majority_right, normalize
 from visipruner.testbed.scenes import MIXES, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
 
@@ -33,6 +33,25 @@ def test_counts_are_true(examples):
         about = [name for name in names if f" {plural(name)} " in question.question]
         expected = names[about[0]] if about else len(scene.items)
         assert question.answer == NUMBER_WORDS[expected]
+        assert question.worked_out == f"{question.tally}: {question.answer}"
+        assert is_right(question.worked_out, question.answer)
+
+
+def test_tallies_count_place_by_place(examples):
+    kinds = Counter()
+    for scene, question in _asked(examples, "count"):
+        names = {plural(item.name): item.name for item in scene.items}
+        about = [names[name] for name in names if f" {name} " in question.question]
+        counted = [item for item in scene.items if not about or item.name == about[0]]
+        tallies = [row.split() for row in question.tally.split(", ")]
+        assert [name for name, *_ in tallies] == ["top", "middle", "bottom"]
+        running = [NUMBER_WORDS.index(word) for _, *words in tallies for word in words]
+        for place, count in enumerate(running):
+            before = [item for item in counted if (item.row, item.column) <= divmod(place, 3)]
+            assert count == len(before)
+            kinds[count] += 1
+    assert min(kinds[count] for count in range(7)) > 10
+    assert not any(q.tally for example in examples for q in example.questions if q.type != "count")
 
 
 def test_places_are_true(examples):

@@ -28,6 +28,14 @@ def test_labels_are_the_answers_with_their_end(processor):
     assert (packed.weights[packed.labels >= 0] > 0).all()
 
 
+def test_a_tally_is_learnt_only_where_asked_for(processor):
+    question = Question("How many cats are there?", "one", "count", "top zero one one")
+    for tallying, expected in ((True, " top zero one one: one<|im_end|>"), (False, " one<|im_end|>")):
+        packed = Packer(processor, 16, tallying).pack([[question, QUESTIONS[0]]])
+        learnt = packed.labels[0][packed.labels[0] >= 0].tolist()
+        assert processor.tokenizer.decode(learnt) == expected + " cat<|im_end|>"
+
+
 def test_packed_equals_alone(model, processor, art):
     picture = draw_example("pack", 0, art, LayoutOptions(styles=TRAIN_STYLES), 0).picture
     pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]

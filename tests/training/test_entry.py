@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.models import GRID, llava_inputs, llava_model
-from visipruner import ConfigError
-from visipruner.errors import UnsupportedModelError
+from visipruner import ConfigError, attach
+from visipruner.errors import UnsupportedModelError, VisiPrunerError
+from visipruner.pruners.vtw import VTW
 from visipruner.training import align, fit_entry
 
 VISUAL = GRID * GRID
@@ -97,6 +98,8 @@ def test_what_cannot_be_fitted_is_said() -> None:
     with pytest.raises(UnsupportedModelError, match="before align"):
         fit_entry(align(llava_model(), inject_layer=2), 2, pictures())
     model = llava_model()
+    with attach(model, VTW(layer=2)), pytest.raises(VisiPrunerError, match="attached already"):
+        fit_entry(model, 2, pictures())
     with pytest.raises(ConfigError, match="no visual rows"):
         fit_entry(model, 2, [{"input_ids": torch.tensor([[3, 4, 5]])}])
     assert not model.model.multi_modal_projector.linear_2._forward_pre_hooks

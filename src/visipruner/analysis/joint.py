@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,26 +12,28 @@ from PIL import Image
 from torch import Tensor
 
 from visipruner.analysis.dictation import greedy_logprobs
-from visipruner.analysis.evidence import Metric
+from visipruner.analysis.evidence import Evidence, Metric
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.proposals import Proposal, proposals
 from visipruner.analysis.results import Array
-from visipruner.analysis.stages import Attempt, Stages
+from visipruner.analysis.stages import Attempt, Stages, stages_from
 from visipruner.engine.attach import attach
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.base import Pruner
 from visipruner.samples import Sample
 from visipruner.scoring import is_right
 
-TRIES = 9
+TRIES = 12
 STRICTER = 0.5**0.5
+_STEPS = 9
 
 
 def settle(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    found: Stages,
-    stages_at: Callable[[float], Stages],
+    evidence: Evidence,
+    tolerance: float | None = None,
     *,
     max_new_tokens: int = 32,
     seed: int = 0,
@@ -39,51 +41,52 @@ def settle(
     """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
 
     Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
-    more. The proposal is therefore run as a whole, and while it loses more than the tolerance the parts are chosen
-    again at a stricter one (0.7 of it), `TRIES` times at most. If none is harmless, the least harmful stays, and a note
-    says so.
+    more. The proposal is therefore run as a whole, and while it loses more than the tolerance, the next is tried, of
+    all combinations of parts found at this tolerance and at stricter ones: the cheapest that should be harmless, if
+    parts add up as they did in the worst attempt so far; where none should be, the least harmful. After `TRIES` the
+    best attempt stays, and a note says so.
 
     Args:
-        found: the stages at the wanted tolerance. stages_at: those at another one, by the same metric.
-        samples: what to run it on; with answers, where the metric is accuracy.
+        samples: what to run it on, those that `evidence` was measured on; with answers, where the metric is accuracy.
+        tolerance: see `stages_from`.
     """
+    found = stages_from(evidence, tolerance, seed)
     if found.pruner is None:
         yield found
         return
+    stricter = [stages_from(evidence, found.tolerance * STRICTER**step, seed) for step in range(1, _STEPS)]
+    left = proposals(evidence, [found, *stricter])
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
     bootstrap = Bootstrap([sample.image for sample in samples], seed)
     attempts: list[Attempt] = []
-    for number in range(TRIES):
-        tolerance = found.tolerance * STRICTER**number
-        pruner = found.pruner if number == 0 else stages_at(tolerance).pruner
-        if pruner is None:
-            break
-        if any(pruner == attempt.pruner for attempt in attempts):
-            continue
-        loss = bootstrap.interval(lambda curve: float(curve[0]), trial.losses(pruner)[:, None])
-        attempts.append(Attempt(tolerance, pruner, loss))
+    while left and len(attempts) < TRIES:
+        proposal = _next(left, attempts, found.tolerance)
+        left.remove(proposal)
+        loss = bootstrap.interval(lambda curve: float(curve[0]), trial.losses(proposal.pruner)[:, None])
+        attempts.append(Attempt(proposal.pruner, proposal.parts_loss, loss))
         best = min(attempts, key=lambda attempt: attempt.loss.value)
         yield replace(found, pruner=best.pruner, attempts=list(attempts), notes=_told(found, attempts))
         if loss.value <= found.tolerance:
             return
 
 
+def _next(left: Sequence[Proposal], attempts: Sequence[Attempt], tolerance: float) -> Proposal:
+    growth = max((attempt.loss.value / attempt.parts_loss for attempt in attempts), default=0.0)
+    harmless = [proposal for proposal in left if growth * proposal.parts_loss <= tolerance]
+    return harmless[0] if harmless else min(left, key=lambda proposal: proposal.parts_loss)
+
+
 def _told(found: Stages, attempts: Sequence[Attempt]) -> list[str]:
     first, best = attempts[0], min(attempts, key=lambda attempt: attempt.loss.value)
-    notes = list(found.notes)
-    allowed = found.tolerance
-    if first.loss.value > allowed:
-        unit = " nats" if found.metric == "kl" else ""
-        notes.append(
-            f"Parts that are harmless alone lose {first.loss.value:.3f}{unit} together, so they were chosen with a "
-            f"tolerance of {best.tolerance:.3g} each; the proposed settings lose {best.loss.value:.3f}{unit}"
-            + (
-                "."
-                if best.loss.value <= found.tolerance
-                else f", still more than the tolerance of {found.tolerance:g}."
-            )
-        )
-    return notes
+    if first.loss.value <= found.tolerance:
+        return list(found.notes)
+    unit = " nats" if found.metric == "kl" else ""
+    ending = "." if best.loss.value <= found.tolerance else f", still more than the tolerance of {found.tolerance:g}."
+    return [
+        *found.notes,
+        f"Parts that are harmless alone lose {first.loss.value:.3f}{unit} together, so stricter ones were put together "
+        f"({len(attempts)} combinations tried); the proposed settings lose {best.loss.value:.3f}{unit}{ending}",
+    ]
 
 
 @dataclass(frozen=True)

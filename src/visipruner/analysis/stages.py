@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,15 @@ from visipruner.pruners.visipruner import Stage, VisiPruner
 
 @dataclass(frozen=True)
 class Attempt:
-    """Settings that were run as a whole: the tolerance their parts were chosen at, and what they lose together."""
+    """Settings that were run as a whole: what their parts lose by themselves, summed, and what they lose together."""
 
-    tolerance: float
     pruner: VisiPruner
+    parts_loss: float
     loss: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"tolerance": self.tolerance, "settings": self.pruner.settings(), "loss": self.loss.to_dict()}
+        return {"settings": self.pruner.settings(), "parts_loss": self.parts_loss, "loss": self.loss.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Stages:
     pruner: VisiPruner | None
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def shallow_end(self) -> int:
+        """The cautious end of the shallow stage; 0 where there is none."""
+        return int(self.overall.shallow_end.low) if self.overall.shallow_end else 0
+
+    @property
+    def leave(self) -> int:
+        """The cautious exit: visual tokens leave before this layer; L where they stay."""
+        return int(self.overall.exit_layer.high) if self.overall.exit_layer else self.num_layers
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -92,17 +102,16 @@ def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 
     shallow_end = int(overall.shallow_end.low) if overall.shallow_end else 0
     filters = [first_layer(row > 0.005, shallow_end + 1) for row in evidence.distance]
     exits = [paper_exit(row, layer) for row, layer in zip(evidence.distance, filters, strict=True)]
-    pruner = _pruner(overall, choice, num_layers)
     notes = _notes(evidence, overall, choice, exits, tolerance, num_layers)
-    return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes=notes)
-
-
-def _pruner(overall: Boundaries, choice: FilterChoice | None, num_layers: int) -> VisiPruner | None:
+    found = Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, None, notes=notes)
     if choice is None:
-        return None
-    shallow_end = int(overall.shallow_end.low) if overall.shallow_end else 0
+        return found
+    return replace(found, pruner=settings_from(found.shallow_end, choice, found.leave, num_layers))
+
+
+def settings_from(shallow_end: int, choice: FilterChoice, leave: int, num_layers: int) -> VisiPruner:
+    """Settings of the three stages; those that would do nothing are left out."""
     stages: tuple[Stage, ...] = ("middle",) if shallow_end == 0 else ("shallow", "middle")
-    leave = int(overall.exit_layer.high) if overall.exit_layer else num_layers
     has_exit = choice.layer + 1 < leave < num_layers
     return VisiPruner(
         stages=(*stages, "deep") if has_exit else stages,

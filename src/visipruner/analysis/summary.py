@@ -76,34 +76,37 @@ class Study:
         dense = self.dense_right.reshape(-1, *[1] * (result["right"].values.ndim - 1))
         return np.asarray(dense - result["right"].values)
 
-    def stages(self, metric: Metric = "kl", tolerance: float | None = None) -> Stages:
-        """Stages by a loss: KL by default, which sees a change long before an answer flips.
+    def evidence(self, metric: Metric = "kl") -> Evidence:
+        """What stages are read off, in the unit of a loss: KL sees a change long before an answer flips.
 
-        Raises ConfigError where the parts that stages are read off were not measured.
+        Raises ConfigError where the parts it takes were not measured.
         """
         missing = [part for part in NEEDED_FOR_STAGES if part not in self.parts]
         if missing:
             raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
         budgets = self.result("scores", "budgets")
         influence = self.result("influence", "influence")
-        return stages_from(
-            Evidence(
-                below=self.loss(self.result("sweeps", "sweep_shallow_to_deep"), metric),
-                discard=self.loss(self.result("sweeps", "discard"), metric),
-                window=self.loss(self.result("sweeps", "sweep_window"), metric),
-                window_size=self.records[0]["plan"]["window"],
-                kept=self.loss(budgets, metric)[:, 0],
-                budgets=budgets["kl"].labels("budget"),
-                layers=budgets["kl"].labels("layer"),
-                distance=np.nanmax(influence["distance"].values, axis=-1),
-                relative_norm=influence["relative"].values,
-                images=self.images,
-                types=self.types,
-                metric=metric,
-            ),
-            tolerance,
-            self._seed,
+        return Evidence(
+            below=self.loss(self.result("sweeps", "sweep_shallow_to_deep"), metric),
+            discard=self.loss(self.result("sweeps", "discard"), metric),
+            window=self.loss(self.result("sweeps", "sweep_window"), metric),
+            window_size=self.records[0]["plan"]["window"],
+            kept=self.loss(budgets, metric)[:, 0],
+            budgets=budgets["kl"].labels("budget"),
+            layers=budgets["kl"].labels("layer"),
+            distance=np.nanmax(influence["distance"].values, axis=-1),
+            relative_norm=influence["relative"].values,
+            images=self.images,
+            types=self.types,
+            metric=metric,
         )
+
+    def stages(self, metric: Metric = "kl", tolerance: float | None = None) -> Stages:
+        """Stages by a loss, see `stages_from`.
+
+        Raises ConfigError as `evidence` does.
+        """
+        return stages_from(self.evidence(metric), tolerance, self._seed)
 
     def settled(
         self,
@@ -118,15 +121,8 @@ class Study:
 
         Yields one result an attempt, the last one being the answer. `samples` are those that were measured, in order.
         """
-        return settle(
-            model,
-            processor,
-            samples,
-            self.stages(metric, tolerance),
-            lambda strictness: self.stages(metric, strictness),
-            max_new_tokens=max_new_tokens,
-            seed=self._seed,
-        )
+        evidence = self.evidence(metric)
+        return settle(model, processor, samples, evidence, tolerance, max_new_tokens=max_new_tokens, seed=self._seed)
 
     # ---- curves -----------------------------------------------------------------------------------------------------
 

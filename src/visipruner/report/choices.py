@@ -114,8 +114,8 @@ def check(document: Document) -> Section | None:
         best = min(attempts, key=lambda attempt: float(attempt["loss"]["value"]))
         text.append(
             "The proposal, all parts at work together, on the analysed samples: "
-            f"{_loss(best['loss'], stages['metric'])}; parts chosen at a tolerance of {best['tolerance']:.3g} each "
-            f"({len(attempts)} tried)."
+            f"{_loss(best['loss'], stages['metric'])}; its parts by themselves lose "
+            f"{loss(best['parts_loss'], stages['metric'])} in sum ({len(attempts)} combinations tried)."
         )
     if stages and stages["pruner"]:
         code = json.dumps(stages["pruner"], indent=2)

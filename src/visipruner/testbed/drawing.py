@@ -47,7 +47,8 @@ def draw_test_set(
             candidates = [q for q in candidates if strange_one in f"{q.question} {q.answer}"]
         for question in _rarest(candidates, asked, questions):
             record = {"image": name, "question": question.question, "answer": question.answer, "type": question.type}
-            lines.append(json.dumps(record | {"scope": question.scope, "split": split}))
+            tally = {"tally": question.tally} if question.tally else {}
+            lines.append(json.dumps(record | {"scope": question.scope, "split": split} | tally))
         on_picture()
     (folder / QUESTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)

@@ -16,7 +16,7 @@ class Sample:
 
     `split` is "scenes" (new layouts of trained things), "unseen-combinations" (things at places and shapes in colours
     that were only seen apart), "unseen-style" (drawn by another artist) or "unseen-objects" (each picture has a thing
-    that was never trained on). `scope` is "local" or "global", see `scenes.questions`.
+    that was never trained on). `scope` is "local" or "global", `tally` how a count comes about, see `scenes.questions`.
     """
 
     image: Path
@@ -25,6 +25,7 @@ class Sample:
     type: str
     scope: str
     split: str
+    tally: str = ""
 
 
 def load_test_set(folder: Path = TEST_FOLDER) -> list[Sample]:
@@ -46,4 +47,5 @@ def _sample(folder: Path, record: dict[str, str]) -> Sample:
         type=record["type"],
         scope=record["scope"],
         split=record["split"],
+        tally=record.get("tally", ""),
     )

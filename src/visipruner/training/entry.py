@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from visipruner.adapters.llava import ADAPTER
+from visipruner.engine.attachment import check_free
 from visipruner.engine.host import Host
 from visipruner.errors import ConfigError, UnsupportedModelError
 
@@ -44,12 +45,15 @@ def fit_entry(
     Raises:
         UnsupportedModelError: the model is not a stock LLaVA, or its projector has no bias.
         ConfigError: `layer` is none that rows can come in late at, or `batches` hold no visual rows.
+        VisiPrunerError: a pruner is attached to the model.
     """
     if type(model) is not LlavaForConditionalGeneration:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no projector to fit; give a stock LLaVA, before align."
         )
-    layers = Host.of(model, ADAPTER).layers
+    host = Host.of(model, ADAPTER)
+    check_free(host)
+    layers = host.layers
     if not 1 <= layer < len(layers):
         raise ConfigError(f"layer must be 1 to {len(layers) - 1} in this model, got {layer}.")
     last: nn.Linear = model.model.multi_modal_projector.linear_2

@@ -32,6 +32,12 @@ def load_trained(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def counts_aloud(folder: Path) -> bool:
+    """Whether the weights in `folder` were taught to answer a count with its tally (`Recipe.tallying`)."""
+    recipe: dict[str, Any] = json.loads((folder / RECIPE_FILE).read_text())["recipe"]
+    return bool(recipe.get("tallying", False))
+
+
 def fold_trained(model: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
     """Put the projector in place and add the LoRA updates to the model's own weights: the result is a plain model."""
     fold_sight(model, state)

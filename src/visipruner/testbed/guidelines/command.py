@@ -40,6 +40,7 @@ def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
     from visipruner.testbed.assembly.trained import (
         TRAINED_FILE,
         WEIGHTS_FOLDER,
+        counts_aloud,
         fold_sight,
         language_part,
         load_trained,
@@ -64,9 +65,11 @@ def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
     torch.manual_seed(0)
     if plan.start == "shipped":
         state = load_trained(WEIGHTS_FOLDER / TRAINED_FILE)
+        tallying = counts_aloud(WEIGHTS_FOLDER)
     else:
         out.mkdir(parents=True, exist_ok=True)
         state = warm_start(model, processor, emoji, Recipe(), out)
+        tallying = Recipe().tallying
     fold_sight(model, state)
     adapted = add_lora(model.model.language_model, RANK)
     load_lora(adapted, language_part(state))
@@ -78,9 +81,8 @@ def small_model(plan: Plan, out: Path, emoji: Path) -> Bench:
     def test() -> list[Any]:
         return shipped(model, processor, load_test_set(), plan.test_pictures, features)
 
-    return Bench(
-        model, adapted, Packer(processor, model.config.image_seq_length), lessons, test, calibrated(SMALL * PATCH_SIZE)
-    )
+    packer = Packer(processor, model.config.image_seq_length, tallying)
+    return Bench(model, adapted, packer, lessons, test, calibrated(SMALL * PATCH_SIZE))
 
 
 def _versions() -> dict[str, str]:

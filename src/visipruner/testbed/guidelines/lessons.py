@@ -47,7 +47,7 @@ def shipped(model: Any, processor: Any, samples: Sequence[Sample], pictures: int
 
 
 def _question(sample: Sample) -> Question:
-    return Question(sample.question, sample.answer, sample.type)
+    return Question(sample.question, sample.answer, sample.type, sample.tally)
 
 
 def _seen(

@@ -72,6 +72,11 @@ SETTLED = replace(
     same={**SIZES.same, "describe": 1},
     ones=0.5,
 )
+# Counts that are worked out place by place need no care for how often a number is right.
+TALLIES = replace(
+    SETTLED, weights={**SETTLED.weights, "count": 9.0, "part": 3.0, "size": 0.5, "describe": 2.0}, ones=1.0
+)
 MIXES = {
     "even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS, "settled": SETTLED,
+    "tallies": TALLIES,
 }  # fmt: skip

@@ -7,7 +7,7 @@ needed.
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -39,16 +39,25 @@ _ATTEMPTS_PER_QUESTION = 12
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; `type` is a key of `SCOPES`."""
+    """One question about one picture; `type` is a key of `SCOPES`.
+
+    `tally` is how many had been counted after each of the nine places, in reading order; empty for other types.
+    """
 
     question: str
     answer: str
     type: str
+    tally: str = ""
 
     @property
     def scope(self) -> str:
         """`local` or `global`."""
         return SCOPES[self.type]
+
+    @property
+    def worked_out(self) -> str:
+        """The answer after the tally: "top zero one one, middle one one one, bottom one one two: two"."""
+        return f"{self.tally}: {self.answer}" if self.tally else self.answer
 
 
 def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix = EVEN) -> list[Question]:
@@ -74,11 +83,24 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
         same_type = [other.answer for other in asked.values() if other.type == kind]
         most = mix.same.get(kind, _SAME_YES_OR_NO if made[1] in ("yes", "no") else _SAME_NAME)
         if len(same_type) < mix.most.get(kind, _MOST_PER_TYPE) and same_type.count(made[1]) < most:
-            asked.setdefault(made[0], Question(made[0], made[1], kind))
+            asked.setdefault(made[0], Question(made[0], made[1], kind, *made[2:]))
     return list(asked.values())
 
 
-Made = tuple[str, str] | None
+Made = tuple[str, str] | tuple[str, str, str] | None
+
+
+def _counted(question: str, items: Iterable[Item]) -> Made:
+    """How many `items` there are, and the tally."""
+    inside = Counter((item.row, item.column) for item in items)
+    total, rows = 0, []
+    for row, name in enumerate(_ROWS):
+        said = [name]
+        for column in range(len(_COLUMNS)):
+            total += inside[row, column]
+            said.append(NUMBER_WORDS[total])
+        rows.append(" ".join(said))
+    return question, NUMBER_WORDS[total], ", ".join(rows)
 
 
 def _unique(scene: Scene) -> list[Item]:
@@ -174,9 +196,7 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if rng.random() < 0.5:
         if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.8):
             return None
-        return rng.choice(("How many objects are there?", "How many things are in the image?")), NUMBER_WORDS[
-            len(scene.items)
-        ]
+        return _counted(rng.choice(("How many objects are there?", "How many things are in the image?")), scene.items)
     counts = Counter(item.name for item in scene.items if item.kind != "text")
     if not counts:
         return None
@@ -185,24 +205,28 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if counts[name] == 1 and rng.random() < 0.9:
         return None
     template = rng.choice(("How many {} are there?", "How many {} do you see?"))
-    return template.format(plural(name)), NUMBER_WORDS[counts[name]]
+    return _counted(
+        template.format(plural(name)), (item for item in scene.items if item.name == name and item.kind != "text")
+    )
 
 
 def _part(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     """How many things are in a row or a column, not of a kind, or shapes (which alone have one colour)."""
     if _has_text(scene):
         return None
-    parts = {f"in the {_ROWS[row]} row": count for row, count in Counter(item.row for item in scene.items).items()}
-    columns = Counter(item.column for item in scene.items)
-    parts |= {f"in the {_COLUMNS[column]} column": count for column, count in columns.items()}
-    for name, count in Counter(item.name for item in scene.items).items():
-        parts[f"not {plural(name)}"] = len(scene.items) - count
-    parts["shapes"] = sum(item.kind == "shape" for item in scene.items)
-    part, count = rng.choice([(part, count) for part, count in parts.items() if count])
+    parts: dict[str, list[Item]] = {}
+    for item in scene.items:
+        parts.setdefault(f"in the {_ROWS[item.row]} row", []).append(item)
+    for item in scene.items:
+        parts.setdefault(f"in the {_COLUMNS[item.column]} column", []).append(item)
+    for name in dict.fromkeys(item.name for item in scene.items):
+        parts[f"not {plural(name)}"] = [item for item in scene.items if item.name != name]
+    parts["shapes"] = [item for item in scene.items if item.kind == "shape"]
+    part, items = rng.choice([(part, items) for part, items in parts.items() if items])
     # Most rows have one thing, and "one" would be learnt first.
-    if count == 1 and rng.random() < 0.9:
+    if len(items) == 1 and rng.random() < 0.9:
         return None
-    return rng.choice(("How many things are {}?", "How many of the objects are {}?")).format(part), NUMBER_WORDS[count]
+    return _counted(rng.choice(("How many things are {}?", "How many of the objects are {}?")).format(part), items)
 
 
 def _background(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
 from visipruner.testbed.training.loop import LOG_FILE, train
-from visipruner.testbed.training.recipe import FIFTH, FIRST, FOURTH, SECOND, SMALL, THIRD, Recipe
+from visipruner.testbed.training.recipe import FIFTH, FIRST, FOURTH, SECOND, SIXTH, SMALL, THIRD, Recipe
 
-EARLIER_PARTS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH}
+EARLIER_PARTS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}
 """Folders below that of the last part, each part going on from the one before."""
 
 
@@ -20,7 +20,7 @@ def run_course(
     dtype: str | None = None,
     seed: str | None = None,
 ) -> Path:
-    """Train `EARLIER_PARTS` in folders of `out` and `recipe.FIFTH` in `out`; returns the weights' path.
+    """Train `EARLIER_PARTS` in folders of `out` and `recipe.SIXTH` in `out`; returns the weights' path.
 
     `continue_from` is a folder with earlier weights and their recipe, taken in place of the earlier parts. `images`,
     `dtype` and `seed` replace those of the last part (`dtype` those of all).
@@ -29,7 +29,7 @@ def run_course(
         for name, recipe in EARLIER_PARTS.items():
             _part(replace(recipe, dtype=dtype or recipe.dtype), emoji, out / name, resume, continue_from)
             continue_from = out / name
-    last = replace(FIFTH, seed=seed or FIFTH.seed, images=images or FIFTH.images, dtype=dtype or FIFTH.dtype)
+    last = replace(SIXTH, seed=seed or SIXTH.seed, images=images or SIXTH.images, dtype=dtype or SIXTH.dtype)
     return _part(last, emoji, out, resume, continue_from)
 
 

@@ -55,7 +55,7 @@ class Trainer:
         torch.manual_seed(0)
         self.model, self.processor, self.recipe = model, processor, recipe
         self.lessons = Lessons(recipe, emoji)
-        self.packers = {side: Packer(processor, side * side) for side in (SMALL, LARGE)}
+        self.packers = {side: Packer(processor, side * side, recipe.tallying) for side in (SMALL, LARGE)}
         model.requires_grad_(False)
         fold_sight(model, start)
         self.sight = {name: value for name, value in start.items() if name.startswith(VISION)}

@@ -36,10 +36,13 @@ class PackedBatch:
 
 
 class Packer:
-    """Turns question lists into `PackedBatch`es with the wording of the chat template."""
+    """Turns question lists into `PackedBatch`es with the wording of the chat template.
 
-    def __init__(self, processor: LlavaProcessor, visual_tokens: int) -> None:
-        self._tokenizer = processor.tokenizer
+    `tallying`: a count is answered with the tally before the number.
+    """
+
+    def __init__(self, processor: LlavaProcessor, visual_tokens: int, tallying: bool = False) -> None:
+        self._tokenizer, self._tallying = processor.tokenizer, tallying
         opening = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
         self.prefix = self._encode(opening + IMAGE_TOKEN * visual_tokens)
 
@@ -68,7 +71,8 @@ class Packer:
         for number, question in enumerate(questions, start=1):
             asked = self._encode(f"{question.question}<|im_end|>\n<|im_start|>assistant\n")
             # The leading space makes an everyday name one token, the very token the name has in running text.
-            answer = self._encode(f" {question.answer}<|im_end|>")
+            said = question.worked_out if self._tallying else question.answer
+            answer = self._encode(f" {said}<|im_end|>")
             block = asked + answer
             ids += block
             positions += range(start, start + len(block))

@@ -1,0 +1,71 @@
+"""Settings whose parts were each found harmless, at one tolerance or a stricter one, in every combination."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.filtering import FilterChoice
+from visipruner.analysis.results import Array
+from visipruner.analysis.stages import Stages, settings_from
+from visipruner.pruners.visipruner import VisiPruner
+
+# A part that loses nothing by itself may still lose something beside others.
+_LEAST = 0.01
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings to try.
+
+    Attributes:
+        token_layers: visual tokens, summed over the layers they pass.
+        parts_loss: what shallow stage, filter and exit lose by themselves, summed; a hundredth of the tolerance at
+            least.
+    """
+
+    pruner: VisiPruner
+    token_layers: int
+    parts_loss: float
+
+
+def proposals(evidence: Evidence, found: Sequence[Stages]) -> list[Proposal]:
+    """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
+
+    The cheapest come first; of those that cost the same, the one with the longest shallow stage.
+    """
+    proposed = [stages for stages in found if stages.pruner is not None and stages.filter is not None]
+    if not proposed:
+        return []
+    num_layers, tolerance = proposed[0].num_layers, proposed[0].tolerance
+    shallow_ends = dict.fromkeys(stages.shallow_end for stages in proposed)
+    leaves = dict.fromkeys(stages.leave for stages in proposed)
+    filters: dict[tuple[int, int], FilterChoice] = {}
+    for stages in proposed:
+        if stages.filter is not None:
+            filters.setdefault((stages.filter.layer, stages.filter.budget), stages.filter)
+    whole = evidence.relative_norm.shape[-1]
+    made = []
+    for shallow_end, choice, leave in product(shallow_ends, filters.values(), leaves):
+        if not shallow_end <= choice.layer < leave - 1:
+            continue
+        lost = _losses(evidence, shallow_end, choice, leave)
+        made.append(
+            Proposal(
+                pruner=settings_from(shallow_end, choice, leave, num_layers),
+                token_layers=(choice.layer + 1) * whole + (leave - choice.layer - 1) * choice.budget,
+                parts_loss=max(sum(max(0.0, loss) for loss in lost), _LEAST * tolerance),
+            )
+        )
+    return sorted(made, key=lambda one: (one.token_layers, -one.pruner.shallow_end))
+
+
+def _losses(evidence: Evidence, shallow_end: int, choice: FilterChoice, leave: int) -> tuple[float, float, float]:
+    def mean(values: Array) -> float:
+        return float(np.nanmean(values))
+
+    return mean(evidence.below[:, shallow_end]), choice.loss.value, mean(evidence.discard[:, leave])
