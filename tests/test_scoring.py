@@ -17,7 +17,7 @@ def test_right_and_wrong():
     assert is_right("a dog and a cat", "a dog and a cat")
     assert not is_right("a cat and a dog", "a dog and a cat")
     assert not is_right("", "cat")
-    assert is_right("top zero one, middle one one: One.", "1")
+    assert is_right("top left one, middle none: One.", "1")
     assert is_right("3:45", "3:45")
     assert not is_right("one: two", "one")
     assert not is_right("two\nso: one", "one")

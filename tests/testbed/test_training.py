@@ -157,7 +157,7 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(model, processor, emo
     monkeypatch.setattr(course, "assemble", fresh)
     first, second, third = (dataclasses.replace(RECIPE, seed=f"train-{n}", images=2 * n) for n in (1, 2, 3))
     monkeypatch.setattr(course, "EARLIER_PARTS", {"first": first, "second": second})
-    monkeypatch.setattr(course, "SIXTH", third)
+    monkeypatch.setattr(course, "LAST_PART", third)
     weights = course.run_course(emoji, tmp_path / "run")
     recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())
     chain = [recorded, recorded["continued_from"], recorded["continued_from"]["continued_from"]]

@@ -72,11 +72,20 @@ SETTLED = replace(
     same={**SIZES.same, "describe": 1},
     ones=0.5,
 )
-# Counts that are worked out place by place need no care for how often a number is right.
-TALLIES = replace(
-    SETTLED, weights={**SETTLED.weights, "count": 9.0, "part": 3.0, "size": 0.5, "describe": 2.0}, ones=1.0
+# Counts that are worked out need no care for how often a number is right. First little else, to learn how it is done.
+ALOUD = replace(
+    PARTS,
+    weights={"count": 10.0, "part": 10.0, "where-is": 1.0, "what-where": 1.0, "presence": 1.0, "compare": 1.0},
+    most={"count": 6, "part": 8, "where-is": 2, "what-where": 2, "presence": 1, "compare": 2},
+    ones=1.0,
+)
+TALLIES = replace(SETTLED, weights={**SETTLED.weights, "count": 9.0, "part": 3.0, "size": 0.5}, ones=1.0)
+DESCRIBED = replace(
+    TALLIES,
+    weights={**TALLIES.weights, "describe": 9.0, "count": 6.0, "part": 1.5},
+    same={**TALLIES.same, "describe": 2},
 )
 MIXES = {
     "even": EVEN, "hard": HARD, "pairs": PAIRS, "sizes": SIZES, "counts": COUNTS, "parts": PARTS, "settled": SETTLED,
-    "tallies": TALLIES,
+    "aloud": ALOUD, "tallies": TALLIES, "described": DESCRIBED,
 }  # fmt: skip

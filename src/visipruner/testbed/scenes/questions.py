@@ -41,7 +41,7 @@ _ATTEMPTS_PER_QUESTION = 12
 class Question:
     """One question about one picture; `type` is a key of `SCOPES`.
 
-    `tally` is how many had been counted after each of the nine places, in reading order; empty for other types.
+    `tally` says where the things that are counted are, numbered in reading order; empty for other types.
     """
 
     question: str
@@ -56,7 +56,7 @@ class Question:
 
     @property
     def worked_out(self) -> str:
-        """The answer after the tally: "top zero one one, middle one one one, bottom one one two: two"."""
+        """The answer after the tally: "top middle one, middle none, bottom left two right three: three"."""
         return f"{self.tally}: {self.answer}" if self.tally else self.answer
 
 
@@ -92,15 +92,12 @@ Made = tuple[str, str] | tuple[str, str, str] | None
 
 def _counted(question: str, items: Iterable[Item]) -> Made:
     """How many `items` there are, and the tally."""
-    inside = Counter((item.row, item.column) for item in items)
-    total, rows = 0, []
+    places = sorted((item.row, item.column) for item in items)
+    rows = []
     for row, name in enumerate(_ROWS):
-        said = [name]
-        for column in range(len(_COLUMNS)):
-            total += inside[row, column]
-            said.append(NUMBER_WORDS[total])
-        rows.append(" ".join(said))
-    return question, NUMBER_WORDS[total], ", ".join(rows)
+        inside = [f"{_COLUMNS[place[1]]} {NUMBER_WORDS[n]}" for n, place in enumerate(places, 1) if place[0] == row]
+        rows.append(" ".join([name, *(inside or ["none"])]))
+    return question, NUMBER_WORDS[len(places)], ", ".join(rows)
 
 
 def _unique(scene: Scene) -> list[Item]:

@@ -5,10 +5,7 @@ from pathlib import Path
 
 from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
 from visipruner.testbed.training.loop import LOG_FILE, train
-from visipruner.testbed.training.recipe import FIFTH, FIRST, FOURTH, SECOND, SIXTH, SMALL, THIRD, Recipe
-
-EARLIER_PARTS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}
-"""Folders below that of the last part, each part going on from the one before."""
+from visipruner.testbed.training.recipe import EARLIER_PARTS, LAST_PART, SMALL, Recipe
 
 
 def run_course(
@@ -20,7 +17,7 @@ def run_course(
     dtype: str | None = None,
     seed: str | None = None,
 ) -> Path:
-    """Train `EARLIER_PARTS` in folders of `out` and `recipe.SIXTH` in `out`; returns the weights' path.
+    """Train `EARLIER_PARTS` in folders of `out` and `LAST_PART` in `out`; returns the weights' path.
 
     `continue_from` is a folder with earlier weights and their recipe, taken in place of the earlier parts. `images`,
     `dtype` and `seed` replace those of the last part (`dtype` those of all).
@@ -29,7 +26,12 @@ def run_course(
         for name, recipe in EARLIER_PARTS.items():
             _part(replace(recipe, dtype=dtype or recipe.dtype), emoji, out / name, resume, continue_from)
             continue_from = out / name
-    last = replace(SIXTH, seed=seed or SIXTH.seed, images=images or SIXTH.images, dtype=dtype or SIXTH.dtype)
+    last = replace(
+        LAST_PART,
+        seed=seed or LAST_PART.seed,
+        images=images or LAST_PART.images,
+        dtype=dtype or LAST_PART.dtype,
+    )
     return _part(last, emoji, out, resume, continue_from)
 
 
