@@ -38,6 +38,15 @@ class Boundaries:
     fusion: list[Fusion]
     needs_image: bool
 
+    @property
+    def sure_shallow_end(self) -> int:
+        """The cautious end of the shallow stage; 0 where there is none."""
+        return int(self.shallow_end.low) if self.shallow_end else 0
+
+    def sure_exit(self, num_layers: int) -> int:
+        """The cautious exit: visual rows can leave before this layer; `num_layers` where they stay."""
+        return int(self.exit_layer.high) if self.exit_layer else num_layers
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {

@@ -47,8 +47,7 @@ def filter_choice(
     if not overall.needs_image or evidence.kept.size == 0:
         return None
     bootstrap = Bootstrap(evidence.images, seed)
-    shallow_end = int(overall.shallow_end.low) if overall.shallow_end else 0
-    leave = int(overall.exit_layer.high) if overall.exit_layer else num_layers
+    shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
     whole = evidence.relative_norm.shape[-1]
     best: tuple[float, int, int] | None = None
     for b, budget in enumerate(evidence.budgets):

@@ -24,8 +24,9 @@ from visipruner.samples import Sample
 from visipruner.scoring import is_right
 
 TRIES = 12
-STRICTER = 0.5**0.5
-_STEPS = 9
+# Parts are found at the tolerance, and at 0.7 of it, 0.5, ... down to a sixteenth.
+_STRICTER = 0.5**0.5
+_TOLERANCES = 9
 
 
 def settle(
@@ -54,7 +55,7 @@ def settle(
     if found.pruner is None:
         yield found
         return
-    stricter = [stages_from(evidence, found.tolerance * STRICTER**step, seed) for step in range(1, _STEPS)]
+    stricter = [stages_from(evidence, found.tolerance * _STRICTER**step, seed) for step in range(1, _TOLERANCES)]
     left = proposals(evidence, [found, *stricter])
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
     bootstrap = Bootstrap([sample.image for sample in samples], seed)

@@ -38,16 +38,14 @@ def proposals(evidence: Evidence, found: Sequence[Stages]) -> list[Proposal]:
 
     The cheapest come first; of those that cost the same, the one with the longest shallow stage.
     """
-    proposed = [stages for stages in found if stages.pruner is not None and stages.filter is not None]
-    if not proposed:
+    choices = [(stages, stages.filter) for stages in found if stages.filter is not None]
+    if not choices:
         return []
-    num_layers, tolerance = proposed[0].num_layers, proposed[0].tolerance
-    shallow_ends = dict.fromkeys(stages.shallow_end for stages in proposed)
-    leaves = dict.fromkeys(stages.leave for stages in proposed)
-    filters: dict[tuple[int, int], FilterChoice] = {}
-    for stages in proposed:
-        if stages.filter is not None:
-            filters.setdefault((stages.filter.layer, stages.filter.budget), stages.filter)
+    num_layers, tolerance = found[0].num_layers, found[0].tolerance
+    shallow_ends = {stages.overall.sure_shallow_end for stages, _ in choices}
+    leaves = {stages.overall.sure_exit(num_layers) for stages, _ in choices}
+    # The first of those that differ only in thresholds, which a fixed layer and budget do not use.
+    filters = {(choice.layer, choice.budget): choice for _, choice in reversed(choices)}
     whole = evidence.relative_norm.shape[-1]
     made = []
     for shallow_end, choice, leave in product(shallow_ends, filters.values(), leaves):

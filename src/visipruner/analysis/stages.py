@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,16 +53,6 @@ class Stages:
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def shallow_end(self) -> int:
-        """The cautious end of the shallow stage; 0 where there is none."""
-        return int(self.overall.shallow_end.low) if self.overall.shallow_end else 0
-
-    @property
-    def leave(self) -> int:
-        """The cautious exit: visual tokens leave before this layer; L where they stay."""
-        return int(self.overall.exit_layer.high) if self.overall.exit_layer else self.num_layers
-
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -99,14 +89,12 @@ def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 
         members = np.flatnonzero(np.array(evidence.types) == name)
         by_type[name] = boundaries(evidence, members, tolerance, seed)
     choice = filter_choice(evidence, overall, tolerance, seed, num_layers)
-    shallow_end = int(overall.shallow_end.low) if overall.shallow_end else 0
+    shallow_end = overall.sure_shallow_end
     filters = [first_layer(row > 0.005, shallow_end + 1) for row in evidence.distance]
     exits = [paper_exit(row, layer) for row, layer in zip(evidence.distance, filters, strict=True)]
+    pruner = None if choice is None else settings_from(shallow_end, choice, overall.sure_exit(num_layers), num_layers)
     notes = _notes(evidence, overall, choice, exits, tolerance, num_layers)
-    found = Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, None, notes=notes)
-    if choice is None:
-        return found
-    return replace(found, pruner=settings_from(found.shallow_end, choice, found.leave, num_layers))
+    return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes=notes)
 
 
 def settings_from(shallow_end: int, choice: FilterChoice, leave: int, num_layers: int) -> VisiPruner:
