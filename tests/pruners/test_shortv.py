@@ -57,7 +57,9 @@ def test_what_is_counted_is_what_runs() -> None:
     assert [work.attention_pairs for work in trace.work] == [27 * 27, 11 * 27, 27 * 27, 27 * 27, 11 * 27, 27 * 27]
     head = 2 * model.config.hidden_size * model.config.vocab_size
     assert counted.flops == handle.trace.flops() + head
-    assert trace.exit_layer is None
+    assert (trace.exit_layer, trace.frozen) == (None, [1, 4])
+    # The paper's formula: all 16 + 11 rows meet 16 visual ones in four layers, only the text rows in the other two.
+    assert handle.trace.visual_attention_cut() == pytest.approx(1 - (4 * 16 * 27 + 2 * 16 * 11) / (6 * 16 * 27))
     assert trace.key_lengths == [27] * LAYERS
 
 

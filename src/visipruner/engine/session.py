@@ -266,7 +266,10 @@ class PromptSession:
             trace.kept.append(tokens.tolist())
             trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
-            beside = 0 if (resting := frozen[example]) is None else resting.columns.numel()
+            beside = 0
+            if (resting := frozen[example]) is not None:
+                beside = resting.columns.numel()
+                trace.frozen.append(len(trace.work))
             trace.key_lengths.append(past + beside + (attending if stored is None else int(stored.sum())))
             work = LayerWork(real + padding, attending + padding, keys, values)
             work.score_pairs, work.score_rows = entry_work[example]
