@@ -17,6 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import AttentionInterface
 
 from visipruner import VisiPruner
+from visipruner.engine.routing import PLAIN
 from visipruner.pruners.visipruner import ReferenceVisiPruner
 
 # (layer, weights-to-be as logits [heads, n, n], values [heads, n, d]) -> weights
@@ -42,24 +43,50 @@ AttentionMaskInterface.register("test_oracle", ALL_MASK_ATTENTION_FUNCTIONS["eag
 
 @contextmanager
 def oracle(model: Any, edit: Edit) -> Iterator[None]:
-    """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights, rows where it says."""
+    """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights, rows where it says, and
+    visual rows as they were after the layers that freeze them."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = "test_oracle"
     _EDIT[:] = [edit]
     hooks = []
-    if isinstance(edit, PrunedEdit) and "mrope_section" not in (getattr(config, "rope_parameters", None) or {}):
-        for number, layer in enumerate(model.get_decoder().layers):
+    if isinstance(edit, PrunedEdit):
+        layers = model.get_decoder().layers
+        places_move = "mrope_section" not in (getattr(config, "rope_parameters", None) or {})
+        for number, layer in enumerate(layers if places_move else []):
             move = partial(edit.moved, number)
             hooks.append(
                 layer.register_forward_pre_hook(
                     lambda _module, args, given, move=move: (args, move(given)), with_kwargs=True
                 )
             )
+        resting = edit.frozen_layers(len(layers))
+    else:
+        layers, resting = [], []
+    try:
+        with frozen(layers, getattr(edit, "visual", None), resting):
+            yield
+    finally:
+        config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def frozen(layers: Sequence[Any], visual: Tensor | None, which: Sequence[int]) -> Iterator[None]:
+    """The rows `visual` (`[n]` bool over the prompt) of the full-length model leave the layers `which` as they came."""
+    places = torch.empty(0) if visual is None else visual.nonzero().flatten()
+
+    def after(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        entered = args[0] if args else kwargs["hidden_states"]
+        left = output[0] if isinstance(output, tuple) else output
+        left = left.index_copy(1, places, entered[:, places])
+        return (left, *output[1:]) if isinstance(output, tuple) else left
+
+    hooks = [layers[layer].register_forward_hook(after, with_kwargs=True) for layer in which]
     try:
         yield
     finally:
-        config._attn_implementation = before
         for hook in hooks:
             hook.remove()
 
@@ -160,6 +187,11 @@ class PrunedEdit:
         if isinstance(pruner, ReferenceVisiPruner):
             return _zeroed(layer, logits, is_visual & ~gone, len(self.visual))
         return _shallow(layer, logits, is_visual & ~gone, pruner)
+
+    def frozen_layers(self, depth: int) -> list[int]:
+        """Layers that visual rows leave as they came."""
+        routings = [PLAIN if self.pruner is None else self.pruner.routing(layer) for layer in range(depth)]
+        return [layer for layer, routing in enumerate(routings) if routing.freezes_visual]
 
     def moved(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer's arguments with every row at the place that it has once rows closed up: counted from the start, less

@@ -145,7 +145,7 @@ def test_shallow_ablations_name_every_condition() -> None:
         assert values[name] == pytest.approx(expected, abs=1e-3), name
 
 
-def test_skip_rests_visual_rows_in_one_layer() -> None:
+def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
     model, inputs, reading = read([5, 0, 6])
     layers = model.model.language_model.layers
     visual = reading.visual
@@ -156,13 +156,15 @@ def test_skip_rests_visual_rows_in_one_layer() -> None:
         return changed
 
     for layer in (0, 3, LAYERS - 1):
-        hook = layers[layer].register_forward_hook(rest)
-        weights = edited([layer], reading.rows("all"), reading.rows("visual"), "cut")
-        expected = kl(reading.logprobs, oracle_logprobs(model, inputs, reading, weights))
-        hook.remove()
-        with Probe(model) as probe:
-            found = removal.skip(probe, reading, [layer])
-        assert found["kl"].values[0] == pytest.approx(expected, abs=1e-3)
+        for measure, cut in ((removal.skip, [layer]), (removal.freeze, [])):
+            hook = layers[layer].register_forward_hook(rest)
+            weights = edited(cut, reading.rows("all"), reading.rows("visual"), "cut")
+            expected = kl(reading.logprobs, oracle_logprobs(model, inputs, reading, weights))
+            hook.remove()
+            with Probe(model) as probe:
+                found = measure(probe, reading, [layer])
+            assert found.name == measure.__name__
+            assert found["kl"].values[0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_keeping_tokens_equals_pruned_maps() -> None:

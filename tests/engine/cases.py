@@ -7,7 +7,9 @@ from typing import Any
 
 from tests.models import IMAGE_TOKEN, LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
+from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
+from visipruner.pruners.shortv import ShortV
 
 _DETECT = {"filter_threshold": 0.99999, "token_threshold": 0.15, "relative": True, "exit_threshold": 0.99}
 
@@ -18,6 +20,7 @@ PRUNERS: dict[str, Pruner] = {
     "prefix": VisiPruner(shallow_end=2, exit_votes=1, **_DETECT),
     "ffn": VisiPruner(shallow_end=2, shallow_visual="ffn", exit_votes=1, **_DETECT),
     "shallow-only": VisiPruner(stages=("shallow",), shallow_end=3),
+    "frozen": Composed(parts=(ShortV(layers=(0, 2, 3)), FixedSchedule(layers=(2, 4), keep=(9, 3)))),
     "budget": VisiPruner(shallow_end=2, filter_layer=3, keep_tokens=4, exit_layer=5),
 }
 KEEPS_EVERYTHING: dict[str, Pruner] = {
@@ -28,7 +31,7 @@ KEEPS_EVERYTHING: dict[str, Pruner] = {
 
 # Every method of the registry that is attached to a model, a new one too, with its published settings at the tiny
 # models' depth.
-_BY_HAND = {"none", "schedule", "visipruner", "visipruner-reference"}
+_BY_HAND = {"none", "schedule", "shortv", "visipruner", "visipruner-reference"}
 METHODS: dict[str, Pruner] = {
     **PRUNERS,
     **{

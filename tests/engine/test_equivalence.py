@@ -116,7 +116,8 @@ def test_the_cache_holds_the_rows_that_ran(kind: str, pruner: str) -> None:
     assert cache.get_seq_length() == embeds.shape[1] + STEPS - 1
     text_rows = int((~mask).sum())
     for layer, kept in enumerate(trace.kept[:-1]):
-        assert trace.query_lengths[layer] == text_rows + len(kept)
+        rests = PRUNERS[pruner].routing(layer).freezes_visual
+        assert trace.query_lengths[layer] == text_rows + (0 if rests else len(kept))
         held = cache.layers[layer].keys.shape[-2]
         if type(cache.layers[layer]) is DynamicSlidingWindowLayer:  # untouched by pruning: the host's own eviction
             assert (held, trace.key_lengths[layer]) == (cache.layers[layer].sliding_window - 1, embeds.shape[1])

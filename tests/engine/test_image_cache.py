@@ -19,7 +19,7 @@ from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
 BEFORE, IMAGE = 4, 16
-METHODS_TRIED = {"dense": vp.NoPruning(), **METHODS}
+METHODS_TRIED = {"dense": vp.NoPruning(), **{name: method for name, method in METHODS.items() if name != "frozen"}}
 CELLS = [(name, "sdpa") for name in METHODS_TRIED] + [(name, "eager") for name in ("dense", "prefix", "ffn", "budget")]
 
 
@@ -160,6 +160,15 @@ def test_a_model_is_left_as_it_was() -> None:
             ask(model, questions(1)[0])
         assert "get_image_features" not in vars(model.model)
     assert state_of(model) == before
+
+
+def test_layers_that_visual_rows_pass_by_are_refused() -> None:
+    with (
+        vp.attach(llava_model(), METHODS["frozen"]) as handle,
+        pytest.raises(UnsupportedModelError, match="cannot share"),
+        handle.image_cache(),
+    ):
+        pass
 
 
 def test_what_cannot_share() -> None:

@@ -26,6 +26,7 @@ from visipruner.adapters.methods import asked, is_refused
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
+from visipruner.pruners.shortv import ShortV
 from visipruner.pruners.visipruner import ReferenceVisiPruner
 
 STEPS = 3
@@ -35,6 +36,7 @@ TEXT = 2  # which of them has no image
 # Published thresholds need not be met by random models.
 _TUNED: dict[str, vp.Pruner] = {
     "schedule": PRUNERS["schedule"],
+    "shortv": ShortV(layers=(0, 2)),
     "visipruner": PRUNERS["detect"],
     "visipruner-reference": replace(
         ReferenceVisiPruner.for_depth(LAYERS), shallow_end=2, filter_layer=2, keep_tokens=3
@@ -49,6 +51,7 @@ _KEEPS_ALL: dict[str, dict[str, Any]] = {
     "pool": {"stride": 1},
     "pyramiddrop": {"keep_ratios": (1.0,) * 3},
     "schedule": {"keep": (10_000,) * 2},
+    "shortv": {"layers": ()},
     "sparsevlm": {"keep": (10_000,) * 3},
     "visipruner": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
     "visipruner-reference": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
@@ -161,16 +164,23 @@ def _holds_the_rows_that_ran(pruner: vp.Pruner, visual: Tensor, trace: vp.Exampl
     """1, 2."""
     assert trace.num_visual == sum(trace.tokens_per_image) == int(visual.sum())
     if 5 in asked(pruner.name):
-        assert len(trace.kept[-1]) < trace.num_visual, "the case must prune to test anything"
+        has_pruned = len(trace.kept[-1]) < trace.num_visual or _frozen_layers(pruner)
+        assert has_pruned, "the case must prune to test anything"
     for earlier, later in zip(trace.kept, trace.kept[1:], strict=False):
         assert later == sorted(set(later) & set(earlier))
-    rows = [int((~visual).sum()) + len(kept) for kept in trace.kept[:-1]]
-    assert trace.query_lengths == rows
+    seen = [int((~visual).sum()) + len(kept) for kept in trace.kept[:-1]]
+    resting = {layer: len(trace.kept[layer]) for layer in _frozen_layers(pruner)}
+    assert trace.query_lengths == [rows - resting.get(layer, 0) for layer, rows in enumerate(seen)]
     assert cache.get_seq_length() == len(visual) + STEPS - 1
     for layer, held in enumerate(cache.layers):
         if type(held) is not DynamicSlidingWindowLayer:  # untouched by pruning: the host's own eviction
             assert held.keys.shape[-2] == trace.key_lengths[layer] + STEPS - 1
-            assert trace.key_lengths[layer] == rows[layer] or not pruner.routing(layer).is_plain
+            routing = pruner.routing(layer)
+            assert trace.key_lengths[layer] == seen[layer] or not (routing.is_plain or routing.freezes_visual)
+
+
+def _frozen_layers(pruner: vp.Pruner) -> list[int]:
+    return [layer for layer in range(LAYERS) if pruner.routing(layer).freezes_visual]
 
 
 @tries("methods", "vision methods")

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 import visipruner as vp
 from tests.engine.cases import generate
 from tests.models import GRID, LAYERS, llava_inputs, llava_model
+from tests.oracle import frozen
 from visipruner import ConfigError, VisiPrunerError
 from visipruner.adapters.llava import ADAPTER
 from visipruner.errors import UnsupportedModelError
@@ -23,6 +24,11 @@ STAGES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "late": ({"inject_layer": 2}, [0, 0, 16, 16, 16, 16]),
     "exit": ({"exit_layer": 4}, [16, 16, 16, 16, 0, 0]),
     "both": ({"inject_layer": 2, "exit_layer": 5}, [0, 0, 16, 16, 16, 0]),
+    "frozen": ({"frozen_layers": (1, 3), "exit_layer": 5}, [16, 16, 16, 16, 16, 0]),
+    "late, frozen, sparse": (
+        {"inject_layer": 1, "frozen_layers": (2,), "keep_tokens": 3, "filter_layer": 3, "exit_layer": 5},
+        [0, 16, 16, 16, 3, 0],
+    ),
     "sparse": ({"inject_layer": 1, "keep_tokens": 3, "filter_layer": 2, "exit_layer": 5}, [0, 16, 16, 3, 3, 0]),
 }
 
@@ -86,7 +92,11 @@ def test_visual_rows_run_only_in_their_layers(stage: str, training: bool) -> Non
     model(**with_labels(llava_inputs([[4, 0, 6]], "right")))
     example = model.trace[0]
     assert [len(kept) for kept in example.kept[:-1]] == wanted
-    assert [work.rows for work in example.work] == [10 + rows for rows in wanted]
+    frozen = settings.get("frozen_layers", ())
+    ran = [0 if layer in frozen else rows for layer, rows in enumerate(wanted)]
+    assert [work.rows for work in example.work] == [10 + rows for rows in ran]
+    assert [work.attention_rows for work in example.work] == [10 + rows for rows in ran]
+    assert [work.key_rows for work in example.work] == [10 + rows for rows in wanted]
 
 
 def test_visual_rows_get_no_gradient_outside_their_layers() -> None:
@@ -147,6 +157,39 @@ def test_late_rows_come_straight_from_the_projector_at_their_old_positions() -> 
         wanted = stock(**inputs).logits
     text = inputs["input_ids"][0] != stock.config.image_token_id
     torch.testing.assert_close(got[0, text], wanted[0, text], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_frozen_layers_are_a_stock_model_whose_visual_rows_stand_still(attn: str) -> None:
+    """Forward and gradients, in double precision but for the softmax of transformers' eager attention."""
+    close = {"rtol": 1e-9, "atol": 1e-12} if attn == "sdpa" else {"rtol": 1e-4, "atol": 1e-5}
+    inputs = with_labels(llava_inputs([[4, 0, 6]], "right"))
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    model = aligned(attn, frozen_layers=(1, 3)).double().train()
+    stock = llava_model(attn=attn).double().train()
+    is_visual = inputs["input_ids"][0] == stock.config.image_token_id
+    with frozen(stock.model.language_model.layers, is_visual, (1, 3)):
+        wanted = stock(**inputs)
+        wanted.loss.backward()
+    got = model(**inputs)
+    got.loss.backward()
+    torch.testing.assert_close(got.logits[0, ~is_visual], wanted.logits[0, ~is_visual], **close)
+    expected = gradients(stock)
+    assert expected.keys() == gradients(model).keys()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], **close, msg=name)
+
+
+@pytest.mark.parametrize("rows", ["attention", "mlp"])
+def test_a_frozen_layer_gives_its_modules_text_rows_only(rows: str) -> None:
+    model = aligned(frozen_layers=(1,))
+    layer, seen = model.model.language_model.layers[1], []
+    for part in [layer.self_attn.q_proj, layer.self_attn.o_proj] if rows == "attention" else [layer.mlp]:
+        part.register_forward_hook(lambda _module, _args, output: seen.append(output.shape[1]))
+    with torch.no_grad():
+        model(**llava_inputs([[4, 0, 6]]))
+    # The keys' pass through the layer makes 16 queries out of none.
+    assert sorted(seen) == ([10, 10, 16] if rows == "attention" else [10])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -220,7 +263,7 @@ def test_gradient_checkpointing_changes_no_gradient(stage: str) -> None:
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("stage", ["both", "sparse", "learnt"])
+@pytest.mark.parametrize("stage", ["both", "frozen", "sparse", "learnt"])
 def test_a_checkpoint_comes_back_through_the_auto_class(stage: str, tmp_path: Any) -> None:
     settings = {"inject_layer": "learnt", "exit_layer": "learnt"} if stage == "learnt" else STAGES[stage][0]
     model = aligned(**settings)
@@ -256,6 +299,11 @@ def test_contradictions_are_refused() -> None:
         ({"keep_tokens": 4, "inject_layer": 3, "filter_layer": 2}, "must lie between"),
         ({"inject_layer": "soon"}, "must be a number or learnt"),
         ({"filter_layer": 2}, "go together"),
+        ({"frozen_layers": (1,), "inject_layer": 2}, "must lie between"),
+        ({"frozen_layers": (4,), "exit_layer": 4}, "must lie between"),
+        ({"frozen_layers": (3,), "keep_tokens": 4, "filter_layer": 2}, "must lie between"),
+        ({"frozen_layers": (LAYERS,)}, "is not in a model of 6 layers"),
+        ({"frozen_layers": (2,), "inject_layer": "learnt"}, "need fixed layers"),
     ):
         with pytest.raises(ConfigError, match=message):
             aligned(**settings)

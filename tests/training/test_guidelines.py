@@ -159,13 +159,20 @@ def test_an_interrupted_experiment_ends_as_if_it_had_not_been(
 
 def test_more_arms_are_added_to_what_is_done(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     first = experiment(bench(), replace(PLAN, seeds=1, stages=replace(STAGES, also=())), tmp_path)
-    stages = replace(STAGES, also=(*STAGES.also, Span.read("1-4:2=6")))
+    stages = replace(STAGES, also=(*STAGES.also, Span.read("1-4:2=6"), Span.read("0-5/1-2/4-4")))
     more = experiment(bench(), replace(PLAN, seeds=1, stages=stages), tmp_path)
     assert more["records"][:7] == first["records"]
     assert more["records"][7]["answers"] == done[1]["records"][7]["answers"]
     added = more["records"][9]
     assert (added["arm"], added["letters"]) == ("late-exit 1-4, 6 after 2", "a+b+c")
     assert added["arm"] in more["costs"]["inference"]
+    frozen, untrained = more["records"][10:]
+    assert (frozen["arm"], frozen["letters"]) == ("exit 0-5, frozen 1-2 4", "f+c")
+    assert untrained["arm"] == "exit 0-5, frozen 1-2 4, not trained"
+    assert (frozen["entry"], len(frozen["log"]), len(untrained["log"])) == (None, 7, 0)
+    costs = more["costs"]["inference"]
+    assert costs[frozen["arm"]]["kv_bytes"] == costs["exit"]["kv_bytes"]
+    assert costs[frozen["arm"]]["flops"] < costs["late-exit 1-5"]["flops"]
     with pytest.raises(ConfigError, match="8-24"):
         Span.read("8 to 24")
 

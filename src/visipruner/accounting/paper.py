@@ -24,11 +24,14 @@ class LayerSpan(NamedTuple):
         visual_tokens: visual tokens in each of them, `n`.
         visual_attention: False where visual tokens neither attend nor are attended to (the shallow stage): the
             `2 n^2 d` term is dropped, the projections and the FFN are kept, as the paper counts it.
+        visual_updates: False where visual tokens only give text rows keys and values. The paper has no such layers; its
+            terms for what runs are kept: `2 n d^2` of the projections, and the cross-attention.
     """
 
     layers: float
     visual_tokens: float
     visual_attention: bool = True
+    visual_updates: bool = True
 
 
 Schedule = Sequence[LayerSpan]
@@ -69,6 +72,8 @@ MOBILEVLM_V2_3B = PaperModel("MobileVLM-v2-3B", _llama(32, 2560, 32, 6912), visu
 def visual_layer_macs(shape: ModelShape, span: LayerSpan) -> float:
     """Multiply-adds of visual tokens in *one* layer of a span: `4 n d^2 + 3 n d m`, and `2 n^2 d` if they attend."""
     n, d, m = span.visual_tokens, shape.hidden_size, shape.intermediate_size
+    if not span.visual_updates:
+        return 2 * n * d * d
     attention = 2 * n * n * d if span.visual_attention else 0.0
     return 4 * n * d * d + 3 * n * d * m + attention
 
@@ -102,7 +107,8 @@ def cross_attention_macs(model: PaperModel, schedule: Schedule) -> float:
 def visual_self_attention_macs(model: PaperModel, schedule: Schedule) -> float:
     """Multiply-adds among visual tokens: `2 n^2 d` per layer with visual attention. Part of `visual_macs`."""
     d = model.shape.hidden_size
-    return sum(span.layers * 2 * span.visual_tokens**2 * d for span in schedule if span.visual_attention)
+    attending = [span for span in schedule if span.visual_attention and span.visual_updates]
+    return sum(span.layers * 2 * span.visual_tokens**2 * d for span in attending)
 
 
 def visual_flops_cut(model: PaperModel, schedule: Schedule) -> float:
@@ -144,8 +150,8 @@ def schedule_from_trace(example: ExampleTrace) -> tuple[LayerSpan, ...]:
     The entry of `kept` after the last layer is no layer and is left out.
     """
     return tuple(
-        LayerSpan(1, len(kept), attends)
-        for kept, attends in zip(example.kept[:-1], example.visual_attention, strict=True)
+        LayerSpan(1, len(kept), attends, layer not in example.frozen)
+        for layer, (kept, attends) in enumerate(zip(example.kept[:-1], example.visual_attention, strict=True))
     )
 
 

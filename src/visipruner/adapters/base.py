@@ -41,6 +41,8 @@ class Adapter:
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
         final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
             with the output projection.
+        query: attribute of the attention with the query projection, where it is a module of its own; it is spared the
+            visual rows that only give keys.
         key_value: attributes of the attention with the key and the value projection, where they are modules of their
             own; they are spared the visual rows that no row attends to.
         added_features: keyword arguments of the decoder with `[batch, seq]` bool rows and a list of `[rows, d]`
@@ -61,6 +63,7 @@ class Adapter:
     attention: str = "self_attn"
     final_norm: str = "norm"
     output: str = "o_proj"
+    query: str = "q_proj"
     key_value: tuple[str, str] = ("k_proj", "v_proj")
     added_features: tuple[str, str] | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)

@@ -28,6 +28,7 @@ NOT_ASKED: dict[tuple[str, int], str] = {
     ("vtw", 4): "No setting keeps everything; of 4, prompts without images are checked.",
 }
 MERGES = "Of 5: the full-length model's rows are overwritten with what the method merged where it merges."
+FREEZES = "Of 5: no token leaves; the full-length model's visual rows are put back as they were after a frozen layer."
 SHRINKS = (
     "Not attached: an error that names `visipruner.prompts.attached`. What it can do depends on the processor and the "
     "vision tower ([docs/evaluation.md](evaluation.md))."
@@ -66,6 +67,7 @@ def _cell(pruner: Pruner, adapter: Adapter, notes: list[str]) -> str:
     if refused is None:
         said = [NOT_ASKED.get((pruner.name, number)) for number in INVARIANTS]
         said.append(MERGES if pruner.merges else None)
+        said.append(FREEZES if any(pruner.routing(layer).freezes_visual for layer in range(32)) else None)
         said.append(adapter.remarks.get("vision methods") if pruner.vision_layers(24) else None)
     found = [note for note in said if note is not None]
     notes += [note for note in found if note not in notes]

@@ -79,6 +79,12 @@ def measure_skip(context: Context) -> dict[str, Any]:
     return _named(removal.skip(context.probe, context.reading, layers))
 
 
+def measure_freeze(context: Context) -> dict[str, Any]:
+    """Vision seen in every layer, but not worked on in one."""
+    layers = range(0, context.probe.num_layers, 2 * context.plan.stride)
+    return _named(removal.freeze(context.probe, context.reading, layers))
+
+
 def measure_cache(context: Context) -> dict[str, Any]:
     """Visual keys gone while decoding, by thirds of the layers and everywhere."""
     last = context.probe.num_layers
@@ -118,6 +124,7 @@ PARTS: dict[str, Measure] = {
     "sweeps": measure_sweeps,
     "shallow": measure_shallow,
     "skip": measure_skip,
+    "freeze": measure_freeze,
     "cache": measure_cache,
     "influence": measure_influence,
     "scores": measure_scores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,16 +35,33 @@ def skip(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, ba
 
     Arrays `[layer]`: kl, agrees, right, logprob.
     """
+    return _passing(probe, reading, layers, batch, "skip")
+
+
+def freeze(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, batch: int = 8) -> Result:
+    """Visual rows pass one layer by unchanged, but text rows see them in it: what is lost is the layer's work on them.
+
+    ShortV (Yuan et al., ICCV 2025, arXiv 2504.00502) measures a layer's contribution so. Arguments and arrays are those
+    of `skip`.
+    """
+    return _passing(probe, reading, layers, batch, "freeze")
+
+
+def _passing(
+    probe: Probe, reading: Reading, layers: Iterable[int] | None, batch: int, name: Literal["skip", "freeze"]
+) -> Result:
     chosen = list(range(probe.num_layers)) if layers is None else list(layers)
     resting = reading.rows("visual")
-    variants = []
-    for layer in chosen:
-        unseen = knockout(reading, "all", "visual", [layer])
-        variants.append(combined(unseen, Variant(start=layer, resting={layer: resting})))
+    variants = [Variant(start=layer, resting={layer: resting}) for layer in chosen]
+    if name == "skip":
+        variants = [
+            combined(knockout(reading, "all", "visual", [layer]), variant)
+            for layer, variant in zip(chosen, variants, strict=True)
+        ]
     outcomes: list[Outcome] = []
     for first in range(0, len(variants), batch):
         outcomes += probe.rerun(reading, variants[first : first + batch])
-    return outcome_arrays("skip", outcomes, chosen)
+    return outcome_arrays(name, outcomes, chosen)
 
 
 def remove_from_cache(probe: Probe, reading: Reading, windows: Sequence[tuple[int, int]]) -> Result:

@@ -134,6 +134,7 @@ class Study:
         for part, name, dim in (
             ("shallow", "shallow", "condition"),
             ("skip", "skip", "layer"),
+            ("freeze", "freeze", "layer"),
             ("cache", "cache", "window"),
         ):
             if part in self.parts:

@@ -23,9 +23,13 @@ class AddedFeatures:
         self._place = torch.full((rows.numel(),), -1, device=rows.device)
         self._place[rows.flatten()] = torch.arange(int(rows.sum()), device=rows.device)
 
+    def reaches(self, layer: int) -> bool:
+        """Whether the output of `layer` is added to."""
+        return 0 <= layer < len(self._features)
+
     def add(self, layer: int, hidden: Tensor, packed: Rows | None) -> Tensor:
         """The output of `layer` with its features: `[batch, seq, d]`, or `[1, n, d]` of the `packed` rows."""
-        if not 0 <= layer < len(self._features):
+        if not self.reaches(layer):
             return hidden
         place = self._place.to(hidden.device)
         place = place if packed is None else place[packed.flat]

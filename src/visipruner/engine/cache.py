@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
@@ -27,6 +27,8 @@ class Incoming:
         logical: rows the host thinks it appended, padding and dropped rows included.
         transform: applied to each example's new values before they are stored.
         bias: per example `[n_b]` float added to the logits of its new rows, or None.
+        beside: per example keys and values `[kv_heads, n, head_dim]` and columns `[n]` of rows that are not among the
+            new ones, or None; they are stored too.
     """
 
     spans: list[slice]
@@ -35,6 +37,7 @@ class Incoming:
     logical: int
     transform: list[Callable[[Tensor], Tensor] | None]
     bias: list[Tensor] | None = None
+    beside: list[tuple[Tensor, Tensor, Tensor] | None] | None = None
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -122,6 +125,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             stored = new.stored[example]
             if stored is not None:
                 k, v, where, bias = k[:, stored], v[:, stored], where[stored], bias[stored]
+            if new.beside is not None and (beside := new.beside[example]) is not None:
+                k, v = torch.cat([beside[0], k], dim=-2), torch.cat([beside[1], v], dim=-2)
+                where, bias = torch.cat([beside[2], where]), nn.functional.pad(bias, (beside[2].numel(), 0))
             old_k, old_v, old_where, old_bias = self.past(example)
             if old_where.numel():
                 k, v = torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2)

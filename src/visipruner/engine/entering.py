@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,8 +19,14 @@ from visipruner.errors import UnsupportedModelError
 from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun
 
-# (layer, hidden states [1, n, d], keyword arguments) -> what the layer's attention would be given
-RunAhead = Callable[[int, Tensor, dict[str, Any]], tuple[QKV, Any]]
+
+class RunAhead(Protocol):
+    """What a layer's attention would be given for hidden states `[1, n, d]`, and its keyword arguments; queries are
+    zeros with `keys_only`, where the model has a map of their own for them."""
+
+    def __call__(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False
+    ) -> tuple[QKV, Any]: ...
 
 
 class Drop(Protocol):

@@ -48,7 +48,8 @@ class Hooks:
         self._embeds: Tensor | None = None
         # The last prompt that ran without a cache: its embeddings, and runs that repeat its selections.
         self._uncached: tuple[Tensor, list[ReplayRun]] | None = None
-        self._is_projecting = False
+        self._is_projecting = self._spares_queries = False
+        self._query_rows = 0
         self._image_cache: ImageCache | None = None
 
     def detach(self) -> None:
@@ -77,6 +78,12 @@ class Hooks:
     def _install_routing(self, layer: int) -> list[RemovableHandle]:
         """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
         routing, module = self._pruner.routing(layer), self._host.attentions[layer]
+        if routing.freezes_visual and self._host.has_query_maps:
+            queries = getattr(module, self._host.adapter.query)
+            return [
+                queries.register_forward_pre_hook(self._enter_queries),
+                queries.register_forward_hook(self._leave_queries),
+            ]
         if not routing.visual_rows_attend:
             return [
                 module.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
@@ -173,7 +180,8 @@ class Hooks:
         """Lets prompts share what `cache` knows of their image. Raises UnsupportedModelError, VisiPrunerError."""
         if self._image_cache is not None:
             raise VisiPrunerError("This handle has an image cache already; leave its context first.")
-        if self._pruner.blends or self._pruner.first_layer():
+        waits = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
+        if self._pruner.blends or self._pruner.first_layer() or waits:
             raise UnsupportedModelError(
                 f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
                 "leave it out."
@@ -248,16 +256,18 @@ class Hooks:
 
         return leave
 
-    def _run_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[QKV, Any]:
+    def _run_ahead(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False
+    ) -> tuple[QKV, Any]:
         """Runs a layer up to its attention on some rows: queries, keys, values as attention would be given them."""
         session, self._session = self._session, None
-        self._is_projecting = True
+        self._is_projecting, self._spares_queries = True, keys_only
         try:
             self._host.layers[layer].forward(hidden, **kwargs)
         except _ProjectedError as projected:
             return projected.qkv, projected.kwargs
         finally:
-            self._session, self._is_projecting = session, False
+            self._session, self._is_projecting, self._spares_queries = session, False, False
         raise UnsupportedModelError(f"Layer {layer} has no attention of its own whose queries could be read.")
 
     def _decode(self, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -292,6 +302,18 @@ class Hooks:
 
     def _leave_projection(self, needed: Needed, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
         return None if self._session is None else self._session.leave_projection(needed, output)
+
+    def _enter_queries(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Rows that only give keys and values need no query."""
+        if not self._spares_queries:
+            return None
+        self._query_rows = args[0].shape[-2]
+        return args[0][..., :0, :]
+
+    def _leave_queries(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        if not self._spares_queries:
+            return None
+        return output.new_zeros(*output.shape[:-2], self._query_rows, output.shape[-1])
 
     def attend(
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any

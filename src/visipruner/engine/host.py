@@ -62,6 +62,11 @@ class Host:
         )
 
     @property
+    def has_query_maps(self) -> bool:
+        """Whether queries are made by modules of their own, which can be left out."""
+        return isinstance(getattr(self.attentions[0], self.adapter.query, None), nn.Module)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
 

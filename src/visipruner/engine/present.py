@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,20 @@ from torch import Tensor
 from visipruner.engine.routing import Routing
 from visipruner.engine.rows import Rows
 from visipruner.layout import TokenLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """Visual rows that do not run: `states` `[1, n, d]` of `rows`, which have the positions of the host rows `placed`.
+
+    `tokens` are their numbers, per example; `is_seen`: text rows attend to them all the same.
+    """
+
+    rows: Rows
+    placed: Rows
+    states: Tensor
+    tokens: list[Tensor]
+    is_seen: bool
 
 
 class Present:
@@ -21,7 +36,7 @@ class Present:
         tokens: per example `[k]` long, the visual tokens still present (indices among the prompt's).
         is_packed: False until something is dropped or routed; the host's own layout is used so long.
         has_dropped: tokens were dropped that the rows still hold; the next layer must repack.
-        is_waiting: the visual rows have not come in yet; until then `tokens` is empty.
+        is_waiting: the visual rows do not run; where they are not even seen, `tokens` is empty so long.
     """
 
     def __init__(self, layouts: Sequence[TokenLayout], seq: int) -> None:
@@ -31,28 +46,48 @@ class Present:
         self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
         self.is_packed = self.has_dropped = self.is_waiting = False
         self._closed = [torch.zeros_like(visual) for visual in self._is_visual]
-        self._waiting: tuple[Rows, Tensor] | None = None
+        self._waiting: Waiting | None = None
         self._first = 0
 
-    def hold_back(self, hidden: Tensor) -> None:
-        """Before the first layer: visual rows wait, as they are in `hidden` `[batch, seq, d]`, for `bring_in`."""
-        rows = Rows(tuple(layout.visual for layout in self._layouts), self._seq)
-        self._waiting = rows, _all_of(rows, hidden)
-        self.tokens = [tokens[:0] for tokens in self.tokens]
-        self.has_dropped = self.is_waiting = True
+    @property
+    def waiting(self) -> Waiting:
+        """The visual rows that do not run now."""
+        assert self._waiting is not None
+        return self._waiting
+
+    def hold_back(self, hidden: Tensor, is_seen: bool) -> Tensor:
+        """Visual rows wait, as they are in `hidden`, for `bring_in`; returns the text rows' states, packed.
+
+        `is_seen`: their tokens stay present, as keys of text rows.
+        """
+        if self.has_dropped:
+            hidden = self.repack(hidden)
+        visual = Rows(
+            tuple(layout.visual[tokens] for layout, tokens in zip(self._layouts, self.tokens, strict=True)), self._seq
+        )
+        states = hidden.index_select(1, visual.within(self.rows)) if self.is_packed else _all_of(visual, hidden)
+        self._waiting = Waiting(visual, self._places_of(visual), states, self.tokens, is_seen)
+        empty = [tokens[:0] for tokens in self.tokens]
+        self.is_waiting = True
+        hidden = self._pack(hidden, empty)
+        if not is_seen:
+            self.tokens = empty
+        return hidden
 
     def bring_in(self, hidden: Tensor) -> Tensor:
-        """Hidden states of text rows, packed, joined by the visual rows that waited, at their places."""
-        assert self._waiting is not None
-        (visual, states), self._waiting = self._waiting, None
+        """Text rows' states, packed, joined by those of the visual rows that waited, at their places. Tokens that were
+        dropped meanwhile come with them, and leave at the next `repack`."""
+        held, self._waiting = self.waiting, None
         before = self.rows
-        self.tokens = [torch.arange(len(rows), device=rows.device) for rows in visual.index]
-        self.rows = self.placed = Rows(tuple(layout.real for layout in self._layouts), self._seq)
+        if not held.is_seen:
+            self.tokens = held.tokens
+        self.rows = Rows(self._index(held.tokens), self._seq)
+        self.placed = self._places_of(self.rows)
         self.is_waiting = False
         place = before.flat.new_zeros(len(self.tokens) * self._seq)
-        joined = torch.cat([before.flat, visual.flat])
+        joined = torch.cat([before.flat, held.rows.flat])
         place[joined] = torch.arange(joined.numel(), device=place.device)
-        return torch.cat([hidden, states], dim=1).index_select(1, place[self.rows.flat])
+        return torch.cat([hidden, held.states], dim=1).index_select(1, place[self.rows.flat])
 
     def drop(self, example: int, kept: Tensor, closed: Tensor) -> None:
         """Keeps the visual tokens at positions `kept` among those present; the others leave before the next layer.
@@ -67,12 +102,19 @@ class Present:
 
     def repack(self, hidden: Tensor) -> Tensor:
         """Hidden states of the rows that remain, packed; `[batch, seq, d]` or packed before."""
+        return self._pack(hidden, self.tokens)
+
+    def _index(self, tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Per example the rows that run where `tokens` do."""
         index = []
-        for layout, tokens, visual in zip(self._layouts, self.tokens, self._is_visual, strict=True):
+        for layout, own, visual in zip(self._layouts, tokens, self._is_visual, strict=True):
             alive = ~visual
-            alive[layout.visual[tokens]] = True
+            alive[layout.visual[own]] = True
             index.append(layout.real[alive[layout.real] & (layout.real >= self._first)])
-        rows = Rows(tuple(index), self._seq)
+        return tuple(index)
+
+    def _pack(self, hidden: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+        rows = Rows(self._index(tokens), self._seq)
         hidden = hidden.index_select(1, rows.within(self.rows)) if self.is_packed else rows.gather(hidden, -2)
         self.rows, self.is_packed, self.has_dropped = rows, True, False
         self.placed = self._places_of(rows)

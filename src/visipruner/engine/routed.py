@@ -18,15 +18,27 @@ QKV = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Older:
-    """What the cache held for one example before this forward: keys and values `[kv_heads, n, head_dim]`, their
-    logical `columns` and logit `bias`, `[n]`. `visual`, `[n]` bool: which are visual tokens of the prompt that is being
-    read (no older turn's are)."""
+    """Keys that an example's rows see besides their own: what the cache held before this forward, and visual rows that
+    do not run in the layer. Keys and values are `[kv_heads, n, head_dim]`, their logical `columns` and logit `bias`
+    `[n]`. `visual`, `[n]` bool: which are visual tokens of the prompt that is being read (no older turn's are)."""
 
     keys: Tensor
     values: Tensor
     columns: Tensor
     bias: Tensor
     visual: Tensor
+
+    def before(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """These, then the new ones, `[1, kv_heads, n, head_dim]`."""
+        return torch.cat([self.keys[None], keys], -2), torch.cat([self.values[None], values], -2)
+
+    def joined(self, other: Older) -> Older:
+        """These, then the other ones."""
+        return Older(
+            torch.cat([self.keys, other.keys], -2),
+            torch.cat([self.values, other.values], -2),
+            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("columns", "bias", "visual")),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +50,7 @@ class PackedExample:
         rows: `[n]` long, host rows. visual: `[n]` bool, which of them are visual.
         later: `[n]` bool, which of them came after the prompt, or None.
         sink_bias: `[n]` float, added to the logits of a sink, or None.
-        older: keys already in the cache, or None.
+        older: keys that are not of these rows, or None.
     """
 
     example: int
@@ -102,7 +114,7 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
 
 
 def _groups(routing: Routing, part: PackedExample, any_visual: bool) -> list[tuple[Tensor | None, Edge]]:
-    if routing.is_plain or not routing.visual_rows_attend or not any_visual:
+    if routing.is_plain or routing.freezes_visual or not routing.visual_rows_attend or not any_visual:
         return [(None, "attend")]
     text = ~part.visual
     later = torch.zeros_like(text) if part.later is None or not routing.prompt_only else part.later

@@ -28,6 +28,8 @@ class Routing:
         sink: with `visual_rows_attend=False`, let the first visual row stay as an attention sink whose logit is raised
             by log(n_v): it stands for the mass of all n_v rows.
         prompt_only: the edges hold for prompt rows; rows generated later attend as in the plain model.
+        freezes_visual: visual rows only give keys and values: they query nothing, pass no FFN and leave the layer as
+            they came. Text rows attend to them as in the plain model.
     """
 
     text_to_visual: Edge = "attend"
@@ -35,11 +37,13 @@ class Routing:
     visual_rows_attend: bool = True
     sink: bool = False
     prompt_only: bool = False
+    freezes_visual: bool = False
 
     @property
     def is_plain(self) -> bool:
         """True when the layer runs as in the plain model."""
-        return self.text_to_visual == "attend" and self.visual_to_visual == "attend" and self.visual_rows_attend
+        as_plain = self.text_to_visual == "attend" and self.visual_to_visual == "attend" and self.visual_rows_attend
+        return as_plain and not self.freezes_visual
 
     @property
     def visual_keys(self) -> Needed:
@@ -61,3 +65,4 @@ class Routing:
 
 
 PLAIN = Routing()
+FROZEN = Routing(freezes_visual=True)

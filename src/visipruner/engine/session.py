@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
+from visipruner.engine.arguments import CACHE_NAMES, cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
@@ -83,6 +83,7 @@ class PromptSession:
     ) -> None:
         self._pruner, self._owner, self._shared = pruner, owner, shared
         self._kernel, self._eager = host.kernel, host.is_eager
+        self._run_ahead, self._spares_queries = run_ahead, host.has_query_maps
         self._features: AddedFeatures | None = None
         self._layouts, self.runs, self._forward = layouts, runs, forward
         self._present = Present(layouts, forward.seq)
@@ -128,10 +129,10 @@ class PromptSession:
         self._routing = self._pruner.routing(layer)
         present = self._present
         if layer == 0 < self._first_layer:
-            present.hold_back(hidden)
-        if present.is_waiting and layer == self._first_layer:
+            hidden = present.hold_back(hidden, is_seen=False)
+        if present.is_waiting and self._returns(layer):
             hidden = present.bring_in(hidden)
-        elif present.has_dropped and self._shared is None:
+        if present.has_dropped and self._shared is None:
             hidden = present.repack(hidden)
         hidden = self._with_features(layer - 1, hidden)
         if self._shared is not None:
@@ -142,7 +143,9 @@ class PromptSession:
             hidden = self._shared.after_look(layer, hidden, present, is_changed, self._reads_queries(layer))
         self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
         biased = any(run.biases(layer) for run in self.runs)
-        if present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
+        if self._routing.freezes_visual and not present.is_waiting:
+            hidden = present.hold_back(hidden, is_seen=True)
+        elif present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
             hidden = present.repack(hidden)
         if present.is_packed and self._forward.wants_maps:
             raise UnsupportedModelError(
@@ -151,11 +154,12 @@ class PromptSession:
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
-        held = self._prepare_cache(layer, cache_of(kwargs))
+        frozen = self._frozen_keys(layer, kwargs)
+        held = self._prepare_cache(layer, cache_of(kwargs), frozen)
         if not present.is_packed and isinstance(held, PrunedLayer):
             mask = held.narrow_mask(mask, self._forward.seq, hidden.dtype)
         self._host_mask = HostMask(mask, self._forward.past, self._forward.seq)
-        self._record(held, entry_work)
+        self._record(held, entry_work, frozen)
         if present.is_packed:
             return hidden, {
                 **kwargs,
@@ -164,6 +168,42 @@ class PromptSession:
                 "attention_mask": None,
             }
         return hidden, {**kwargs, "attention_mask": mask}
+
+    def _returns(self, layer: int) -> bool:
+        """Whether the visual rows that wait run again from this layer on, or are needed as rows to be looked at or to
+        leave."""
+        if not self._present.waiting.is_seen:
+            return layer == self._first_layer
+        if self._present.has_dropped or not self._routing.freezes_visual:
+            return True
+        is_added_to = self._features is not None and self._features.reaches(layer - 1)
+        return is_added_to or any(run.observes_entry(layer) for run in self.runs)
+
+    def _frozen_keys(self, layer: int, kwargs: dict[str, Any]) -> list[Older | None]:
+        """Keys and values that visual rows give in a layer that they do not run; None where there are none."""
+        none: list[Older | None] = [None] * len(self._layouts)
+        if not (self._present.is_waiting and self._routing.freezes_visual):
+            return none
+        waiting = self._present.waiting
+        if not waiting.rows.flat.numel():
+            return none
+        given = {
+            name: map_tensors(partial(waiting.placed.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)
+        }
+        off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
+        (_, keys, values), _ = self._run_ahead(
+            layer, waiting.states, {**kwargs, **given, **off, "use_cache": False}, True
+        )
+        return [
+            Older(
+                keys[0, :, span],
+                values[0, :, span],
+                rows + self._forward.past,
+                torch.zeros_like(rows, dtype=torch.float32),
+                torch.ones_like(rows, dtype=torch.bool),
+            )
+            for rows, span in zip(waiting.rows.index, waiting.rows.spans(), strict=True)
+        ]
 
     def leave_layers(self, hidden: Tensor) -> Tensor:
         """After the last layer: rows go back to their places, `[batch, seq, d]`, dropped ones as zeros."""
@@ -209,7 +249,7 @@ class PromptSession:
             narrowed[name] = result
         return narrowed
 
-    def _record(self, held: Any, entry_work: Sequence[tuple[int, int]]) -> None:
+    def _record(self, held: Any, entry_work: Sequence[tuple[int, int]], frozen: Sequence[Older | None]) -> None:
         incoming = held.incoming if isinstance(held, PrunedLayer) else None
         present = self._present
         for example, trace in enumerate(self.examples):
@@ -226,9 +266,18 @@ class PromptSession:
             trace.kept.append(tokens.tolist())
             trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
-            trace.key_lengths.append(past + (attending if stored is None else int(stored.sum())))
+            beside = 0
+            if (resting := frozen[example]) is not None:
+                beside = resting.columns.numel()
+                trace.frozen.append(len(trace.work))
+            trace.key_lengths.append(past + beside + (attending if stored is None else int(stored.sum())))
             work = LayerWork(real + padding, attending + padding, keys, values)
             work.score_pairs, work.score_rows = entry_work[example]
+            if self._spares_queries:
+                work.key_rows += beside
+                work.value_rows += beside
+            else:  # one matrix makes all three
+                work.score_rows += beside
             trace.work.append(work)
 
     # ---- self-attention on fewer rows than the layer has ----------------------------------------------------------
@@ -280,9 +329,9 @@ class PromptSession:
 
     # ---- cache --------------------------------------------------------------------------------------------------
 
-    def _prepare_cache(self, layer: int, cache: Any) -> Any:
+    def _prepare_cache(self, layer: int, cache: Any, frozen: list[Older | None]) -> Any:
         """Makes the cache's layer able to hold what this layer will bring; returns it, or None without a cache."""
-        self._older = [None] * len(self._layouts)
+        self._older = frozen
         if cache is None:
             return None
         if cache.layer_class_to_replicate is not None:
@@ -294,8 +343,11 @@ class PromptSession:
             return held
         pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._layouts), self._owner)
         if self._forward.past:
-            self._older = [_older_turns(pruned, example) for example in range(len(self._layouts))]
-        pruned.incoming = self._incoming()
+            turns = [_older_turns(pruned, example) for example in range(len(self._layouts))]
+            self._older = [
+                turn if rows is None else turn.joined(rows) for turn, rows in zip(turns, frozen, strict=True)
+            ]
+        pruned.incoming = self._incoming(frozen)
         if self._shared is not None:
             self._older = [self._shared.begin(layer, pruned)]
         return pruned
@@ -304,7 +356,7 @@ class PromptSession:
         routing = self._routing
         return routing.visual_rows_attend and (routing.prompt_only or routing.text_to_visual == "attend")
 
-    def _incoming(self) -> Incoming:
+    def _incoming(self, frozen: list[Older | None]) -> Incoming:
         """What later text rows could see of this layer: every row, text rows only, or merged values."""
         routing, rows = self._routing, self._present.attending
         visual = [self._present.visual_flags(example) for example in range(len(self.examples))]
@@ -318,7 +370,8 @@ class PromptSession:
                 stored = [~flags for flags in visual]
         bias = [self._sink_bias(example) for example in range(len(visual))] if routing.sink else None
         columns = [self._forward.past + index for index in rows.index]
-        return Incoming(rows.spans(), columns, stored, self._forward.seq, transform, bias)
+        beside = [None if rows is None else (rows.keys, rows.values, rows.columns) for rows in frozen]
+        return Incoming(rows.spans(), columns, stored, self._forward.seq, transform, bias, beside)
 
     def _sink_bias(self, example: int) -> Tensor:
         """`[n]`: log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""
@@ -357,7 +410,7 @@ class PromptSession:
         keys_visual = part.visual
         columns = part.rows + self._forward.past
         if part.older is not None:
-            k, v = torch.cat([part.older.keys[None], k], -2), torch.cat([part.older.values[None], v], -2)
+            k, v = part.older.before(k, v)
             columns = torch.cat([part.older.columns, columns])
             keys_visual = torch.cat([part.older.visual, keys_visual])
         elif self._shared is not None:
@@ -399,7 +452,7 @@ class PromptSession:
 
     def _frame(self, layer: int, dtype: torch.dtype) -> dict[str, Frame]:
         """While gradients are recorded a layer carries its own attention: checkpointing may run it a second time."""
-        if not torch.is_grad_enabled() or any(older is not None for older in self._older):
+        if not torch.is_grad_enabled() or self._forward.past:
             return {}
         parts = [self._packed_example(example) for example in range(len(self.runs))]
         edges = [self._edges(layer, part, dtype) for part in parts]
@@ -407,10 +460,11 @@ class PromptSession:
         for part, groups in zip(parts, edges, strict=True):
             self.examples[part.example].work[layer].attention_pairs += sum(group.pairs for group in groups)
             if self._is_observed(layer, part.example):
-                seen = self._seen_packed(part, part.rows + self._forward.past, part.visual)
+                seen = self._seen_packed(part, *_keys_of(part))
                 looks[part.example] = partial(self._look_framed, layer, part.example, *seen)
-        visual = [part.visual for part in parts]
-        return {FRAME: Frame(self._kernel, self._present.attending.spans(), visual, edges, looks)}
+        visual = [_keys_of(part)[1] for part in parts]
+        older = [part.older for part in parts]
+        return {FRAME: Frame(self._kernel, self._present.attending.spans(), visual, edges, looks, older)}
 
     def _look_framed(
         self, layer: int, example: int, rows: LookedAt, allowed: Allowed, kwargs: Any, qkv: QKV, again: bool
@@ -481,6 +535,13 @@ class PromptSession:
             if trigger + 1 not in renumbered:
                 renumbered.append(trigger + 1)
         self._present.drop(example, kept, closed)
+
+
+def _keys_of(part: PackedExample) -> tuple[Tensor, Tensor]:
+    """Columns of an example's keys within this forward, and which of them are visual."""
+    if part.older is None:
+        return part.rows, part.visual
+    return torch.cat([part.older.columns, part.rows]), torch.cat([part.older.visual, part.visual])
 
 
 def _older_turns(layer: PrunedLayer, example: int) -> Older:

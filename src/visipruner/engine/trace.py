@@ -50,6 +50,7 @@ class ExampleTrace:
             `l`; the last entry, `kept[num_layers]`, are those chosen at the last layer, which no layer runs any more.
         query_lengths: rows that ran in each layer, padding excluded.
         visual_attention: per layer, whether text rows attended to the visual rows as in the plain model.
+        frozen: layers in which visual rows only gave keys and values, and did not run.
         key_lengths: keys that each layer holds for later tokens once the prompt is processed, padding excluded.
         work: what each layer executed.
     """
@@ -62,6 +63,7 @@ class ExampleTrace:
     exit_votes: list[int] = field(default_factory=list)
     merged: list[int] = field(default_factory=list)
     renumbered: list[int] = field(default_factory=list)
+    frozen: list[int] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
     query_lengths: list[int] = field(default_factory=list)
     visual_attention: list[bool] = field(default_factory=list)

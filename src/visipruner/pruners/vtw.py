@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from visipruner.engine.entry import EntryView
@@ -18,6 +17,7 @@ from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layer
+from visipruner.pruners.divergence import divergence, next_token
 from visipruner.pruners.dropping import DroppingPruner
 
 
@@ -98,26 +98,11 @@ def find_layer(
     calls = list(prompts)
     if not calls:
         raise ConfigError("find_layer needs at least one prompt.")
-    dense = [_next_token(model, call) for call in calls]
+    dense = [next_token(model, call) for call in calls]
     depth = depth_of(model)
     for layer in range(first, depth):
         with attach(model, VTW(layer=layer), visual_mask):
-            withdrawn = [_next_token(model, call) for call in calls]
-        pairs = zip(dense, withdrawn, strict=True)
-        divergence = torch.cat([(full.exp() * (full - without)).sum(-1) for full, without in pairs]).mean()
-        if divergence <= threshold:
+            withdrawn = [next_token(model, call) for call in calls]
+        if divergence(dense, withdrawn) <= threshold:
             return layer
     raise ConfigError(f"No layer from {first} to {depth - 1} meets the threshold {threshold}; raise it.")
-
-
-def _next_token(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
-    """`[batch, vocab]` log-probabilities after each example's last row."""
-    with torch.no_grad():
-        logits = model(**call).logits
-    mask = call.get("attention_mask")
-    if mask is None:
-        last = torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
-    else:
-        last = (mask.cumsum(-1) * mask).argmax(-1)
-    chosen = logits[torch.arange(len(logits), device=logits.device), last]
-    return torch.log_softmax(chosen.float(), -1)

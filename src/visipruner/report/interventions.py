@@ -84,16 +84,17 @@ def shallow(document: Document) -> Section | None:
 
 
 def removal(document: Document) -> Section | None:
-    """Skip, discard, cache."""
+    """Skip, freeze, discard, cache."""
     pictures = []
     shown = {measure_of(document): "", "kl": "Mean KL divergence in nats, linear below 0.01."}
-    if "skip" in document:
+    if "skip" in document or "freeze" in document:
         pictures += [
             Picture(
-                f"Skipping one layer against discarding: {MEASURE_NAMES[measure]}",
+                f"Skipping or freezing one layer against discarding: {MEASURE_NAMES[measure]}",
                 effects.skip_and_discard(document, measure),
-                "Visual tokens pass layer k by, unseen and unchanged, and are back in the next, against leaving for "
-                f"good at k. Only the layers with a whisker were tried. {unit} {basis(document)}",
+                "Visual tokens pass layer k by unchanged, unseen in it (skipped) or seen in it as they are (frozen), "
+                "and are back in the next, against leaving for good at k. Only the layers with a whisker were tried. "
+                f"{unit} {basis(document)}",
             )
             for measure, unit in shown.items()
         ]
@@ -108,4 +109,8 @@ def removal(document: Document) -> Section | None:
             )
             for measure, unit in shown.items()
         ]
-    return Section("removal", "Skipping, discarding, emptying the cache", pictures=pictures) if pictures else None
+    return (
+        Section("removal", "Skipping, freezing, discarding, emptying the cache", pictures=pictures)
+        if pictures
+        else None
+    )

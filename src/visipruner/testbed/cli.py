@@ -157,7 +157,10 @@ def guidelines(
     inject: Annotated[int, typer.Option(min=0, help="(a): first layer with visual rows.")] = 12,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="One more arm, FIRST-EXIT or FIRST-EXIT:LAYER=TOKENS, as 8-24 or 8-24:11=64. Repeatable."),
+        typer.Option(
+            help="One more arm: FIRST-EXIT, with /A-B for frozen layers and :LAYER=TOKENS for fewer tokens, as 8-24, "
+            "8-24:11=64 or 0-24/2-9/20-23. Repeatable."
+        ),
     ] = None,
     exit_layer: Annotated[int, typer.Option("--exit", min=1, help="(c): first layer without them again.")] = 24,
     filter_layer: Annotated[int, typer.Option(min=0, help="(b): the layer that chooses tokens.")] = 15,

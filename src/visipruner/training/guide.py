@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from visipruner.engine.routing import FROZEN, PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.training.gates import Asked, VisualGates
@@ -43,6 +44,9 @@ class Guide(Pruner):
 
     def first_layer(self) -> int:
         return _first_layer(self.gates)
+
+    def routing(self, layer: int) -> Routing:
+        return FROZEN if layer in self.gates.settings.frozen_layers else PLAIN
 
     def start(self) -> PromptRun:
         gates = self.gates

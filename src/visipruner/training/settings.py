@@ -20,6 +20,9 @@ class Alignment:
             "learnt".
         keep_tokens: how many visual tokens go on after `filter_layer`, None for all.
         filter_layer: the layer whose attention says which; needed with `keep_tokens`.
+        frozen_layers: layers in between that visual rows pass by: there they only give keys and values, as they are.
+            Not the paper's; for layers that need to see the image, but need not work on it. They come before
+            `filter_layer`.
         start_candidates, exit_candidates: `(first, last)` layers that a learnt choice considers, both included.
         layer_cost: weight in the loss of the fraction of layers that run visual rows; what a learnt choice is paid.
         hottest, coldest: temperatures of all soft choices at the beginning and the end of the annealing.
@@ -30,6 +33,7 @@ class Alignment:
     exit_layer: int | Learnt | None = None
     keep_tokens: int | None = None
     filter_layer: int | None = None
+    frozen_layers: tuple[int, ...] = ()
     start_candidates: tuple[int, int] | None = None
     exit_candidates: tuple[int, int] | None = None
     layer_cost: float = 0.1
@@ -41,6 +45,7 @@ class Alignment:
         for name in ("start_candidates", "exit_candidates"):
             given = getattr(self, name)
             object.__setattr__(self, name, None if given is None else tuple(given))
+        object.__setattr__(self, "frozen_layers", tuple(sorted(set(self.frozen_layers))))
         for name, least in (("inject_layer", 0), ("exit_layer", 1), ("keep_tokens", 1), ("filter_layer", 0)):
             value = getattr(self, name)
             learnable = name in ("inject_layer", "exit_layer")
@@ -53,6 +58,7 @@ class Alignment:
         if not 0 < self.coldest <= self.hottest or not 0 <= self.anneal_share <= 1 or self.layer_cost < 0:
             raise ConfigError("Needed: 0 < coldest <= hottest, 0 <= anneal_share <= 1 and layer_cost >= 0.")
         self._check_order()
+        self._check_frozen()
 
     def _check_order(self) -> None:
         start, end, chooser = self.first(), self.last(), self.filter_layer
@@ -60,6 +66,19 @@ class Alignment:
             raise ConfigError(f"exit_layer {end} must come after inject_layer {start}.")
         if chooser is not None and (chooser < start or (end is not None and chooser >= end)):
             raise ConfigError(f"filter_layer {chooser} must lie between inject_layer {start} and exit_layer {end}.")
+
+    def _check_frozen(self) -> None:
+        if not self.frozen_layers:
+            return
+        if "learnt" in (self.inject_layer, self.exit_layer):
+            raise ConfigError("frozen_layers need fixed layers; give numbers for inject_layer and exit_layer.")
+        first, last = self.frozen_layers[0], self.frozen_layers[-1]
+        end = self.filter_layer if self.filter_layer is not None else self.last()
+        if first < self.first() or (end is not None and last >= end):
+            raise ConfigError(
+                f"frozen_layers {first} to {last} must lie between inject_layer {self.first()} and "
+                f"{'filter_layer' if self.filter_layer is not None else 'exit_layer'} {end}."
+            )
 
     def first(self) -> int:
         """The latest layer at which visual rows may come in."""
@@ -79,6 +98,7 @@ class Alignment:
         for name, layer, most in (
             ("inject_layer", self.first(), num_layers - 1),
             ("filter_layer", self.filter_layer, num_layers - 1),
+            ("frozen_layers", max(self.frozen_layers, default=None), num_layers - 1),
             ("exit_layer", exits, num_layers),
         ):
             if layer is not None and layer > most:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visipruner.engine.entry import EntryView
+from visipruner.engine.routing import FROZEN, PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
@@ -19,8 +20,8 @@ from visipruner.training.sparse import log_influence, top_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class StagedVision(Pruner):
-    """Visual rows come in before `inject_layer`, `keep_tokens` of them go on after `filter_layer`, and they leave
-    before `exit_layer` (the guidelines of section 6, "VisiPruner", EMNLP 2025).
+    """Visual rows come in before `inject_layer`, pass `frozen_layers` by, `keep_tokens` of them go on after
+    `filter_layer`, and they leave before `exit_layer` (the guidelines of section 6, "VisiPruner", EMNLP 2025).
 
     Meant for models trained that way (`visipruner.training.align`); attached to another it shows what the training is
     for. See `Alignment` for the settings.
@@ -35,6 +36,7 @@ class StagedVision(Pruner):
     exit_layer: int | None = None
     keep_tokens: int | None = None
     filter_layer: int | None = None
+    frozen_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._alignment()
@@ -45,6 +47,7 @@ class StagedVision(Pruner):
             exit_layer=self.exit_layer,
             keep_tokens=self.keep_tokens,
             filter_layer=self.filter_layer,
+            frozen_layers=self.frozen_layers,
         )
 
     def check(self, num_layers: int) -> None:
@@ -52,6 +55,9 @@ class StagedVision(Pruner):
 
     def first_layer(self) -> int:
         return self.inject_layer
+
+    def routing(self, layer: int) -> Routing:
+        return FROZEN if layer in self.frozen_layers else PLAIN
 
     def start(self) -> PromptRun:
         return StagedRun(self.keep_tokens, self.filter_layer, self.exit_layer)

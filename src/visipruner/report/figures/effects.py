@@ -98,7 +98,7 @@ def conditions(document: Document, part: str, measure: str) -> Figure:
 
 @drawn
 def skip_and_discard(document: Document, measure: str) -> Figure:
-    """Vision out of one layer, against vision out from that layer on."""
+    """Vision out of one layer, or seen there but not worked on, against vision out from that layer on."""
     figure, axes = style.new_figure()
     scale = factor(measure)
     if "sweeps" in document:
@@ -106,12 +106,15 @@ def skip_and_discard(document: Document, measure: str) -> Figure:
         style.draw_curve(
             axes, discard["layer"], discard[measure], style.PURPLE, "discarded from k on", scale=scale, marker="s"
         )
-    skip = document["skip"]
-    mean, low, high = (style.numbers(skip[measure][name], scale) for name in ("mean", "low", "high"))
-    reach = [np.clip(mean - low, 0, None), np.clip(high - mean, 0, None)]
-    axes.errorbar(
-        skip["layer"], mean, yerr=reach, fmt="o", color=style.GREEN, capsize=2.5, label="only layer k skipped"
-    )
+    for part, mark, color, label in (
+        ("skip", "o", style.GREEN, "only layer k skipped"),
+        ("freeze", "D", style.BLUE, "only layer k frozen"),
+    ):
+        if part in document:
+            data = document[part]
+            mean, low, high = (style.numbers(data[measure][name], scale) for name in ("mean", "low", "high"))
+            reach = [np.clip(mean - low, 0, None), np.clip(high - mean, 0, None)]
+            axes.errorbar(data["layer"], mean, yerr=reach, fmt=mark, color=color, capsize=2.5, label=label)
     finish(axes, document, measure)
     style.layer_axis(axes, document["model"]["layers"], "layer k")
     style.legend_above(axes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -21,34 +21,67 @@ PRUNED = "plain + VisiPruner"
 
 @dataclass(frozen=True)
 class Span:
-    """Visual rows in layers `inject .. exit - 1`; of them `keep` after layer `chooser`, where that is said."""
+    """Visual rows in layers `inject .. exit - 1`, but for the layers `frozen`, which they only give keys to; of them
+    `keep` after layer `chooser`, where that is said."""
 
     inject: int
     exit: int
     chooser: int | None = None
     keep: int | None = None
+    frozen: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """`8-24`, or `8-24:11=64` for 64 tokens after layer 11. Raises ConfigError."""
-        found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+)=(\d+))?", text.strip())
+        """`8-24`, `8-24:11=64` for 64 tokens after layer 11, `0-24/2-11` with layers 2 to 11 frozen.
+
+        Raises ConfigError.
+        """
+        found = re.fullmatch(r"(\d+)-(\d+)((?:/\d+-\d+)*)(?::(\d+)=(\d+))?", text.strip())
         if found is None:
-            raise ConfigError(f"{text!r} says no layers; write 8-24, or 8-24:11=64 for 64 tokens after layer 11.")
-        return cls(*(None if part is None else int(part) for part in found.groups()))  # type: ignore[arg-type]
+            raise ConfigError(
+                f"{text!r} says no layers; write 8-24, 8-24:11=64 for 64 tokens after layer 11, or 0-24/2-11 to "
+                "freeze visual rows in layers 2 to 11."
+            )
+        first, end, spans, chooser, keep = found.groups()
+        frozen = [range(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", spans)]
+        return cls(
+            int(first),
+            int(end),
+            None if chooser is None else int(chooser),
+            None if keep is None else int(keep),
+            tuple(layer for span in frozen for layer in span),
+        )
 
     def arms(self) -> list[Arm]:
         """With these layers, the projector fitted to the first: trained, and, where all tokens stay, not trained."""
         alignment = Alignment(
-            inject_layer=self.inject, exit_layer=self.exit, filter_layer=self.chooser, keep_tokens=self.keep
+            inject_layer=self.inject,
+            exit_layer=self.exit,
+            filter_layer=self.chooser,
+            keep_tokens=self.keep,
+            frozen_layers=self.frozen,
         )
-        name = f"late-exit {self.inject}-{self.exit}"
-        if self.keep is None:
-            return _trained_and_not(Arm(name, "a+c", alignment, fitted=True))
-        return [Arm(f"{name}, {self.keep} after {self.chooser}", "a+b+c", alignment, fitted=True)]
+        is_late = self.inject > 0
+        name = f"{'late-' if is_late else ''}exit {self.inject}-{self.exit}"
+        if self.frozen:
+            name += f", frozen {_spans(self.frozen)}"
+        if self.keep is not None:
+            name += f", {self.keep} after {self.chooser}"
+        followed = {"a": is_late, "f": bool(self.frozen), "b": self.keep is not None, "c": True}
+        letters = "+".join(letter for letter, is_on in followed.items() if is_on)
+        arm = Arm(name, letters, alignment, fitted=is_late)
+        return [arm] if self.keep is not None else _trained_and_not(arm)
+
+
+def _spans(layers: Sequence[int]) -> str:
+    """`(2, 3, 4, 8)` as `2-4 8`."""
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _trained_and_not(arm: Arm) -> list[Arm]:
-    return [arm, replace(arm, name=f"{arm.name}, fitted only", trains=False)]
+    return [arm, replace(arm, name=f"{arm.name}, {'fitted only' if arm.fitted else 'not trained'}", trains=False)]
 
 
 @dataclass(frozen=True)
