@@ -173,6 +173,10 @@ def test_more_arms_are_added_to_what_is_done(done: tuple[Path, dict[str, Any]], 
     costs = more["costs"]["inference"]
     assert costs[frozen["arm"]]["kv_bytes"] == costs["exit"]["kv_bytes"]
     assert costs[frozen["arm"]]["flops"] < costs["late-exit 1-5"]["flops"]
+    plan = replace(PLAN, seeds=1, stages=stages)
+    assert experiment(bench(), plan, tmp_path)["costs"] == more["costs"]
+    again = experiment(bench(), replace(plan, timed=2), tmp_path)
+    assert (again["costs"]["rounds"], again["records"]) == (2, more["records"])
     with pytest.raises(ConfigError, match="8-24"):
         Span.read("8 to 24")
 

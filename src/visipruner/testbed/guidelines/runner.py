@@ -98,8 +98,9 @@ def experiment(bench: Bench, plan: Plan, out: Path, save_every: float = 60.0) ->
             record = json.loads((folder / RESULT_FILE).read_text())
             log = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
             records.append({"arm": arm.name, "letters": arm.letters, "seed": seed, **record, "log": log})
-    costs = json.loads((out / COSTS_FILE).read_text()) if (out / COSTS_FILE).exists() else None
-    if costs is None or not {arm.name for arm in plan.arms()} <= costs["inference"].keys():
+    costs = json.loads((out / COSTS_FILE).read_text()) if (out / COSTS_FILE).exists() else {}
+    measured = costs.get("inference", {}).keys()
+    if not {arm.name for arm in plan.arms()} <= measured or costs.get("rounds") != plan.timed:
         _restore(bench, start)
         costs = _costs(bench, plan)
         write_json(out / COSTS_FILE, costs)
@@ -116,9 +117,11 @@ def _claim(out: Path, plan: Plan) -> None:
 
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what only adds trainings."""
+    """Without what only adds trainings, and what only measures."""
     stages = {key: value for key, value in settings["stages"].items() if key != "also"}
-    return {key: value for key, value in settings.items() if key not in ("seeds", "learnt")} | {"stages": stages}
+    return {key: value for key, value in settings.items() if key not in ("seeds", "learnt", "timed")} | {
+        "stages": stages
+    }
 
 
 @torch.no_grad()
@@ -219,6 +222,7 @@ def _costs(bench: Bench, plan: Plan) -> dict[str, Any]:
     return {
         "training": training_costs(bench.model, bench.adapted, bench.packer, trained, many, plan.timed),
         "inference": inference_costs(bench.model, plan.arms(), bench.pruner, lesson.features, prompt, plan.timed),
+        "rounds": plan.timed,
         "prompt_rows": len(prompt),
         "questions_per_step": plan.questions,
     }
