@@ -63,6 +63,18 @@ def test_what_is_counted_is_what_runs() -> None:
     assert trace.key_lengths == [27] * LAYERS
 
 
+def test_rows_that_passed_the_last_layer_by_come_back_as_they_were() -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7], [3, 0, 2, 0, 4]], "right")
+    with vp.attach(model, ShortV(layers=(1, LAYERS - 1))), torch.no_grad():
+        got = model(**inputs, use_cache=False).logits[0]
+    one = {name: value[:1] for name, value in inputs.items()}
+    visual = one["input_ids"][0] == model.config.image_token_id
+    with frozen(model.model.language_model.layers, visual, [1, LAYERS - 1]), torch.no_grad():
+        wanted = model(**one, use_cache=False).logits[0]
+    real = one["attention_mask"][0].bool()
+    torch.testing.assert_close(got[real], wanted[real], rtol=1e-4, atol=1e-5)
+
+
 def test_another_method_chooses_while_tokens_are_frozen() -> None:
     model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
     chooser = vp.VisiPruner(stages=("middle", "deep"), filter_layer=2, keep_tokens=3, exit_layer=4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.engine.attention import Kernel
-from visipruner.engine.routed import QKV, Edges, Older, attend
+from visipruner.engine.routed import QKV, Edges, OtherKeys, attend
 
 # The keyword argument with which a frame passes through a layer to its attention.
 FRAME = "visipruner_frame"
@@ -25,7 +25,7 @@ class Frame:
     Args:
         spans: where each example lies in the packed rows. visual: per example `[n keys]` bool.
         edges: per example the groups of rows and their keys. looks: per example what asks the pruner, or None.
-        older: per example keys that are not of its rows, which come before theirs, or None.
+        others: per example keys that are not of its rows, which come before theirs, or None.
     """
 
     def __init__(
@@ -35,22 +35,22 @@ class Frame:
         visual: Sequence[Tensor],
         edges: Sequence[list[Edges]],
         looks: Sequence[Look | None],
-        older: Sequence[Older | None],
+        others: Sequence[OtherKeys | None],
     ) -> None:
         self._kernel, self._spans, self._visual, self._edges, self._looks = kernel, spans, visual, edges, looks
-        self._older = older
+        self._others = others
         self._ran = False
 
     def attend(self, module: nn.Module, qkv: QKV, kwargs: Any) -> Tensor:
         """`[1, n, heads, head_dim]` of all examples' rows. A repetition records the same operations as the first."""
         again, self._ran = self._ran, True
         outputs = []
-        for span, visual, edges, look, older in zip(
-            self._spans, self._visual, self._edges, self._looks, self._older, strict=True
+        for span, visual, edges, look, other in zip(
+            self._spans, self._visual, self._edges, self._looks, self._others, strict=True
         ):
             q, k, v = (part[:, :, span] for part in qkv)
-            if older is not None:
-                k, v = older.before(k, v)
+            if other is not None:
+                k, v = other.before(k, v)
             outputs.append(attend(self._kernel, module, (q, k, v), edges, visual, kwargs))
             if look is not None:
                 look(kwargs, (q[0], k[0], v[0]), again)

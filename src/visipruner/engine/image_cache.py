@@ -19,7 +19,7 @@ from visipruner.engine.arguments import map_tensors, per_row
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
-from visipruner.engine.routed import Older, PackedExample
+from visipruner.engine.routed import OtherKeys, PackedExample
 from visipruner.errors import UnsupportedModelError
 from visipruner.pruners.base import PromptRun
 
@@ -38,8 +38,8 @@ class Prefix:
     embeds: Tensor
     placed: dict[str, Any] = field(default_factory=dict)
     hidden: list[Tensor] = field(default_factory=list)
-    seen: list[Older] = field(default_factory=list)
-    stored: list[Older] = field(default_factory=list)
+    seen: list[OtherKeys] = field(default_factory=list)
+    stored: list[OtherKeys] = field(default_factory=list)
 
     def matches(self, embeds: Tensor) -> bool:
         """Whether a prompt `[1, seq, d]` begins with these rows."""
@@ -188,7 +188,7 @@ class SharedPrefix:
             self.is_folded = True
         return hidden
 
-    def begin(self, layer: int, cache: PrunedLayer) -> Older | None:
+    def begin(self, layer: int, cache: PrunedLayer) -> OtherKeys | None:
         """A layer's cache begins with what resting rows left; returns the keys and values that attention adds."""
         self._held = cache
         if not self.is_folded:
@@ -214,7 +214,7 @@ class SharedPrefix:
             later = torch.arange(length, self._seq, device=rows.device)
             _check_closed(mask.allowed(0, rows, later))
         bias = torch.zeros_like(rows, dtype=torch.float32) if part.sink_bias is None else part.sink_bias[mine]
-        seen = Older(keys[:, mine], values[:, mine], rows, bias, part.visual[mine])
+        seen = OtherKeys(keys[:, mine], values[:, mine], rows, bias, part.visual[mine])
         self._prefix.seen.append(seen)
         self._prefix.stored.append(_stored(self._held, length, seen))
 
@@ -238,14 +238,14 @@ class SharedPrefix:
         return present.unfold(self._prefix.hidden[layer], hidden)
 
 
-def _stored(held: PrunedLayer, length: int, seen: Older) -> Older:
+def _stored(held: PrunedLayer, length: int, seen: OtherKeys) -> OtherKeys:
     """What the cache keeps of the first `length` rows; shares memory with `seen` where that is the same."""
     keys, values, columns, bias = held.past(0)
     old = columns < length
     keys, values, columns, bias = keys[:, old], values[:, old], columns[old], bias[old]
     if torch.equal(columns, seen.columns) and torch.equal(values, seen.values):
         return seen
-    return Older(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
+    return OtherKeys(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
 
 def _check_closed(allowed: Tensor) -> None:

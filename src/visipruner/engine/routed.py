@@ -17,7 +17,7 @@ QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Older:
+class OtherKeys:
     """Keys that an example's rows see besides their own: what the cache held before this forward, and visual rows that
     do not run in the layer. Keys and values are `[kv_heads, n, head_dim]`, their logical `columns` and logit `bias`
     `[n]`. `visual`, `[n]` bool: which are visual tokens of the prompt that is being read (no older turn's are)."""
@@ -32,9 +32,9 @@ class Older:
         """These, then the new ones, `[1, kv_heads, n, head_dim]`."""
         return torch.cat([self.keys[None], keys], -2), torch.cat([self.values[None], values], -2)
 
-    def joined(self, other: Older) -> Older:
+    def joined(self, other: OtherKeys) -> OtherKeys:
         """These, then the other ones."""
-        return Older(
+        return OtherKeys(
             torch.cat([self.keys, other.keys], -2),
             torch.cat([self.values, other.values], -2),
             *(torch.cat([getattr(self, name), getattr(other, name)]) for name in ("columns", "bias", "visual")),
@@ -50,7 +50,7 @@ class PackedExample:
         rows: `[n]` long, host rows. visual: `[n]` bool, which of them are visual.
         later: `[n]` bool, which of them came after the prompt, or None.
         sink_bias: `[n]` float, added to the logits of a sink, or None.
-        older: keys that are not of these rows, or None.
+        others: keys that are not of these rows, or None.
     """
 
     example: int
@@ -58,7 +58,7 @@ class PackedExample:
     visual: Tensor
     later: Tensor | None = None
     sink_bias: Tensor | None = None
-    older: Older | None = None
+    others: OtherKeys | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +83,16 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
     """The groups of rows in a layer of this routing; together they cover every row once."""
     columns, bias = part.rows + host.past, part.sink_bias
     visual = part.visual
-    if part.older is not None:
-        columns = torch.cat([part.older.columns, columns])
-        visual = torch.cat([part.older.visual, visual])
-        if bias is not None or bool(part.older.bias.any()):
+    if part.others is not None:
+        columns = torch.cat([part.others.columns, columns])
+        visual = torch.cat([part.others.visual, visual])
+        if bias is not None or bool(part.others.bias.any()):
             bias = torch.cat(
-                [part.older.bias, torch.zeros_like(part.rows, dtype=torch.float32) if bias is None else bias]
+                [part.others.bias, torch.zeros_like(part.rows, dtype=torch.float32) if bias is None else bias]
             )
     groups = _groups(routing, part, bool(visual.any()))
     count = part.rows.numel()
-    is_causal = host.tensor is None and part.older is None and bias is None and not eager
+    is_causal = host.tensor is None and part.others is None and bias is None and not eager
     if is_causal and len(groups) == 1 and count:  # no map of all rows times all rows, not even of bools
         return [Edges("attend", None, None, (None, count > 1), None, count * count)]
     edges = []

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import CACHE_NAMES, cache_of, map_tensors, per_row, scaling_of
+from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
+from visipruner.engine.frozen import frozen_keys
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import SharedPrefix
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
-from visipruner.engine.routed import QKV, Edges, Older, PackedExample, attend, edge_values, plan
+from visipruner.engine.routed import QKV, Edges, OtherKeys, PackedExample, attend, edge_values, plan
 from visipruner.engine.routing import PLAIN, Needed, Routing
 from visipruner.engine.rows import Rows
 from visipruner.engine.trace import ExampleTrace, LayerWork
@@ -90,7 +91,7 @@ class PromptSession:
         self._first_layer = pruner.first_layer()
         self._routing, self._looked_at = PLAIN, False
         self._host_mask = HostMask(None, forward.past, forward.seq)
-        self._older: list[Older | None] = [None] * len(layouts)
+        self._others: list[OtherKeys | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
         self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop, vision)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
@@ -154,7 +155,9 @@ class PromptSession:
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
-        frozen = self._frozen_keys(layer, kwargs)
+        frozen: list[OtherKeys | None] = [None] * len(self._layouts)
+        if self._routing.freezes_visual:
+            frozen = frozen_keys(layer, present.waiting, self._forward.past, self._run_ahead, kwargs)
         held = self._prepare_cache(layer, cache_of(kwargs), frozen)
         if not present.is_packed and isinstance(held, PrunedLayer):
             mask = held.narrow_mask(mask, self._forward.seq, hidden.dtype)
@@ -179,32 +182,6 @@ class PromptSession:
         is_added_to = self._features is not None and self._features.reaches(layer - 1)
         return is_added_to or any(run.observes_entry(layer) for run in self.runs)
 
-    def _frozen_keys(self, layer: int, kwargs: dict[str, Any]) -> list[Older | None]:
-        """Keys and values that visual rows give in a layer that they do not run; None where there are none."""
-        none: list[Older | None] = [None] * len(self._layouts)
-        if not (self._present.is_waiting and self._routing.freezes_visual):
-            return none
-        waiting = self._present.waiting
-        if not waiting.rows.flat.numel():
-            return none
-        given = {
-            name: map_tensors(partial(waiting.placed.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)
-        }
-        off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
-        (_, keys, values), _ = self._run_ahead(
-            layer, waiting.states, {**kwargs, **given, **off, "use_cache": False}, True
-        )
-        return [
-            Older(
-                keys[0, :, span],
-                values[0, :, span],
-                rows + self._forward.past,
-                torch.zeros_like(rows, dtype=torch.float32),
-                torch.ones_like(rows, dtype=torch.bool),
-            )
-            for rows, span in zip(waiting.rows.index, waiting.rows.spans(), strict=True)
-        ]
-
     def leave_layers(self, hidden: Tensor) -> Tensor:
         """After the last layer: rows go back to their places, `[batch, seq, d]`, dropped ones as zeros."""
         for trace, run, tokens in zip(self.examples, self.runs, self._present.tokens, strict=True):
@@ -212,6 +189,8 @@ class PromptSession:
             trace.trigger_layer, trace.exit_votes = run.trigger_layer, list(run.exit_votes)
         for trace, merged in zip(self.examples, self.merged, strict=True):
             trace.merged = list(merged)
+        if self._present.is_waiting:
+            hidden = self._present.bring_in(hidden)
         hidden = self._with_features(len(self.examples[0].work) - 1, hidden)
         if self._shared is not None:
             hidden = self._shared.complete(len(self.examples[0].work), hidden, self._present)
@@ -249,7 +228,7 @@ class PromptSession:
             narrowed[name] = result
         return narrowed
 
-    def _record(self, held: Any, entry_work: Sequence[tuple[int, int]], frozen: Sequence[Older | None]) -> None:
+    def _record(self, held: Any, entry_work: Sequence[tuple[int, int]], frozen: Sequence[OtherKeys | None]) -> None:
         incoming = held.incoming if isinstance(held, PrunedLayer) else None
         present = self._present
         for example, trace in enumerate(self.examples):
@@ -266,9 +245,9 @@ class PromptSession:
             trace.kept.append(tokens.tolist())
             trace.query_lengths.append(real)
             trace.visual_attention.append(self._routing.text_to_visual == "attend")
-            beside = 0
-            if (resting := frozen[example]) is not None:
-                beside = resting.columns.numel()
+            resting = frozen[example]
+            beside = 0 if resting is None else resting.columns.numel()
+            if beside:
                 trace.frozen.append(len(trace.work))
             trace.key_lengths.append(past + beside + (attending if stored is None else int(stored.sum())))
             work = LayerWork(real + padding, attending + padding, keys, values)
@@ -329,9 +308,9 @@ class PromptSession:
 
     # ---- cache --------------------------------------------------------------------------------------------------
 
-    def _prepare_cache(self, layer: int, cache: Any, frozen: list[Older | None]) -> Any:
+    def _prepare_cache(self, layer: int, cache: Any, frozen: list[OtherKeys | None]) -> Any:
         """Makes the cache's layer able to hold what this layer will bring; returns it, or None without a cache."""
-        self._older = frozen
+        self._others = frozen
         if cache is None:
             return None
         if cache.layer_class_to_replicate is not None:
@@ -343,20 +322,20 @@ class PromptSession:
             return held
         pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._layouts), self._owner)
         if self._forward.past:
-            turns = [_older_turns(pruned, example) for example in range(len(self._layouts))]
-            self._older = [
+            turns = [_turns_before(pruned, example) for example in range(len(self._layouts))]
+            self._others = [
                 turn if rows is None else turn.joined(rows) for turn, rows in zip(turns, frozen, strict=True)
             ]
         pruned.incoming = self._incoming(frozen)
         if self._shared is not None:
-            self._older = [self._shared.begin(layer, pruned)]
+            self._others = [self._shared.begin(layer, pruned)]
         return pruned
 
     def _stores_all(self) -> bool:
         routing = self._routing
         return routing.visual_rows_attend and (routing.prompt_only or routing.text_to_visual == "attend")
 
-    def _incoming(self, frozen: list[Older | None]) -> Incoming:
+    def _incoming(self, frozen: list[OtherKeys | None]) -> Incoming:
         """What later text rows could see of this layer: every row, text rows only, or merged values."""
         routing, rows = self._routing, self._present.attending
         visual = [self._present.visual_flags(example) for example in range(len(self.examples))]
@@ -409,10 +388,10 @@ class PromptSession:
         part = self._packed_example(example)
         keys_visual = part.visual
         columns = part.rows + self._forward.past
-        if part.older is not None:
-            k, v = part.older.before(k, v)
-            columns = torch.cat([part.older.columns, columns])
-            keys_visual = torch.cat([part.older.visual, keys_visual])
+        if part.others is not None:
+            k, v = part.others.before(k, v)
+            columns = torch.cat([part.others.columns, columns])
+            keys_visual = torch.cat([part.others.visual, keys_visual])
         elif self._shared is not None:
             self._shared.note_attention(layer, part, k[0], v[0], self._host_mask)
         edges = self._edges(layer, part, q.dtype)
@@ -434,17 +413,17 @@ class PromptSession:
         rows = self._present.attending.index[example]
         bias = self._sink_bias(example) if self._routing.sink else None
         later = rows >= self._forward.prompt_end
-        return PackedExample(example, rows, self._present.visual_flags(example), later, bias, self._older[example])
+        return PackedExample(example, rows, self._present.visual_flags(example), later, bias, self._others[example])
 
     def _edges(self, layer: int, part: PackedExample, dtype: torch.dtype) -> list[Edges]:
         """Groups of rows and their masks, remembered as long as rows, routing and the host's mask stay the same."""
-        bias = self.runs[part.example].edge_bias(layer, part.rows, part.visual) if part.older is None else None
+        bias = self.runs[part.example].edge_bias(layer, part.rows, part.visual) if part.others is None else None
         if bias is not None:
             return plan(self._routing, self._host_mask, replace(part, sink_bias=bias), self._eager, dtype)
         mask = self._host_mask.tensor
         key = (part.example, self._routing, id(mask))
         known = self._plans.get(key)
-        if part.older is None and known is not None and known[0] is self._present.attending:
+        if part.others is None and known is not None and known[0] is self._present.attending:
             return known[2]
         edges = plan(self._routing, self._host_mask, part, self._eager, dtype)
         self._plans[key] = (self._present.attending, mask, edges)
@@ -463,8 +442,8 @@ class PromptSession:
                 seen = self._seen_packed(part, *_keys_of(part))
                 looks[part.example] = partial(self._look_framed, layer, part.example, *seen)
         visual = [_keys_of(part)[1] for part in parts]
-        older = [part.older for part in parts]
-        return {FRAME: Frame(self._kernel, self._present.attending.spans(), visual, edges, looks, older)}
+        others = [part.others for part in parts]
+        return {FRAME: Frame(self._kernel, self._present.attending.spans(), visual, edges, looks, others)}
 
     def _look_framed(
         self, layer: int, example: int, rows: LookedAt, allowed: Allowed, kwargs: Any, qkv: QKV, again: bool
@@ -539,14 +518,14 @@ class PromptSession:
 
 def _keys_of(part: PackedExample) -> tuple[Tensor, Tensor]:
     """Columns of an example's keys within this forward, and which of them are visual."""
-    if part.older is None:
+    if part.others is None:
         return part.rows, part.visual
-    return torch.cat([part.older.columns, part.rows]), torch.cat([part.older.visual, part.visual])
+    return torch.cat([part.others.columns, part.rows]), torch.cat([part.others.visual, part.visual])
 
 
-def _older_turns(layer: PrunedLayer, example: int) -> Older:
+def _turns_before(layer: PrunedLayer, example: int) -> OtherKeys:
     keys, values, columns, bias = layer.past(example)
-    return Older(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
+    return OtherKeys(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
 
 @dataclass(frozen=True, eq=False)
