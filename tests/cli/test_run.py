@@ -28,6 +28,16 @@ def test_it_shows_the_answer_and_what_was_saved(run):
         assert what in shown
 
 
+def test_every_cut_is_shown(run):
+    method = "uniform:keep_tokens=16+shortv:layers=[1,2,4]+fastv:layer=3,keep_tokens=4"
+    shown = run("--method", method).stdout
+    assert "25 -> 16 (before the language model) -> 4 (after layer 2), no exit layer, frozen in layers 1-2 4" in shown
+    [answer] = json.loads(run("--method", method, "--json").stdout)["answers"]
+    assert (answer["kept_tokens"], answer["cuts"], answer["frozen_layers"]) == (16, [[0, 16], [3, 4]], [1, 2, 4])
+    many = run("--method", "schedule", "--set", "layers=[0,1,2,3,4]", "--set", "keep=[9,8,7,6,0]").stdout
+    assert "25 -> 9 (trigger layer 0) -> ... -> 6 (after layer 3) -> 0 (exit layer 5)" in many
+
+
 def test_json_is_all_there_is_on_stdout(run, llava_folder, photo):
     content = json.loads(run(*PRUNE_EARLY, "--json").stdout)
     [answer] = content["answers"]

@@ -19,9 +19,9 @@ from visipruner.pruners.registry import available, make, make_from_spec, method_
 from visipruner.pruners.sparsevlm import SparseVLM
 
 SIZE = 16  # tokens of an image
-WITHOUT = {"none", "schedule", "composed", "pool", "vtw", "downsample"}  # nothing to choose, or no budget
 OF_THE_TOWER = {"fastervlm", "hiprune", "visionzip", "vispruner"}
-SCOPED = sorted(set(available()) - WITHOUT)
+FIELDS = {name: {field.name for field in fields(method_class(name))} for name in available()}
+SCOPED = sorted(name for name, own in FIELDS.items() if "scope" in own)
 MODEL_ALONE = {"random", "uniform", "divprune", *OF_THE_TOWER}  # what text there is does not matter to them
 
 
@@ -49,8 +49,16 @@ def _of_image(kept: list[int], image: int) -> list[int]:
 
 
 def test_every_method_with_a_budget_has_a_scope() -> None:
-    for name in available():
-        assert ("scope" in {field.name for field in fields(method_class(name))}) == (name in SCOPED)
+    for name, own in FIELDS.items():
+        has_budget = bool(own & {"keep_tokens", "keep_ratio", "keep_ratios"}) and not method_class(name).shrinks
+        assert not has_budget or name in SCOPED, name
+    assert {"fastv", "divprune", "fitprune", "sparsevlm", "pyramiddrop", "visipruner"} <= set(SCOPED)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "image"])
+@pytest.mark.parametrize("name", ["divprune", "vispruner", "visionzip"])
+def test_a_budget_of_nothing_asks_nobody(name: str, scope: str) -> None:
+    assert _kept(_pruner(name, scope=scope, keep_tokens=0), [3, 0, 7])[-1] == []
 
 
 @pytest.mark.parametrize("name", SCOPED)

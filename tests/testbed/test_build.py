@@ -1,6 +1,7 @@
 """The cache: built once, whole or not at all, built again when its inputs change; clear errors."""
 
 import json
+import os
 
 import pytest
 
@@ -40,20 +41,32 @@ def test_built_once_per_image_size(weights, builds, tmp_path):
     assert build.ensure_built(cache_dir=tmp_path / "cache") == folder
     build.ensure_built(image_size=224, cache_dir=tmp_path / "cache")
     assert builds == [336, 224]
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["testbed-224", "testbed-336"]
+    assert sorted(path.name[:12] for path in (tmp_path / "cache").iterdir()) == ["testbed-224-", "testbed-336-"]
 
 
-def test_built_again_when_an_input_or_a_file_changes(weights, builds, tmp_path):
+def test_other_inputs_have_a_folder_of_their_own(weights, builds, tmp_path):
     folder = build.ensure_built(cache_dir=tmp_path / "cache")
     weights["vision_weights"].write_text("other")
-    build.ensure_built(cache_dir=tmp_path / "cache")
+    other = build.ensure_built(cache_dir=tmp_path / "cache")
+    assert other != folder
+    weights["vision_weights"].write_text("vision_weights")
+    assert build.ensure_built(cache_dir=tmp_path / "cache") == folder
+    assert len(builds) == 2
+    os.utime(other / build.MANIFEST, (0, 0))  # long unused
+    build.ensure_built(image_size=224, cache_dir=tmp_path / "cache")
+    assert folder.exists()
+    assert not other.exists()
+
+
+def test_built_again_when_a_file_changes(weights, builds, tmp_path):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
     (folder / "model.safetensors").write_text("cut")
     build.ensure_built(cache_dir=tmp_path / "cache")
     (folder / build.MANIFEST).write_text("{")
     build.ensure_built(cache_dir=tmp_path / "cache")
-    assert len(builds) == 4
+    assert len(builds) == 3
     assert (folder / "model.safetensors").read_text() == "weights"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-336"]
+    assert list((tmp_path / "cache").iterdir()) == [folder]
 
 
 def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
@@ -70,8 +83,10 @@ def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
 def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
     fake = build._build
 
+    expected = build.ensure_built(cache_dir=tmp_path / "elsewhere").name
+
     def overtaken(part, image_size, trained, inputs, progress):
-        other = tmp_path / "cache" / "testbed-336"
+        other = tmp_path / "cache" / expected
         other.mkdir()
         fake(other, image_size, trained, inputs, progress)
         fake(part, image_size, trained, inputs, progress)
@@ -79,7 +94,7 @@ def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
     monkeypatch.setattr(build, "_build", overtaken)
     folder = build.ensure_built(cache_dir=tmp_path / "cache")
     assert (folder / "model.safetensors").exists()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["testbed-336"]
+    assert list((tmp_path / "cache").iterdir()) == [folder]
 
 
 def test_cache_root_order(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from visipruner.adapters.base import Adapter
 from visipruner.pruners.base import Pruner
+from visipruner.words import spans
 
 # What is checked of every method with every family.
 INVARIANTS: dict[int, str] = {
@@ -72,19 +73,8 @@ def _cell(pruner: Pruner, adapter: Adapter, notes: list[str]) -> str:
     found = [note for note in said if note is not None]
     notes += [note for note in found if note not in notes]
     letters = ", ".join(chr(97 + notes.index(note)) for note in found)
-    word = "error" if refused else _ranges(asked(pruner.name))
+    word = "error" if refused else spans(asked(pruner.name), ", ")
     return f"{word} ({letters})" if letters else word
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`[1, 2, 3, 5]` as `1-3, 5`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def row(cells: Sequence[str]) -> str:

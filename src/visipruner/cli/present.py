@@ -10,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from visipruner.cli.results import Result
+from visipruner.words import spans
+
+_MOST_STEPS = 5
 
 
 def clean(text: str) -> Text:
@@ -23,19 +26,25 @@ def percent(fraction: float) -> str:
 
 
 def _tokens(result: Result) -> str:
-    """`256 -> 12 (trigger layer 14) -> 0 (exit layer 20)`."""
-    steps, missing = [str(result.visual_tokens)], []
-    if result.trigger_layer is not None:
-        steps.append(f"{result.kept_tokens} (trigger layer {result.trigger_layer})")
-    elif result.kept_tokens < result.visual_tokens:
-        steps.append(f"{result.kept_tokens} (before the language model)")
-    else:
-        missing.append("no trigger layer")
-    if result.exit_layer is not None:
-        steps.append(f"0 (exit layer {result.exit_layer})")
-    else:
-        missing.append("no exit layer")
-    return ", ".join([" -> ".join(steps), *missing])
+    """`256 -> 64 (before the language model) -> 12 (trigger layer 14) -> 0 (exit layer 20)`."""
+    steps = [str(result.visual_tokens), *(_cut(result, *cut) for cut in result.cuts)]
+    if len(steps) > _MOST_STEPS:
+        steps = [*steps[:2], "...", *steps[-2:]]
+    notes = ["no trigger layer"] if result.trigger_layer is None and not result.cuts else []
+    if result.exit_layer is None:
+        notes.append("no exit layer")
+    if result.frozen_layers:
+        notes.append(f"frozen in layers {spans(result.frozen_layers)}")
+    return ", ".join([" -> ".join(steps), *notes])
+
+
+def _cut(result: Result, layer: int, count: int) -> str:
+    if layer == result.exit_layer:
+        return f"0 (exit layer {layer})"
+    if layer == 0:
+        return f"{count} (before the language model)"
+    word = "trigger" if result.trigger_layer == layer - 1 else "after"
+    return f"{count} ({word} layer {layer - 1})"
 
 
 def _seconds(pruned: float, dense: float | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from visipruner.cli.ask import Exchange
 from visipruner.cli.models import LoadedModel
+from visipruner.engine.trace import ExampleTrace
 from visipruner.prompts import Reply
 from visipruner.pruners.base import Pruner
 
@@ -22,6 +23,8 @@ class Result:
     Attributes:
         visual_tokens: visual tokens of the prompt, its picture in full size; `kept_tokens`: those left by the first
             cut, `trigger_layer` (all of them where nothing was cut but an exit may follow).
+        cuts: `(layer, tokens)` of every cut: so many enter this layer, and more entered the one before.
+        frozen_layers: layers in which visual tokens only gave keys and values.
         exit_layer: first layer that runs without any visual token, or None.
         flops_cut: fraction of the prompt's multiply-adds that were not done.
         visual_attention_cut: fraction of the attention to and from visual tokens that was not done.
@@ -46,6 +49,8 @@ class Result:
     time_ratio: float | None = None
     first_token_ratio: float | None = None
     overlay: str | None = None
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+    frozen_layers: list[int] = field(default_factory=list)
 
 
 def summarize(image: Path, question: str, exchange: Exchange) -> Result:
@@ -66,6 +71,8 @@ def summarize(image: Path, question: str, exchange: Exchange) -> Result:
         visual_attention_cut=float(trace.visual_attention_cut(0)),
         seconds=reply.seconds,
         first_token_seconds=reply.first_token_seconds,
+        cuts=_cuts(example),
+        frozen_layers=example.frozen,
     )
     if dense is not None:
         result.dense = dense
@@ -73,6 +80,14 @@ def summarize(image: Path, question: str, exchange: Exchange) -> Result:
         result.time_ratio = dense.seconds / reply.seconds
         result.first_token_ratio = dense.first_token_seconds / reply.first_token_seconds
     return result
+
+
+def _cuts(example: ExampleTrace) -> list[tuple[int, int]]:
+    counts = [len(kept) for kept in example.kept[:-1]]
+    first = next((layer for layer, count in enumerate(counts) if count), 0)  # they may come in late
+    before = [example.dense_visual, *counts[first:]]
+    steps = zip(range(first, len(counts)), counts[first:], before, strict=False)
+    return [(layer, count) for layer, count, earlier in steps if count < earlier]
 
 
 def document(loaded: LoadedModel, pruner: Pruner, results: list[Result], repeats: int | None) -> dict[str, Any]:

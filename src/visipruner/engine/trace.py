@@ -41,7 +41,8 @@ class ExampleTrace:
             picture in full size; 0 but for methods that show it smaller.
         grids: per image `(rows, columns)` of its visual tokens, where the layout is a grid, else None.
         tokens_per_image: visual tokens of each image, in prompt order; sums to `num_visual`.
-        trigger_layer: the last layer that ran with every visual token, or None where no layer did, or all did.
+        trigger_layer: the last layer that ran with every visual token, or None where no layer did, or all did. Of a
+            composition: what its first part that has one says, such as VisiPruner's filter layer.
         exit_votes: layers that counted towards the exit, ascending.
         merged: layers on whose entry kept tokens took over what others held.
         renumbered: layers on whose entry rows closed up over tokens that left, so that their positions are not those of

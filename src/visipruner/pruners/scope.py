@@ -46,7 +46,7 @@ def chosen(view: EntryView, parts: Sequence[Tensor], counts: Sequence[int], choo
     """
     if all(count >= len(part) for part, count in zip(parts, counts, strict=True)):
         return None
-    if len(parts) == 1:
+    if len(parts) == 1 and counts[0] > 0:
         return choose(view, counts[0])
     kept, states, has_merged = [], [], False
     for part, count in zip(parts, counts, strict=True):

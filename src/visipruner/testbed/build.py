@@ -1,5 +1,6 @@
 """Assembles the testbed model once into the user's cache directory, and loads it from there."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ IMAGE_SIZE = 336
 # Raise when the assembly changes in a way that hashes of its inputs do not show.
 _FORMAT = 2
 _ABANDONED_SECONDS = 3600
+_UNUSED_SECONDS = 30 * 24 * 3600
 
 
 def cache_root(cache_dir: Path | str | None = None) -> Path:
@@ -36,9 +38,10 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
     """The folder of the assembled model, in the usual Hugging Face format; built at first use (about half a minute,
     650 MB).
 
-    `image_size` 336 gives 576 visual tokens, 224 gives 256. A folder whose inputs or files have changed is built
-    again. The build happens in a temporary folder that is renamed at the end, so an interrupted or concurrent build
-    never leaves half a model.
+    `image_size` 336 gives 576 visual tokens, 224 gives 256. Other inputs have another folder, so that versions of the
+    library side by side do not take each other's; those unused for a month go. A folder whose files have changed is
+    built again. The build happens in a temporary folder that is renamed at the end, so an interrupted or concurrent
+    build never leaves half a model.
 
     Raises MissingWeightsError without the weight packages, ConfigError for an image size that is no multiple of 14.
     """
@@ -53,16 +56,19 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
         "trained": sha256(trained) if trained.exists() else "missing",
     }
     root = cache_root(cache_dir)
-    folder = root / f"testbed-{image_size}"
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    folder = root / f"testbed-{image_size}-{digest[:8]}"
     if not _is_current(folder, inputs):
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
+        _remove_unused(root)
         part = Path(tempfile.mkdtemp(prefix=f"testbed-{image_size}.part-", dir=root))
         try:
             _build(part, image_size, trained, inputs, progress)
             _publish(part, folder, inputs)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    os.utime(folder / MANIFEST)
     return folder
 
 
@@ -136,6 +142,12 @@ def _remove_abandoned(root: Path) -> None:
     for leftover in root.glob("testbed-*.part-*"):
         if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_unused(root: Path) -> None:
+    for manifest in root.glob(f"testbed-*/{MANIFEST}"):
+        if time.time() - manifest.stat().st_mtime > _UNUSED_SECONDS:
+            shutil.rmtree(manifest.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,6 +14,7 @@ from visipruner.engine.host import Host
 from visipruner.errors import ConfigError
 from visipruner.training import Alignment, VisualGates
 from visipruner.training.guide import Guide
+from visipruner.words import spans
 
 PLAIN = "plain"
 PRUNED = "plain + VisiPruner"
@@ -64,20 +65,13 @@ class Span:
         is_late = self.inject > 0
         name = f"{'late-' if is_late else ''}exit {self.inject}-{self.exit}"
         if self.frozen:
-            name += f", frozen {_spans(self.frozen)}"
+            name += f", frozen {spans(self.frozen)}"
         if self.keep is not None:
             name += f", {self.keep} after {self.chooser}"
         followed = {"a": is_late, "f": bool(self.frozen), "b": self.keep is not None, "c": True}
         letters = "+".join(letter for letter, is_on in followed.items() if is_on)
         arm = Arm(name, letters, alignment, fitted=is_late)
         return [arm] if self.keep is not None else _trained_and_not(arm)
-
-
-def _spans(layers: Sequence[int]) -> str:
-    """`(2, 3, 4, 8)` as `2-4 8`."""
-    ends = [layer for layer in layers if layer + 1 not in layers]
-    starts = [layer for layer in layers if layer - 1 not in layers]
-    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _trained_and_not(arm: Arm) -> list[Arm]:
