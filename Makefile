@@ -25,7 +25,7 @@ help: ## This list
 
 demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without pruning; pictures go to out/demo
 	$(BIN)/visipruner testbed build
-	$(BIN)/visipruner run $(DEMO_DRAWING) -q "Where is the cross?" -q "What word is written?" --compare --out out/demo/drawing
+	$(BIN)/visipruner run $(DEMO_DRAWING) -q "Where is the cross?" -q "What color is the cross?" -q "What word is written?" --compare --out out/demo/drawing
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
@@ -34,6 +34,7 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, filter at 12=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
+	  --fixed 'ShortV in 2-5 and 20-23, VisiPruner=shortv:layers=[2,3,4,5,20,21,22,23]+visipruner:shallow_end=0,filter_layer=6,keep_tokens=144,exit_layer=24' \
 	  --fixed 'DivPrune to 216, then VisiPruner=divprune:keep_tokens=216+visipruner:shallow_end=0,filter_layer=12,keep_tokens=128,exit_layer=24' \
 	  --fixed 'DivPrune to 72, then VisiPruner=divprune:keep_tokens=72+visipruner:shallow_end=0,filter_layer=12,keep_tokens=46,exit_layer=24'
 
