@@ -17,7 +17,8 @@ from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.fitprune import FitPrune
 from visipruner.pruners.random import RandomPruner
 
-BLIND = {"random", "uniform", "pool", "schedule", "schedule-some-stay", "shallow-only", "vtw"}  # to what tokens hold
+# To what tokens hold.
+BLIND = {"frozen", "random", "uniform", "pool", "schedule", "schedule-some-stay", "shallow-only", "vtw"}
 CHOOSES = sorted(set(METHODS) - BLIND)
 
 
