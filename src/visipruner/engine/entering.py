@@ -20,6 +20,13 @@ from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun
 
 
+def arguments_for(rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments for running ahead on some `rows`: what it is given for them, and neither mask nor cache."""
+    given = {name: map_tensors(partial(rows.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
+    off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
+    return {**kwargs, **given, **off, "use_cache": False}
+
+
 class RunAhead(Protocol):
     """What a layer's attention would be given for hidden states `[1, n, d]`, and its keyword arguments; queries are
     zeros with `keys_only`, where the model has a map of their own for them."""
@@ -94,14 +101,13 @@ class Entering:
         index = [part[:0] for part in rows.index]
         index[example] = rows.index[example][places]
         chosen = Rows(tuple(index), rows.seq)
-        given = {name: map_tensors(partial(chosen.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
+        given = arguments_for(chosen, kwargs)
         if not rotary:
-            names = [name for name in given if name.startswith("position_embeddings")]
+            names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
             if not names:
                 raise UnsupportedModelError("This model does not show its rotary embeddings; they cannot be left out.")
             for name in names:
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
-        off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
-        (queries, keys, _), used = self._run_ahead(layer, states[None], {**kwargs, **given, **off, "use_cache": False})
+        (queries, keys, _), used = self._run_ahead(layer, states[None], given)
         return queries[0], keys[0], scaling_of(used, queries)

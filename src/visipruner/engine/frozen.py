@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
-from visipruner.engine.arguments import CACHE_NAMES, map_tensors, per_row
-from visipruner.engine.entering import RunAhead
+from visipruner.engine.entering import RunAhead, arguments_for
 from visipruner.engine.present import Waiting
 from visipruner.engine.routed import OtherKeys
 
@@ -22,12 +20,8 @@ def frozen_keys(
     """
     if not waiting.rows.flat.numel():
         return [None] * len(waiting.tokens)
-    given = {
-        name: map_tensors(partial(waiting.placed.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)
-    }
-    off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
-    arguments = {**kwargs, **given, **off, "use_cache": False}
-    (_, keys, values), _ = run_ahead(layer, waiting.states, arguments, keys_only=True)
+    given = arguments_for(waiting.placed, kwargs)
+    (_, keys, values), _ = run_ahead(layer, waiting.states, given, keys_only=True)
     return [
         OtherKeys(
             keys[0, :, span],

@@ -43,8 +43,8 @@ class Span:
                 f"{text!r} says no layers; write 8-24, 8-24:11=64 for 64 tokens after layer 11, or 0-24/2-11 to "
                 "freeze visual rows in layers 2 to 11."
             )
-        first, end, spans, chooser, keep = found.groups()
-        frozen = [range(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", spans)]
+        first, end, passed, chooser, keep = found.groups()
+        frozen = [range(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", passed)]
         return cls(
             int(first),
             int(end),
