@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -145,19 +147,23 @@ def test_shallow_ablations_name_every_condition() -> None:
         assert values[name] == pytest.approx(expected, abs=1e-3), name
 
 
-def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
-    model, inputs, reading = read([5, 0, 6])
-    layers = model.model.language_model.layers
-    visual = reading.visual
+def resting(visual: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A hook that lets visual rows leave a layer as they entered it."""
 
     def rest(module: object, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
         changed[:, visual] = args[0][:, visual]
         return changed
 
+    return rest
+
+
+def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
+    model, inputs, reading = read([5, 0, 6])
+    layers = model.model.language_model.layers
     for layer in (0, 3, LAYERS - 1):
         for measure, cut in ((removal.skip, [layer]), (removal.freeze, [])):
-            hook = layers[layer].register_forward_hook(rest)
+            hook = layers[layer].register_forward_hook(resting(reading.visual))
             weights = edited(cut, reading.rows("all"), reading.rows("visual"), "cut")
             expected = kl(reading.logprobs, oracle_logprobs(model, inputs, reading, weights))
             hook.remove()
@@ -165,6 +171,23 @@ def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
                 found = measure(probe, reading, [layer])
             assert found.name == measure.__name__
             assert found["kl"].values[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_visual_rows_rest_in_a_block_of_layers() -> None:
+    model, inputs, reading = read([5, 0, 6])
+    with Probe(model) as probe:
+        found = removal.freeze_blocks(probe, reading, [0, 2], 3)
+        with pytest.raises(ConfigError, match="must lie within"):
+            removal.freeze_blocks(probe, reading, [LAYERS - 2], 3)
+    assert found["kl"].labels("layer") == [0, 2]
+    for place, start in enumerate([0, 2]):
+        layers = model.model.language_model.layers[start : start + 3]
+        hooks = [layer.register_forward_hook(resting(reading.visual)) for layer in layers]
+        nothing = edited([], reading.rows("all"), reading.rows("visual"), "cut")
+        expected = kl(reading.logprobs, oracle_logprobs(model, inputs, reading, nothing))
+        for hook in hooks:
+            hook.remove()
+        assert found["kl"].values[place] == pytest.approx(expected, abs=1e-3)
 
 
 def test_keeping_tokens_equals_pruned_maps() -> None:

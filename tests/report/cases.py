@@ -102,7 +102,7 @@ def _record(random: np.random.Generator, image: Path, number: int, answers_known
         "visual_tokens": TOKENS,
         "tokens_per_image": [TOKENS],
         "grids": [[ROWS, COLUMNS]],
-        "plan": {"window": 2, "shallow": 2, "stride": 2, "scored": [2, 5], "budgets": [3]},
+        "plan": {"window": 2, "shallow": 2, "block": 2, "stride": 2, "scored": [2, 5], "budgets": [3]},
         "seconds": {"reading": 0.1},
         "parts": {
             "attention": _attention(random),
@@ -111,6 +111,7 @@ def _record(random: np.random.Generator, image: Path, number: int, answers_known
             | outcome("sweep_window", "layer", list(range(LAYERS - 1))),
             "shallow": outcome("shallow", "condition", list(CONDITIONS)),
             "skip": outcome("skip", "layer", [0, 3]),
+            "freeze_blocks": outcome("freeze_blocks", "layer", [0, 2, 4]),
             "cache": outcome("cache", "window", ["0-2", "2-4", "4-6", "0-6"]),
             "influence": _influence(random),
             "scores": _scores(random, answers_known),

@@ -20,7 +20,7 @@ from visipruner.analysis.lens import leading_layer, logit_lens, value_lens
 from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.removal import discard, freeze, keep_only, remove_from_cache, skip
+from visipruner.analysis.removal import discard, freeze, freeze_blocks, keep_only, remove_from_cache, skip
 from visipruner.analysis.results import Labelled, Result
 from visipruner.analysis.stages import Stages
 from visipruner.analysis.summary import Study, find_stages
@@ -39,6 +39,7 @@ __all__ = [
     "discard",
     "find_stages",
     "freeze",
+    "freeze_blocks",
     "keep_only",
     "leading_layer",
     "logit_lens",

@@ -18,12 +18,14 @@ class Plan:
 
     Attributes:
         window: layers in a moving window. shallow: first layers whose visual content is tested.
+        block: layers in a block that is frozen as one.
         stride: layers between tries of the dearer experiments.
         scored: budgets at which scores are compared. budgets: those at which influence is tried.
     """
 
     window: int
     shallow: int
+    block: int
     stride: int
     scored: tuple[int, ...]
     budgets: tuple[int, ...]
@@ -34,6 +36,7 @@ class Plan:
         return cls(
             window=max(1, num_layers // 10),
             shallow=max(1, num_layers // 5),
+            block=max(1, round(num_layers / 8)),
             stride=max(1, num_layers // 10),
             scored=tuple(max(1, num_visual // part) for part in (32, 8)),
             budgets=tuple(max(1, num_visual // part) for part in (32, 16, 8, 4)),
@@ -85,6 +88,13 @@ def measure_freeze(context: Context) -> dict[str, Any]:
     return _named(removal.freeze(context.probe, context.reading, layers))
 
 
+def measure_freeze_blocks(context: Context) -> dict[str, Any]:
+    """The same in several layers in a row, as losses of single layers do not add up."""
+    size = context.plan.block
+    starts = range(0, context.probe.num_layers - size + 1, max(1, size // 2))
+    return _named(removal.freeze_blocks(context.probe, context.reading, starts, size))
+
+
 def measure_cache(context: Context) -> dict[str, Any]:
     """Visual keys gone while decoding, by thirds of the layers and everywhere."""
     last = context.probe.num_layers
@@ -125,6 +135,7 @@ PARTS: dict[str, Measure] = {
     "shallow": measure_shallow,
     "skip": measure_skip,
     "freeze": measure_freeze,
+    "freeze_blocks": measure_freeze_blocks,
     "cache": measure_cache,
     "influence": measure_influence,
     "scores": measure_scores,

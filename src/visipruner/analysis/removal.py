@@ -51,17 +51,41 @@ def _passing(
     probe: Probe, reading: Reading, layers: Iterable[int] | None, batch: int, name: Literal["skip", "freeze"]
 ) -> Result:
     chosen = list(range(probe.num_layers)) if layers is None else list(layers)
-    resting = reading.rows("visual")
-    variants = [Variant(start=layer, resting={layer: resting}) for layer in chosen]
+    variants = [_resting(reading, [layer]) for layer in chosen]
     if name == "skip":
         variants = [
             combined(knockout(reading, "all", "visual", [layer]), variant)
             for layer, variant in zip(chosen, variants, strict=True)
         ]
+    return outcome_arrays(name, _outcomes(probe, reading, variants, batch), chosen)
+
+
+def freeze_blocks(probe: Probe, reading: Reading, starts: Iterable[int], size: int, batch: int = 8) -> Result:
+    """Visual rows pass layers k .. k + size - 1 by unchanged, seen by text rows, for every k of `starts`.
+
+    What layers lose together is more than the sum of what each loses alone, so blocks are tried as blocks. Arrays
+    `[layer]`, labelled by k: kl, agrees, right, logprob.
+
+    Raises ConfigError for a block that reaches beyond the last layer, or is empty.
+    """
+    chosen = list(starts)
+    if size < 1 or any(not 0 <= start <= probe.num_layers - size for start in chosen):
+        raise ConfigError(f"Blocks of {size} layers must lie within the model's {probe.num_layers}.")
+    variants = [_resting(reading, range(start, start + size)) for start in chosen]
+    return outcome_arrays("freeze_blocks", _outcomes(probe, reading, variants, batch), chosen)
+
+
+def _resting(reading: Reading, layers: Sequence[int]) -> Variant:
+    """Visual rows leave these layers, in ascending order, as they entered them."""
+    visual = reading.rows("visual")
+    return Variant(start=layers[0], resting=dict.fromkeys(layers, visual))
+
+
+def _outcomes(probe: Probe, reading: Reading, variants: Sequence[Variant], batch: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for first in range(0, len(variants), batch):
         outcomes += probe.rerun(reading, variants[first : first + batch])
-    return outcome_arrays(name, outcomes, chosen)
+    return outcomes
 
 
 def remove_from_cache(probe: Probe, reading: Reading, windows: Sequence[tuple[int, int]]) -> Result:

@@ -135,6 +135,7 @@ class Study:
             ("shallow", "shallow", "condition"),
             ("skip", "skip", "layer"),
             ("freeze", "freeze", "layer"),
+            ("freeze_blocks", "freeze_blocks", "layer"),
             ("cache", "cache", "window"),
         ):
             if part in self.parts:

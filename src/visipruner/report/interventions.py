@@ -84,7 +84,7 @@ def shallow(document: Document) -> Section | None:
 
 
 def removal(document: Document) -> Section | None:
-    """Skip, freeze, discard, cache."""
+    """Skip, freeze (a layer, a block), discard, cache."""
     pictures = []
     shown = {measure_of(document): "", "kl": "Mean KL divergence in nats, linear below 0.01."}
     if "skip" in document or "freeze" in document:
@@ -95,6 +95,17 @@ def removal(document: Document) -> Section | None:
                 "Visual tokens pass layer k by unchanged, unseen in it (skipped) or seen in it as they are (frozen), "
                 "and are back in the next, against leaving for good at k. Only the layers with a whisker were tried. "
                 f"{unit} {basis(document)}",
+            )
+            for measure, unit in shown.items()
+        ]
+    if "freeze_blocks" in document:
+        block = document["settings"]["plan"]["block"]
+        pictures += [
+            Picture(
+                f"Freezing {block} layers in a row: {MEASURE_NAMES[measure]}",
+                effects.frozen_blocks(document, measure),
+                f"Visual tokens pass layers k to k + {block - 1} by unchanged, but text still sees them there. {unit} "
+                f"{basis(document)}",
             )
             for measure, unit in shown.items()
         ]

@@ -97,6 +97,19 @@ def conditions(document: Document, part: str, measure: str) -> Figure:
 
 
 @drawn
+def frozen_blocks(document: Document, measure: str) -> Figure:
+    """Vision seen but not worked on in a few layers in a row, by the first of them."""
+    figure, axes = style.new_figure()
+    data, size = document["freeze_blocks"], document["settings"]["plan"]["block"]
+    label = f"layers k to k + {size - 1} frozen"
+    style.draw_curve(axes, data["layer"], data[measure], style.BLUE, label, scale=factor(measure), marker="D")
+    finish(axes, document, measure)
+    style.layer_axis(axes, document["model"]["layers"], "first layer k of the block")
+    style.legend_above(axes)
+    return figure
+
+
+@drawn
 def skip_and_discard(document: Document, measure: str) -> Figure:
     """Vision out of one layer, or seen there but not worked on, against vision out from that layer on."""
     figure, axes = style.new_figure()
