@@ -201,16 +201,30 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
     document = {
         "model": {"name": "made-up", "layers": 32, "visual_tokens": 576},
         "stages": {"overall": overall, "filter": chosen, "metric": "kl", "tolerance": 0.05, "notes": []},
+        "settings": {"plan": {"block": 4}},
+        "freeze_blocks": {
+            "layer": [0, 2, 4, 6, 16, 18, 20, 26],
+            "kl": {
+                "mean": [2.0, 0.01, 0.03, 0.04, 0.03, 0.06, -0.01, 0.0],
+                "high": [3.0, 0.04, 0.05, 0.05, 0.05, 0.08, 0.05, 0.01],
+            },
+        },
     }
     (tmp_path / "analysis.json").write_text(json.dumps(document))
     execute(tmp_path, ["7b"], None, None, tmp_path / "plan.json", as_json=False)
     assert "k = 8, e = 24, n = 32 after layer 10" in " ".join(capsys.readouterr().out.split())
     estimate, cautious = json.loads((tmp_path / "plan.json").read_text())["shapes"]
     rows = {row["guidelines"]: row for row in estimate["choices"]}
+    # The best is 20-23 (26-29 is after the exit), then 2-5, then 16-19; 4-7 overlaps, and 6-9 is one too many.
+    assert rows["f+c"]["frozen_layers"] == [2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 22, 23] == rows["f"]["frozen_layers"]
+    assert cautious["suggestion"]["frozen_layers"] == [2, 3, 4, 5]
     assert rows["a+b+c"]["visual_rows"] == [0] * 8 + [576] * 3 + [32] * 13 + [0] * 8
     d, m, n, t = 4096, 11008, 650, 74
     per_layer = {rows: 2 * (4 * rows * d * d + 2 * rows * rows * d + 3 * rows * d * m) for rows in (n, t)}
     assert rows["a+c"]["prefill_flops"] == 16 * per_layer[n] + 16 * per_layer[t]
+    seen = 2 * (2 * t * d * d + 2 * n * d * d + 2 * t * n * d + 3 * t * d * m)
+    assert rows["f+c"]["prefill_flops"] == 12 * seen + 12 * per_layer[n] + 8 * per_layer[t]
+    assert rows["f+c"]["kv_bytes"] == rows["c"]["kv_bytes"]
     assert rows["-"]["train_flops_full"] == 3 * 32 * per_layer[n]
     assert (cautious["suggestion"]["inject_layer"], cautious["suggestion"]["exit_layer"]) == (4, 28)
     with pytest.raises(CliError, match="no analysis"):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from visipruner.cli.errors import CliError
 from visipruner.files import write_json
+from visipruner.words import spans
 
 _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
 
@@ -105,11 +106,15 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             f"  (b) {chosen['budget']} tokens after layer {chosen['layer']}, loss "
             f"{loss['value']:.3f} ({loss['low']:.3f}-{loss['high']:.3f})"
         )
+    for one in result["suggestions"]:
+        if one["frozen_layers"]:
+            console.print(f"  (f) {spans(one['frozen_layers'])} need not work on the image ({one['name']})")
     for note in evidence["notes"]:
         console.print(f"  [dim]{note}[/dim]")
     console.print(
         "  [dim]Measured without training: for (a) text's view of the image was cut while visual rows still passed the "
-        "layers, which rows that come in late do not. Other shapes take the same relative depth and share of tokens: "
+        "layers, which rows that come in late do not; for (f) a few layers in a row were frozen at a time, and losses "
+        "were added up. Other shapes take the same relative depth and share of tokens: "
         "an assumption.[/dim]"
     )
     for part in result["shapes"]:
@@ -127,6 +132,8 @@ def _table(part: dict[str, Any]) -> Table:
     settings = f"k = {own['inject_layer']}, e = {own['exit_layer']}"
     if own["keep_tokens"] is not None:
         settings += f", n = {own['keep_tokens']} after layer {own['filter_layer']}"
+    if own["frozen_layers"]:
+        settings += f", frozen {spans(own['frozen_layers'])}"
     rows = f"{part['visual_rows']} visual, {part['text_rows']} text rows"
     table = Table(title=f"{part['shape']}, {own['name']}: {settings} ({rows})", title_justify="left")
     for name in ("guidelines", "layers with vision", "prefill TFLOPs", "step TFLOPs", "LoRA step", "saved", "KV MB"):
@@ -134,7 +141,7 @@ def _table(part: dict[str, Any]) -> Table:
     for row in part["choices"]:
         table.add_row(
             row["guidelines"],
-            str(row["layers_with_vision"]),
+            str(row["layers_with_vision"]) + (f", {len(row['frozen_layers'])} frozen" if row["frozen_layers"] else ""),
             f"{row['prefill_flops'] / 1e12:.3g}",
             f"{row['train_flops_full'] / 1e12:.3g}",
             f"{row['train_flops_frozen'] / 1e12:.3g}",

@@ -23,6 +23,7 @@ class Suggestion:
     Attributes:
         name: "estimate" takes the point estimates; "cautious" the ends of the 95 % intervals that keep more.
         inject_layer, exit_layer, filter_layer, keep_tokens: see `Alignment`; None where there is no evidence.
+        frozen_layers: those visual rows may pass by, see `Alignment`; empty where there is no evidence.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Suggestion:
     exit_layer: int | None
     filter_layer: int | None
     keep_tokens: int | None
+    frozen_layers: tuple[int, ...] = ()
 
     def scaled(self, num_layers: int, visual_tokens: int) -> Suggestion:
         """The same relative depth, and share of the visual tokens, in a model of another size."""
@@ -42,9 +44,18 @@ class Suggestion:
         kept = (
             None if self.keep_tokens is None else max(1, round(self.keep_tokens * visual_tokens / self.visual_tokens))
         )
-        first = depth(self.inject_layer) or 0
+        frozen = tuple(
+            layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers
+        )
         return Suggestion(
-            self.name, num_layers, visual_tokens, first, depth(self.exit_layer), depth(self.filter_layer), kept
+            name=self.name,
+            num_layers=num_layers,
+            visual_tokens=visual_tokens,
+            inject_layer=depth(self.inject_layer) or 0,
+            exit_layer=depth(self.exit_layer),
+            filter_layer=depth(self.filter_layer),
+            keep_tokens=kept,
+            frozen_layers=frozen,
         )
 
 
@@ -65,8 +76,30 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
         if chooser is not None and leave is not None and chooser >= leave - 1:
             chooser = None  # nothing is left to be sparse
         keep = None if chooser is None or chosen is None else int(chosen["budget"])
-        found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep))
+        frozen = _idle_layers(analysis, "mean" if name == "estimate" else "high", layers if leave is None else leave)
+        found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep, frozen))
     return found
+
+
+def _idle_layers(analysis: Mapping[str, Any], end: str, leave: int) -> tuple[int, ...]:
+    """Blocks before layer `leave` that visual rows pass by at the least loss, for as long as their losses add up to no
+    more than the analysis allows. It measures KL in each of the blocks alone, never all of them together."""
+    blocks = analysis.get("freeze_blocks")
+    stages = analysis["stages"]
+    if blocks is None or stages["metric"] != "kl":
+        return ()
+    size = int(analysis["settings"]["plan"]["block"])
+    chosen: set[int] = set()
+    spent = 0.0
+    for loss, start in sorted(zip(blocks["kl"][end], blocks["layer"], strict=True)):
+        block = range(start, start + size)
+        if block.stop > leave or not chosen.isdisjoint(block):
+            continue
+        spent += max(0.0, loss)
+        if spent > stages["tolerance"]:
+            break
+        chosen.update(block)
+    return tuple(sorted(chosen))
 
 
 @dataclass(frozen=True)
@@ -74,13 +107,15 @@ class Choice:
     """One combination of the guidelines at one shape.
 
     Attributes:
-        guidelines: letters, "-" for the plain model. rows: visual rows in each layer.
+        guidelines: letters, "-" for the plain model. rows: visual rows in each layer. frozen: layers, ascending, in
+            which they only give keys and values.
         prefill: of a prompt. train_full, train_frozen: FLOPs of a step for one example of the same rows, all weights
             trained or the decoder's frozen (LoRA's own are not counted). kv_bytes: of the prompt, two bytes a number.
     """
 
     guidelines: str
     rows: tuple[int, ...]
+    frozen: tuple[int, ...]
     prefill: Macs
     kv_bytes: int
 
@@ -94,12 +129,13 @@ class Choice:
 
 
 def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -> list[Choice]:
-    """Plain, (a), (b), (c) and their combinations for a prompt of `visual` and `text` rows; the output head, which
-    is the same for all, is left out."""
+    """Plain, (a), (b), (c), frozen layers (f) and their combinations for a prompt of `visual` and `text` rows; the
+    output head, which is the same for all, is left out. Layers are frozen only where a suggestion names some."""
     layers = shape.num_layers
     own = suggestion.scaled(layers, visual)
     found = []
-    for letters in ("-", "a", "b", "c", "a+c", "a+b+c"):
+    combinations = ["-", "a", "b", "c", "a+c", "a+b+c", *(["f", "f+c", "f+b+c"] if own.frozen_layers else [])]
+    for letters in combinations:
         rows = []
         for layer in range(layers):
             count = visual
@@ -108,11 +144,14 @@ def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -
             is_early = "a" in letters and layer < own.inject_layer
             is_late = "c" in letters and own.exit_layer is not None and layer >= own.exit_layer
             rows.append(0 if is_early or is_late else count)
+        frozen = tuple(layer for layer in own.frozen_layers if "f" in letters and rows[layer])
         lengths = [text + count for count in rows]
-        work = [LayerWork(n, n, n, n, attention_pairs=n * n) for n in lengths]
-        found.append(
-            Choice(letters, tuple(rows), work_macs(shape, work), expected_kv_bytes(shape, lengths, dtype_bytes=2))
-        )
+        work = []
+        for layer, seen in enumerate(lengths):
+            ran = text if layer in frozen else seen
+            work.append(LayerWork(ran, ran, key_rows=seen, value_rows=seen, attention_pairs=ran * seen))
+        kv_bytes = expected_kv_bytes(shape, lengths, dtype_bytes=2)
+        found.append(Choice(letters, tuple(rows), frozen, work_macs(shape, work), kv_bytes))
     return found
 
 
@@ -124,6 +163,7 @@ def as_rows(found: Sequence[Choice]) -> list[dict[str, Any]]:
             "guidelines": one.guidelines,
             "layers_with_vision": sum(count > 0 for count in one.rows),
             "visual_rows": list(one.rows),
+            "frozen_layers": list(one.frozen),
             "prefill_flops": one.prefill.flops,
             "train_flops_full": one.train_full,
             "train_flops_frozen": one.train_frozen,
