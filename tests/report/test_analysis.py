@@ -28,6 +28,7 @@ NEEDS = {
     "sweeps": {"stages", "kinds", "knockouts", "paper"},
     "shallow": {"shallow", "paper"},
     "skip": {"removal", "paper"},
+    "freeze_blocks": {"removal"},
     "cache": {"removal", "paper"},
     "influence": {"explorer", "stability", "tests"},
     "scores": {"scores", "paper"},
