@@ -9,6 +9,7 @@ import pytest
 from tests.analysis.planted import pictures, planted
 from visipruner import load_pruner
 from visipruner.cli import models
+from visipruner.pruners.composed import Composed
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,31 @@ def test_a_whole_analysis(cli, planted_folder, data, tmp_path):
     assert document["stages"]["overall"]["shallow_end"]["value"] == 3
     assert document["stages"]["overall"]["exit_layer"]["value"] == 5
     assert "shallow ends before layer  3" in result.stdout
-    proposed = document["stages"]["pruner"]
-    assert (proposed is not None) == (out / "pruner.json").exists()
-    if proposed is not None:
-        assert load_pruner(out).settings() == proposed
-        assert [row["name"] for row in document["check"]][:2] == ["dense", "proposed"]
+    assert document["stages"]["pruner"] is None
+    assert not (out / "pruner.json").exists()
     # Again: everything is there already.
     again = cli(*arguments, "--samples", 6, "--checked", 0)
     assert again.exit_code == 0
     assert json.loads((out / "analysis.json").read_text())["sweeps"] == document["sweeps"]
+
+
+def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, data, tmp_path, monkeypatch):
+    # Layers 0 to 3 of the planted model all work on the image.
+    monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: tuple(layers)[:1])
+    out = tmp_path / "out"
+    arguments = ["analyze", "--model", planted_folder, "--data", data, "--out", out, "--max-new-tokens", 2]
+    result = cli(*arguments, "--samples", 6, "--checked", 2, "--tolerance", 1)
+    assert result.exit_code == 0, result.output
+    document = json.loads((out / "analysis.json").read_text())
+    proposed, whole = load_pruner(out), load_pruner(out / "frozen")
+    assert isinstance(whole, Composed)
+    assert proposed.settings() == document["stages"]["pruner"]
+    assert [part.settings() for part in whole.parts] == [{"layers": [3]}, proposed.settings()]
+    dense, first, second, paper = document["check"]
+    assert (dense["name"], first["name"], second["name"]) == ("dense", "proposed", "proposed, frozen in 3")
+    assert (first["settings"], second["settings"]) == (proposed.settings(), whole.settings())
+    assert 0 == dense["flops_cut"] < first["flops_cut"] < second["flops_cut"]
+    assert paper["name"].startswith("paper")
 
 
 def test_only_some_parts(cli, planted_folder, data, tmp_path):

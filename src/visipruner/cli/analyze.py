@@ -13,6 +13,7 @@ from rich.console import Console
 from visipruner.cli import models, saving
 from visipruner.cli.data import samples_of, with_progress
 from visipruner.files import write_json
+from visipruner.words import spans
 
 if TYPE_CHECKING:
     from visipruner.analysis.stages import Stages
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.analysis/1"
+FROZEN_FOLDER = "frozen"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Job:
 
 
 def execute(job: Job) -> None:
-    """Measures, reads off the stages, writes analysis.json, pruner.json, report.html. Raises CliError and its kin."""
+    """Measures, reads off the stages, writes analysis.json, pruner.json, frozen/pruner.json, report.html.
+
+    Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
     from visipruner.analysis.study import Task, check_folder, measure
     from visipruner.report.analysis import write_report  # what it needs is missed now, not after hours
@@ -71,7 +75,7 @@ def execute(job: Job) -> None:
         if stages.pruner is not None and job.checked:
             images = {sample.image for sample in chosen}
             others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
-            _add_check(loaded, stages, others, document, status, job.max_new_tokens)
+            _add_check(job, loaded, stages, others, document, status)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
     write_json(job.out / "analysis.json", document)
     write_report(job.out / "report.html", document, records)
@@ -139,22 +143,26 @@ def _add_stages(
 
 
 def _add_check(
-    loaded: LoadedModel,
-    stages: Stages,
-    samples: list[Sample],
-    document: dict[str, Any],
-    console: Console,
-    max_new_tokens: int,
+    job: Job, loaded: LoadedModel, stages: Stages, samples: list[Sample], document: dict[str, Any], console: Console
 ) -> None:
-    """The proposed settings and the paper's on images that were not analysed."""
+    """The proposed settings, those with idle layers frozen, and the paper's on images that were not analysed."""
     from visipruner.analysis.check import check
+    from visipruner.analysis.idle import full_layers, idle_layers
+    from visipruner.pruners.base import Pruner
+    from visipruner.pruners.composed import Composed
+    from visipruner.pruners.shortv import ShortV
     from visipruner.pruners.visipruner import VisiPruner
 
     if not samples:
         return
     assert stages.pruner is not None
-    pruners = {"proposed": stages.pruner, "paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
-    answered = check(loaded.model, loaded.processor, pruners, samples, max_new_tokens)
+    pruners: dict[str, Pruner] = {"proposed": stages.pruner}
+    if idle := idle_layers(document, full_layers(stages.pruner)):
+        frozen = Composed(parts=(ShortV(layers=idle), stages.pruner))
+        frozen.save_pretrained(job.out / FROZEN_FOLDER)
+        pruners[f"proposed, frozen in {spans(idle)}"] = frozen
+    pruners["paper (LLaVA-1.5's numbers)"] = VisiPruner.paper()
+    answered = check(loaded.model, loaded.processor, pruners, samples, job.max_new_tokens)
     document["check"] = list(with_progress(answered, len(pruners) + 1, console, "Checking on other images"))
 
 

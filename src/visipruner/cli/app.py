@@ -196,7 +196,8 @@ def analyze(
 ) -> None:
     """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
 
-    Writes analysis.json, report.html, and pruner.json with settings for VisiPruner that the evidence supports.
+    Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
+    frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
     """
     from visipruner.cli.analyze import Job, execute
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from visipruner.accounting.exact import Macs, work_macs
 from visipruner.accounting.kv import expected_kv_bytes
+from visipruner.analysis.idle import idle_layers
 from visipruner.engine.trace import LayerWork
 from visipruner.errors import VisiPrunerError
 from visipruner.shape import ModelShape
@@ -76,30 +77,10 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
         if chooser is not None and leave is not None and chooser >= leave - 1:
             chooser = None  # nothing is left to be sparse
         keep = None if chooser is None or chosen is None else int(chosen["budget"])
-        frozen = _idle_layers(analysis, "mean" if name == "estimate" else "high", layers if leave is None else leave)
+        seen = range(layers if leave is None else leave)
+        frozen = idle_layers(analysis, seen, "mean" if name == "estimate" else "high")
         found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep, frozen))
     return found
-
-
-def _idle_layers(analysis: Mapping[str, Any], end: str, leave: int) -> tuple[int, ...]:
-    """Blocks before layer `leave` that visual rows pass by at the least loss, for as long as their losses add up to no
-    more than the analysis allows. It measures KL in each of the blocks alone, never all of them together."""
-    blocks = analysis.get("freeze_blocks")
-    stages = analysis["stages"]
-    if blocks is None or stages["metric"] != "kl":
-        return ()
-    size = int(analysis["settings"]["plan"]["block"])
-    chosen: set[int] = set()
-    spent = 0.0
-    for loss, start in sorted(zip(blocks["kl"][end], blocks["layer"], strict=True)):
-        block = range(start, start + size)
-        if block.stop > leave or not chosen.isdisjoint(block):
-            continue
-        spent += max(0.0, loss)
-        if spent > stages["tolerance"]:
-            break
-        chosen.update(block)
-    return tuple(sorted(chosen))
 
 
 @dataclass(frozen=True)
