@@ -25,6 +25,13 @@ def test_every_combination_with_its_cost_and_loss() -> None:
     assert made[0].pruner == found[0].pruner
     # Ten tokens in layers 0 to 4, five in layer 5.
     assert [one.token_layers for one in made[::2]] == [55, 60, 65]
+    first, longer, _, both, never, _ = made
+    assert all(first.is_as_bold_as(other) for other in made)
+    assert never.is_as_bold_as(never)
+    assert not any(other.is_as_bold_as(first) for other in made[1:])
+    assert longer.is_as_bold_as(both)
+    assert not longer.is_as_bold_as(never)
+    assert not never.is_as_bold_as(longer)
     assert [one.parts_loss for one in made] == pytest.approx([0.05, 0.03, 0.024, 0.004, 0.02, 0.0005])
 
 

@@ -44,8 +44,10 @@ def settle(
     Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
     more. The proposal is therefore run as a whole, and while it loses more than the tolerance, the next is tried, of
     all combinations of parts found at this tolerance and at stricter ones: the cheapest that should be harmless, if
-    parts add up as they did in the worst attempt so far; where none should be, the least harmful. After `TRIES` the
-    best attempt stays, and a note says so.
+    parts add up as they did in the worst attempt so far; where none should be, the least harmful. That may be too
+    cautious, as one part can be to blame: from a harmless attempt on, cheaper ones are tried that should be harmless if
+    parts add up as they did in it, and that are not as bold in every part as one that was harmful. The cheapest
+    harmless attempt stays, after `TRIES` the least harmful, and a note says so.
 
     Args:
         samples: what to run it on, those that `evidence` was measured on; with answers, where the metric is accuracy.
@@ -59,26 +61,55 @@ def settle(
     left = proposals(evidence, [found, *stricter])
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
     bootstrap = Bootstrap([sample.image for sample in samples], seed)
-    attempts: list[Attempt] = []
-    while left and len(attempts) < TRIES:
-        proposal = _next(left, attempts, found.tolerance)
+    tried: list[_Tried] = []
+    while len(tried) < TRIES and (proposal := _next(left, tried, found.tolerance)) is not None:
         left.remove(proposal)
         loss = bootstrap.interval(lambda curve: float(curve[0]), trial.losses(proposal.pruner)[:, None])
-        attempts.append(Attempt(proposal.pruner, proposal.parts_loss, loss))
-        best = min(attempts, key=lambda attempt: attempt.loss.value)
-        yield replace(found, pruner=best.pruner, attempts=list(attempts), notes=_told(found, attempts))
-        if loss.value <= found.tolerance:
-            return
+        tried.append(_Tried(proposal, Attempt(proposal.pruner, proposal.parts_loss, loss)))
+        attempts = [one.attempt for one in tried]
+        best = _best(tried, found.tolerance).attempt
+        yield replace(found, pruner=best.pruner, attempts=attempts, notes=_told(found, attempts, best))
 
 
-def _next(left: Sequence[Proposal], attempts: Sequence[Attempt], tolerance: float) -> Proposal:
-    growth = max((attempt.loss.value / attempt.parts_loss for attempt in attempts), default=0.0)
-    harmless = [proposal for proposal in left if growth * proposal.parts_loss <= tolerance]
-    return harmless[0] if harmless else min(left, key=lambda proposal: proposal.parts_loss)
+@dataclass(frozen=True)
+class _Tried:
+    proposal: Proposal
+    attempt: Attempt
+
+    @property
+    def growth(self) -> float:
+        """What the parts lose together, in what they lose by themselves."""
+        return self.attempt.loss.value / self.attempt.parts_loss
 
 
-def _told(found: Stages, attempts: Sequence[Attempt]) -> list[str]:
-    first, best = attempts[0], min(attempts, key=lambda attempt: attempt.loss.value)
+def _best(tried: Sequence[_Tried], tolerance: float) -> _Tried:
+    """The cheapest harmless attempt, else the least harmful."""
+    harmless = [one for one in tried if one.attempt.loss.value <= tolerance]
+    if harmless:
+        return min(harmless, key=lambda one: one.proposal.token_layers)
+    return min(tried, key=lambda one: one.attempt.loss.value)
+
+
+def _next(left: Sequence[Proposal], tried: Sequence[_Tried], tolerance: float) -> Proposal | None:
+    """The next of `left`, which is sorted by cost; None where none is left, or none that would be better."""
+    if not left:
+        return None
+    harmful = [one.proposal for one in tried if one.attempt.loss.value > tolerance]
+    if len(harmful) == len(tried):
+        growth = max((one.growth for one in tried), default=0.0)
+        hopeful = [proposal for proposal in left if growth * proposal.parts_loss <= tolerance]
+        return hopeful[0] if hopeful else min(left, key=lambda proposal: proposal.parts_loss)
+    best = _best(tried, tolerance)
+    for proposal in left:
+        is_cheaper = proposal.token_layers < best.proposal.token_layers
+        is_hopeful = best.growth * proposal.parts_loss <= tolerance
+        if is_cheaper and is_hopeful and not any(proposal.is_as_bold_as(other) for other in harmful):
+            return proposal
+    return None
+
+
+def _told(found: Stages, attempts: Sequence[Attempt], best: Attempt) -> list[str]:
+    first = attempts[0]
     if first.loss.value <= found.tolerance:
         return list(found.notes)
     unit = " nats" if found.metric == "kl" else ""

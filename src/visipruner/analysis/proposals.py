@@ -32,6 +32,18 @@ class Proposal:
     token_layers: int
     parts_loss: float
 
+    def is_as_bold_as(self, other: Proposal) -> bool:
+        """Whether no part of it, shallow stage, filter or exit, takes less away than the other's."""
+        return all(mine >= theirs for mine, theirs in zip(self._boldness(), other._boldness(), strict=True))
+
+    def _boldness(self) -> tuple[float, ...]:
+        """Larger is bolder, for shallow stage, filter layer, budget and exit."""
+        pruner = self.pruner
+        assert pruner.filter_layer is not None
+        assert pruner.keep_tokens is not None
+        leave = float("inf") if pruner.exit_layer is None else pruner.exit_layer
+        return pruner.shallow_end, -pruner.filter_layer, -pruner.keep_tokens, -leave
+
 
 def proposals(evidence: Evidence, found: Sequence[Stages]) -> list[Proposal]:
     """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
