@@ -35,12 +35,14 @@ def test_every_combination_with_its_cost_and_loss() -> None:
     assert [one.parts_loss for one in made] == pytest.approx([0.05, 0.03, 0.024, 0.004, 0.02, 0.0005])
 
 
-def test_a_filter_below_a_shallow_stage_is_not_combined() -> None:
+@pytest.mark.parametrize("early", [0.001, 0.03])
+def test_a_filter_below_a_shallow_stage_is_combined_with_shorter_ones_only(early: float) -> None:
+    """Whether the filter in layer 0 is harmless at the tolerance of the short stage, or only at that of the long one."""
     below = np.zeros((12, 9))
     below[:, 1:] = 0.02  # shallow to layer 5 at the larger tolerance, not at all at the smaller
     below[:, 6:] = 1.0
     kept = np.ones((12, 2, 4))
-    kept[:, 1, 0] = 0.001
+    kept[:, 1, 0] = early
     kept[:, 1, 3] = 0.0
     discard = np.ones((12, 9))
     discard[:, 8] = 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.boundaries import Boundaries
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap, Interval
 from visipruner.analysis.results import Array
@@ -36,18 +35,16 @@ class FilterChoice:
         return {**vars(self), "loss": self.loss.to_dict()}
 
 
-def filter_choice(
-    evidence: Evidence, overall: Boundaries, tolerance: float, seed: int, num_layers: int
-) -> FilterChoice | None:
-    """The choice with the fewest visual token-layers that is within the tolerance.
+def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: float, seed: int) -> FilterChoice | None:
+    """The choice with the fewest visual token-layers that is within the tolerance, from layer `shallow_end` on and at
+    least two layers before `leave`; None where there is none.
 
     Two things count as evidence for that: the whole interval of its own loss is, or the loss is at its layer and at
     every later one.
     """
-    if not overall.needs_image or evidence.kept.size == 0:
+    if evidence.kept.size == 0:
         return None
     bootstrap = Bootstrap(evidence.images, seed)
-    shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
     whole = evidence.relative_norm.shape[-1]
     best: tuple[float, int, int] | None = None
     for b, budget in enumerate(evidence.budgets):

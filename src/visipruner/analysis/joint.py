@@ -58,7 +58,7 @@ def settle(
         yield found
         return
     stricter = [stages_from(evidence, found.tolerance * _STRICTER**step, seed) for step in range(1, _TOLERANCES)]
-    left = proposals(evidence, [found, *stricter])
+    left = proposals(evidence, [found, *stricter], seed)
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
     bootstrap = Bootstrap([sample.image for sample in samples], seed)
     tried: list[_Tried] = []

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from visipruner.analysis.evidence import Evidence
-from visipruner.analysis.filtering import FilterChoice
+from visipruner.analysis.filtering import FilterChoice, filter_choice
 from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Stages, settings_from
 from visipruner.pruners.visipruner import VisiPruner
@@ -45,10 +45,12 @@ class Proposal:
         return pruner.shallow_end, -pruner.filter_layer, -pruner.keep_tokens, -leave
 
 
-def proposals(evidence: Evidence, found: Sequence[Stages]) -> list[Proposal]:
+def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal]:
     """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
 
-    The cheapest come first; of those that cost the same, the one with the longest shallow stage.
+    A filter comes after the shallow stage it was found with, so filters are also looked for from the ends of the
+    shorter ones on. The cheapest combinations come first; of those that cost the same, the one with the longest
+    shallow stage.
     """
     choices = [(stages, stages.filter) for stages in found if stages.filter is not None]
     if not choices:
@@ -56,8 +58,17 @@ def proposals(evidence: Evidence, found: Sequence[Stages]) -> list[Proposal]:
     num_layers, tolerance = found[0].num_layers, found[0].tolerance
     shallow_ends = {stages.overall.sure_shallow_end for stages, _ in choices}
     leaves = {stages.overall.sure_exit(num_layers) for stages, _ in choices}
+    more = [
+        filter_choice(evidence, shallow_end, stages.overall.sure_exit(num_layers), stages.tolerance, seed)
+        for stages, _ in choices
+        for shallow_end in sorted(shallow_ends)
+    ]
     # The first of those that differ only in thresholds, which a fixed layer and budget do not use.
-    filters = {(choice.layer, choice.budget): choice for _, choice in reversed(choices)}
+    filters = {
+        (choice.layer, choice.budget): choice
+        for choice in reversed([*(choice for _, choice in choices), *more])
+        if choice is not None
+    }
     whole = evidence.relative_norm.shape[-1]
     made = []
     for shallow_end, choice, leave in product(shallow_ends, filters.values(), leaves):

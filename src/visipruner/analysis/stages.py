@@ -88,11 +88,11 @@ def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 
     for name in sorted(set(evidence.types)):
         members = np.flatnonzero(np.array(evidence.types) == name)
         by_type[name] = boundaries(evidence, members, tolerance, seed)
-    choice = filter_choice(evidence, overall, tolerance, seed, num_layers)
-    shallow_end = overall.sure_shallow_end
+    shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
+    choice = filter_choice(evidence, shallow_end, leave, tolerance, seed) if overall.needs_image else None
     filters = [first_layer(row > 0.005, shallow_end + 1) for row in evidence.distance]
     exits = [paper_exit(row, layer) for row, layer in zip(evidence.distance, filters, strict=True)]
-    pruner = None if choice is None else settings_from(shallow_end, choice, overall.sure_exit(num_layers), num_layers)
+    pruner = None if choice is None else settings_from(shallow_end, choice, leave, num_layers)
     notes = _notes(evidence, overall, choice, exits, tolerance, num_layers)
     return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes=notes)
 
