@@ -37,7 +37,7 @@ def test_every_combination_with_its_cost_and_loss() -> None:
 
 @pytest.mark.parametrize("early", [0.001, 0.03])
 def test_a_filter_below_a_shallow_stage_is_combined_with_shorter_ones_only(early: float) -> None:
-    """Whether the filter in layer 0 is harmless at the tolerance of the short stage, or only at that of the long one."""
+    """Harmless in layer 0 at the tolerance of the short stage too, or only at that of the long one."""
     below = np.zeros((12, 9))
     below[:, 1:] = 0.02  # shallow to layer 5 at the larger tolerance, not at all at the smaller
     below[:, 6:] = 1.0
