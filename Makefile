@@ -34,7 +34,7 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, filter at 12=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
-	  --fixed 'ShortV in 2-5 and 20-23, VisiPruner=shortv:layers=[2,3,4,5,20,21,22,23]+visipruner:shallow_end=0,filter_layer=6,keep_tokens=144,exit_layer=24' \
+	  --fixed 'VisiPruner, calibrated, frozen in 2-5=shortv:layers=[2,3,4,5]+visipruner:shallow_end=1,filter_layer=6,keep_tokens=144,exit_layer=24' \
 	  --fixed 'DivPrune to 216, then VisiPruner=divprune:keep_tokens=216+visipruner:shallow_end=0,filter_layer=12,keep_tokens=128,exit_layer=24' \
 	  --fixed 'DivPrune to 72, then VisiPruner=divprune:keep_tokens=72+visipruner:shallow_end=0,filter_layer=12,keep_tokens=46,exit_layer=24'
 
