@@ -73,6 +73,11 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     assert (first["settings"], second["settings"]) == (proposed.settings(), whole.settings())
     assert 0 == dense["flops_cut"] < first["flops_cut"] < second["flops_cut"]
     assert paper["name"].startswith("paper")
+    # Once more, with other evidence: what is not proposed any more does not stay behind.
+    monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: ())
+    assert cli(*arguments, "--samples", 6, "--checked", 2).exit_code == 0
+    assert (out / "pruner.json").exists()
+    assert not (out / "frozen" / "pruner.json").exists()
 
 
 def test_only_some_parts(cli, planted_folder, data, tmp_path):

@@ -125,6 +125,7 @@ def _add_stages(
 ) -> Stages:
     from visipruner.analysis.joint import TRIES
     from visipruner.analysis.summary import Study
+    from visipruner.pruners.base import FILE_NAME
 
     settling = Study(records).settled(
         loaded.model,
@@ -136,6 +137,8 @@ def _add_stages(
     )
     stages: Stages = list(with_progress(settling, TRIES, console, "Trying settings"))[-1]
     document["stages"] = stages.to_dict()
+    for folder in (job.out, job.out / FROZEN_FOLDER):  # an earlier run may have proposed more
+        (folder / FILE_NAME).unlink(missing_ok=True)
     if stages.pruner is not None:
         stages.pruner.check(stages.num_layers)
         stages.pruner.save_pretrained(job.out)
