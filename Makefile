@@ -31,6 +31,7 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
 	$(BIN)/visipruner eval --method all --match flops --cut 0.5 --cut 0.7 --cut 0.85 --samples 40 --out docs/comparison \
 	  --method 'visipruner:shallow_end=0,filter_layer=0,keep_tokens=144,exit_layer=24' \
+	  --method capa:layer=2 --method 'feather:layers=[2,8]' --method 'pyramiddrop:layers=[2,4,8]' \
 	  --fixed 'VisiPruner, calibrated=visipruner' \
 	  --fixed "VisiPruner, LLaVA-1.5's numbers=visipruner:shallow_end=6" \
 	  --fixed 'VisiPruner, filter at 12=visipruner:shallow_end=0,filter_layer=12,keep_tokens=144,exit_layer=24' \
