@@ -13,7 +13,7 @@ from visipruner.evaluation import evaluate
 from visipruner.pruners.registry import make
 
 pytest.importorskip("ray")
-_TIMES = {"seconds", "prefill_seconds"}
+_TIMES = {"seconds", "prefill_seconds", "selection_seconds"}
 
 
 def test_an_actor_records_what_an_evaluation_records(tmp_path: Path) -> None:
