@@ -132,7 +132,7 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 2,
     export: Annotated[bool, typer.Option(help="Put the result where the package reads its weights.")] = False,
 ) -> None:
-    """Train from the packaged parts: vision tower and projector first, then the language model in five parts."""
+    """Train from the packaged parts: vision tower and projector first, then the language model, part by part."""
     import torch
 
     from visipruner.testbed.assembly.trained import export_trained
