@@ -17,11 +17,12 @@ from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fo
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
 from visipruner.testbed.training import course, curve
+from visipruner.testbed.training.attention import Blocks, use_packed_attention
 from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.loop import train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
-from visipruner.testbed.training.sequence import Packer, use_packed_attention
+from visipruner.testbed.training.sequence import Packer
 from visipruner.testbed.training.targets import PatchTargets
 from visipruner.testbed.training.warmstart import WarmStart, warm_start
 
@@ -218,18 +219,17 @@ def test_packed_attention_is_sdpa(model, processor, art):
     decoder = model.model.language_model
     packer = Packer(processor, 16)
     packed = packer.pack([draw_example("packed", 3, art, LayoutOptions(styles=TRAIN_STYLES), 5).questions])
-    prefix = len(packer.prefix)
-    inputs = {
-        "inputs_embeds": torch.randn(1, packed.input_ids.shape[1], 32),
-        "attention_mask": torch.zeros(packed.attention_mask.shape).masked_fill(~packed.attention_mask, -1e30),
-        "position_ids": packed.position_ids,
-        "use_cache": False,
-    }
+    mask = torch.zeros(packed.attention_mask.shape).masked_fill(~packed.attention_mask, -1e30)
+    embeds = torch.randn(1, packed.input_ids.shape[1], 32, requires_grad=True)
+    inputs = {"inputs_embeds": embeds, "position_ids": packed.position_ids, "use_cache": False}
     decoder.set_attn_implementation("sdpa")
-    expected = decoder(**inputs).last_hidden_state
+    expected = decoder(**inputs, attention_mask=mask).last_hidden_state
     use_packed_attention(decoder)
-    given = decoder(**inputs, packed_prefix=prefix).last_hidden_state
+    given = decoder(**inputs, packed=Blocks.of(packed, len(packer.prefix))).last_hidden_state
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
+    direction = torch.randn_like(expected)
+    wanted, found = (torch.autograd.grad(out, embeds, direction)[0] for out in (expected, given))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_every_twelfth_lesson_is_of_easy_vqas_training_part(emoji):

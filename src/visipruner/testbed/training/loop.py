@@ -25,11 +25,12 @@ from visipruner.testbed.assembly.trained import (
     load_trained,
     part_of,
 )
+from visipruner.testbed.training.attention import Blocks, use_packed_attention
 from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.lora import LoraLinear, add_lora, load_lora
 from visipruner.testbed.training.memory import keep_freed_memory
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe
-from visipruner.testbed.training.sequence import PackedBatch, Packer, use_packed_attention
+from visipruner.testbed.training.sequence import PackedBatch, Packer
 from visipruner.testbed.training.sight import as_pixels, vision_features
 from visipruner.testbed.training.warmstart import warm_start
 
@@ -124,15 +125,11 @@ class Trainer:
         embeds = model.get_input_embeddings()(packed.input_ids)
         is_image = (packed.input_ids == model.config.image_token_id)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(is_image, visual.to(embeds.dtype))
-        mask = torch.zeros(packed.attention_mask.shape, dtype=embeds.dtype).masked_fill(
-            ~packed.attention_mask, torch.finfo(embeds.dtype).min
-        )
         hidden = model.model.language_model(
             inputs_embeds=embeds,
-            attention_mask=mask,
             position_ids=packed.position_ids,
             use_cache=False,
-            packed_prefix=prefix,
+            packed=Blocks.of(packed, prefix),
         ).last_hidden_state
         # Logits only where an answer token is predicted: the vocabulary is most of what is left to compute.
         learnt = packed.labels >= 0

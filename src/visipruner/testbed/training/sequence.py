@@ -6,12 +6,10 @@ each other, and each restarts its positions after the prefix, so every question 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, LlavaProcessor, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from torch import Tensor
+from transformers import LlavaProcessor
 
 from visipruner.testbed.assembly.language import IMAGE_TOKEN, SYSTEM_PROMPT
 from visipruner.testbed.scenes import Question
@@ -94,33 +92,3 @@ def block_mask(blocks: Tensor) -> Tensor:
     to_prefix = (blocks == 0)[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return ((same | to_prefix) & causal)[:, None]
-
-
-ATTENTION = "visipruner_packed_questions"
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    packed_prefix: int,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """What sdpa gives for a packed row, in less time: the prefix is plainly causal, and only the questions' rows need
-    the mask. Used through transformers' `AttentionInterface`."""
-    attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
-    start = packed_prefix
-    prefix = attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], is_causal=True)
-    questions = attend(query[:, :, start:], key, value, attn_mask=attention_mask[:, :, start:])
-    return torch.cat((prefix, questions), dim=2).transpose(1, 2), None
-
-
-def use_packed_attention(language_model: PreTrainedModel) -> None:
-    """Let a language model attend so; its forward then takes `packed_prefix`, the number of rows before the questions,
-    and the whole mask."""
-    AttentionInterface.register(ATTENTION, packed_attention)
-    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    language_model.set_attn_implementation(ATTENTION)
