@@ -13,6 +13,7 @@ from visipruner.files import write_atomic, write_json
 from visipruner.testbed.guidelines.lessons import drawn, shipped
 from visipruner.testbed.guidelines.runner import Bench, Plan, experiment
 from visipruner.testbed.guidelines.summary import as_markdown, draw, summarize
+from visipruner.testbed.training.memory import keep_freed_memory
 
 RANK = 32
 
@@ -23,6 +24,7 @@ def run_guidelines(plan: Plan, out: Path, emoji: Path, threads: int) -> dict[str
     Raises ConfigError for an unknown start, and when `out` holds an experiment of another plan.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     bench = small_model(plan, out, emoji)
     found = experiment(bench, plan, out)
     rows = summarize(found)

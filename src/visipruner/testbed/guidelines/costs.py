@@ -1,13 +1,18 @@
-"""What a training step and an answer of each arm cost: seconds taken in turns, FLOPs counted by torch, bytes."""
+"""What a training step and an answer of each arm cost: seconds, FLOPs counted by torch, bytes.
+
+Seconds are taken in rounds, each arm once a round, in another order each time: what ran before decides how warm the
+caches and the allocator are.
+"""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,19 +30,21 @@ from visipruner.testbed.guidelines.passing import image_inputs
 from visipruner.testbed.training.lora import LoraLinear
 from visipruner.testbed.training.sequence import Packer
 
+T = TypeVar("T")
+
 
 def training_costs(
     model: Any, adapted: dict[str, LoraLinear], packer: Packer, arms: Sequence[Arm], lesson: Lesson, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Per arm, for one picture with all its questions, forward and backward:
 
-    `seconds` (median of `rounds`, arms in turns, after one that does not count), `flops` (counted by torch, attention
+    `seconds` (median of `rounds`, after one that does not count), `flops` (counted by torch, attention
     as plain products), `activation_bytes` (what is kept for the backward pass, each storage once).
     """
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
     found: dict[str, dict[str, float]] = {}
     for turn in range(rounds + 1):
-        for arm in arms:
+        for arm in _shuffled(arms, turn):
             with staged(model, arm) as (_, gates):
                 learner = Learner(model, adapted, packer, gates, Pace())
                 model.train()
@@ -51,7 +58,7 @@ def training_costs(
                 seconds[arm.name].append(time.perf_counter() - began)
                 learner.optimizer.zero_grad(set_to_none=True)
     model.eval()
-    return {name: {"seconds": median(seconds[name]), **costs} for name, costs in found.items()}
+    return {name: {"seconds": median(taken), **found[name]} for name, taken in seconds.items()}
 
 
 def _counted(learner: Learner, lesson: Lesson) -> dict[str, float]:
@@ -77,34 +84,39 @@ def _counted(learner: Learner, lesson: Lesson) -> dict[str, float]:
 def inference_costs(
     model: Any, arms: Sequence[Arm], pruner: Pruner | None, features: torch.Tensor, prompt: torch.Tensor, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Per arm, for the prompt `[n]` of one question: `seconds` to the first token without the vision tower (median,
-    arms in turns), exact decoder `flops`, `kv_bytes` left in the cache."""
+    """Per arm, for the prompt `[n]` of one question: `seconds` to the first token without the vision tower (median),
+    exact decoder `flops`, `kv_bytes` left in the cache."""
     model.eval()
     shape = ModelShape.from_config(model.config)
-    seconds: dict[str, list[float]] = {}
+    openings = _openings(model, arms, pruner)
+    seconds: dict[str, list[float]] = {name: [] for name, _ in openings}
     found: dict[str, dict[str, float]] = {}
-    for _ in range(rounds + 1):
-        for name, opened in _in_turn(model, arms, pruner):
+    for turn in range(rounds + 1):
+        for name, opened in _shuffled(openings, turn):
             with opened() as attached, torch.inference_mode():
                 handle, gates = attached if isinstance(attached, tuple) else (attached, None)
                 if gates is not None:
                     gates.eval()
                 began = time.perf_counter()
                 model(input_ids=prompt[None], use_cache=True, logits_to_keep=1, **image_inputs(model, features))
-                seconds.setdefault(name, []).append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - began)
                 found[name] = _exact(shape, handle, len(prompt))
-    return {name: {"seconds": median(seconds[name][1:]), **costs} for name, costs in found.items()}
+    return {name: {"seconds": median(taken[1:]), **found[name]} for name, taken in seconds.items()}
 
 
-def _in_turn(
+def _shuffled(items: Sequence[T], turn: int) -> list[T]:
+    return random.Random(turn).sample(items, len(items))
+
+
+def _openings(
     model: Any, arms: Sequence[Arm], pruner: Pruner | None
 ) -> list[tuple[str, Callable[[], AbstractContextManager[Any]]]]:
-    turns: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [
+    openings: list[tuple[str, Callable[[], AbstractContextManager[Any]]]] = [
         (arm.name, partial(staged, model, arm)) for arm in arms
     ]
     if pruner is not None:
-        turns.append((PRUNED, partial(attach, model, pruner)))
-    return turns
+        openings.append((PRUNED, partial(attach, model, pruner)))
+    return openings
 
 
 def _exact(shape: ModelShape, handle: Any, length: int) -> dict[str, float]:
