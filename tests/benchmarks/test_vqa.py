@@ -118,8 +118,8 @@ def test_vqa_v2_test_goes_to_the_server(tmp_path: Path) -> None:
 
 def test_vqa_v2_validation_is_scored_here(tmp_path: Path) -> None:
     picture(tmp_path / "val2014" / "COCO_val2014_000000000042.jpg")
-    questions = [{"question_id": n, "image_id": 42, "question": "How?"} for n in (1, 2)]
-    said = {1: ["two"] * 10, 2: ["two"] * 2 + ["2"] * 8}
+    said = {1: ["two"] * 10, 2: ["two"] * 2 + ["2"] * 8, 3: ["yes"] * 10, 4: ["2"] * 10}
+    questions = [{"question_id": n, "image_id": 42, "question": "How?"} for n in said]
     annotations = [
         {"question_id": n, "answer_type": "number", "answers": [{"answer": answer} for answer in answers]}
         for n, answers in said.items()
@@ -129,9 +129,11 @@ def test_vqa_v2_validation_is_scored_here(tmp_path: Path) -> None:
     found = open_benchmark(tmp_path)
     assert found.server == ""
     assert found.samples[0].question == "How?" + SHORT
-    assert scores(found, ["2", "two"]) == [0, 1]  # where all agree nothing is normalised
-    assert scores(found, ["two", "2"]) == [1, 1]
-    assert found.submission(answered(found, ["2", "2"]), "dense", tmp_path / "x") is None
+    assert scores(found, ["two", "two", "Yes", "Two"]) == [0, 1, 1, 1]  # where all agree their answer is as it is
+    assert scores(found, ["2", "2", "no", "3"]) == [0, 1, 0, 0]
+    submitted = ["2", "2", "yes", "2"]
+    assert scores(found, submitted) == scores(found, ["The two.", "Two", "Yes.", "a two"])  # as at the server
+    assert found.submission(answered(found, submitted), "dense", tmp_path / "x") is None
 
 
 def test_vizwiz(tmp_path: Path) -> None:

@@ -49,12 +49,14 @@ class VqaV2(SoftVqa):
         return found
 
     def score(self, record: Record, answer: str) -> float | None:
+        """What the official evaluation gives to the text that `submission` would hand in."""
         if not record["answers"]:
             return None
+        submitted = normalize_answer(answer)
         answers = [" ".join(one.split()) for one in record["answers"]]
         if len(set(answers)) == 1:  # the official evaluation normalises only where people disagreed
-            return soft_accuracy(" ".join(answer.split()), answers)
-        return soft_accuracy(normalize_reference(answer), [normalize_reference(one) for one in answers])
+            return soft_accuracy(submitted, answers)
+        return soft_accuracy(normalize_reference(submitted), [normalize_reference(one) for one in answers])
 
     def submission(self, records: Sequence[Record], method: str, stem: Path) -> Path | None:
         if not self.server:
