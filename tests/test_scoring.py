@@ -7,7 +7,22 @@ from visipruner.scoring import is_right, majority_right, normalize, wilson_inter
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(" A cat.", "cat"), ("Top left\nand more", "top left"), ("3", "three"), ("42", "42"), ("The Rocket!", "rocket")],
+    [
+        (" A cat.", "cat"),
+        ("Top left\nand more", "top left"),
+        ("3", "three"),
+        ("42", "42"),
+        ("The Rocket!", "rocket"),
+        ("A", "a"),
+        ("(A).", "a"),
+        ("Vitamin A", "vitamin a"),
+        ("-5", "-5"),
+        ("\u22125", "-5"),
+        ("at most -.5!", "at most - 5"),
+        ("3-5, - 2", "3 5 2"),
+        (" < ", "<"),
+        (" \n", ""),
+    ],
 )
 def test_normalize(given, expected):
     assert normalize(given) == expected
@@ -21,6 +36,16 @@ def test_right_and_wrong():
     assert is_right("3:45", "3:45")
     assert not is_right("one: two", "one")
     assert not is_right("two\nso: one", "one")
+    assert is_right("a.", "A")
+    assert is_right("Temperature: -5", "-5")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", "A"), ("?", "A"), ("The", "A"), ("B:", "A"), ("", ""), ("-", "+"), ("<", ">"), ("-5", "5"), ("5", "-5")],
+)
+def test_articles_and_signs_can_be_the_answer(given, expected):
+    assert not is_right(given, expected)
 
 
 def test_wilson_interval_matches_scipy():
