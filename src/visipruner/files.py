@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and told apart by their content."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +36,15 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal; a process reads it once, and again when its size or time change."""
+    state = path.stat()
+    return _sha256_of(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

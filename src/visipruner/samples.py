@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visipruner.errors import ConfigError
+from visipruner.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Sample:
     def image_name(self) -> str:
         """What records call the image."""
         return self.name or str(self.image)
+
+    @property
+    def image_sha256(self) -> str:
+        """Of the image file's content. Raises ConfigError."""
+        try:
+            return sha256_of(self.image)
+        except OSError as error:
+            raise ConfigError(f"{self.image} cannot be read as an image ({error}).") from error
 
     def named_from(self, folder: Path) -> Sample:
         """The sample with its image named relative to `folder`; as it is where the image lies elsewhere."""

@@ -42,6 +42,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def tsv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
         writer.writeheader()
@@ -54,7 +55,7 @@ def answered(benchmark: Benchmark, answers: Sequence[str], method: str = "dense"
     return [
         {
             "id": sample.id,
-            "image": str(sample.image),
+            "image": sample.image_name,
             "question": sample.question,
             "answers": list(sample.answers),
             "type": sample.type,

@@ -121,10 +121,10 @@ def test_mmbench(tmp_path: Path) -> None:
     first, _, _, fourth, _ = found.samples
     assert first.question == 'Which "one"?\nA. red\nB. blue\nC. lime' + LETTER
     assert fourth.question.startswith('Look.\nWell.\nWhich "one"?\nA. yes\nB. no\nAnswer')
-    assert len({sample.image for sample in found.samples[:3]}) == 1
+    assert [len({one.image_name for one in part}) for part in (found.samples[:3], found.samples[3:])] == [1, 1]
     assert not (tmp_path / "images").exists()  # decoded when asked for
     found.prepare(found.samples[:1])
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["1.png"]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [first.image_name]
     assert Image.open(first.image).getpixel((0, 0)) == (255, 0, 0)
     told = official(found, ["(A)", "red", "C", "B", "no"])
     assert told["scores"] == {"vanilla": 100, "circular": 50}
@@ -132,6 +132,29 @@ def test_mmbench(tmp_path: Path) -> None:
     assert {sample.id for sample in found.choose(2, 0)} in ({"2", "1000002"}, {"1", "1000001", "2000001"})
     part = answered(found, ["A", "C", "B", "A", "A"])[:2]  # not all rotations: no CircularEval
     assert found.official(part, "dense")["scores"] == {"vanilla": 100}
+
+
+def test_the_same_image_is_one_file_in_any_table_and_folder(tmp_path: Path) -> None:
+    """So the rotations of a question are resampled together, and no table finds another's image."""
+    found = open_benchmark(_mmbench(tmp_path / "bench"), images=tmp_path / "images")
+    found.prepare(found.samples)
+    records = answered(found, ["A", "C", "B", "A", "A"])
+    assert [record["image"] for record in records[3:]] == [records[3]["image"]] * 2
+    row = {"index": "1", "question": "Which?", "answer": "A", "category": "math"}
+    table = tsv(tmp_path / "MMStar.tsv", [{**row, "image": encoded("lime")}, {**row, "index": 2, "image": "1"}])
+    for images in (tmp_path / "images", tmp_path / "other", None):
+        other = open_benchmark(table, images=images)
+        other.prepare(other.samples)
+        assert Image.open(other.samples[0].image).getpixel((0, 0)) == (0, 255, 0)
+        assert {sample.image_name for sample in other.samples} == {other.samples[0].image.name}
+        assert other.samples[0].image_name == open_benchmark(table).samples[0].image_name
+
+
+def test_an_image_that_is_not_base64(tmp_path: Path) -> None:
+    row = {"index": "7", "question": "Which?", "answer": "A", "category": "math", "image": "#" * 80}
+    found = open_benchmark(tsv(tmp_path / "MMStar.tsv", [row]))
+    with pytest.raises(ConfigError, match="image of row 7 is not base64"):
+        found.prepare(found.samples)
 
 
 def test_mmbench_in_chinese_and_several_tables(tmp_path: Path) -> None:

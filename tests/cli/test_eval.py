@@ -53,14 +53,29 @@ def test_records_are_the_same_wherever_the_data_lie(cli, planted_folder, data, t
     methods = ["--method", "random", "--match", "flops", "--cut", 0.5, "--max-new-tokens", 1, "--out", out]
     assert cli("eval", "--model", planted_folder, "--data", data, *methods).exit_code == 0
     records = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert {record["image"] for record in records} == {sample.image.name for sample in pictures(tmp_path, 3)}
-    moved.mkdir()
-    pictures(moved, 3)
-    shutil.copy(data, moved)
+    assert {record["image"] for record in records} == {"0.png", "1.png", "2.png"}
+    shutil.copytree(data.parent, moved, ignore=lambda *_: [out.name, moved.name])
     monkeypatch.setattr("visipruner.evaluation.matched", lambda *_: pytest.fail("matched again"))
     monkeypatch.setattr("visipruner.evaluation.runner.Comparison.record", lambda *_: pytest.fail("asked again"))
     again = cli("eval", "--model", planted_folder, "--data", moved / data.name, *methods)
     assert again.exit_code == 0, again.output
+
+
+def test_answers_to_other_data_are_not_mixed(cli, planted_folder, data, tmp_path):
+    out = tmp_path / "out"
+    common = ["eval", "--model", planted_folder, "--method", "random", "--max-new-tokens", 1, "--out", out]
+    assert cli(*common, "--data", data, "--samples", 2).exit_code == 0
+    before = (out / "samples.jsonl").read_text()
+    other = tmp_path / "noisy" / data.name
+    other.parent.mkdir()
+    pictures(other.parent, 3)
+    shutil.copy(data, other)
+    refused = cli(*common, "--data", other)
+    assert (refused.exit_code, "answers about another picture called" in refused.stderr) == (1, True)
+    other.write_text(data.read_text() + "\n")
+    refused = cli(*common, "--data", other)
+    assert (refused.exit_code, "an evaluation with other data;" in refused.stderr) == (1, True)
+    assert (out / "samples.jsonl").read_text() == before
 
 
 def test_matched_budgets(cli, planted_folder, data, tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FixedSchedule, VisiPruner, attach
@@ -95,6 +98,29 @@ def test_an_interrupted_evaluation_goes_on(
         list(evaluate(*tiny, samples, METHODS, max_new_tokens=3, folder=out))
     with pytest.raises(ConfigError, match="other methods"):
         list(evaluate(*tiny, samples, {"early": METHODS["early"]}, max_new_tokens=2, folder=out))
+
+
+def test_answers_belong_to_the_picture_and_not_to_its_name(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, out = [replace(sample, name=sample.image.name) for sample in pictures(tmp_path, 2)], tmp_path / "out"
+    list(evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out))
+    moved = [replace(sample, image=tmp_path / "moved" / sample.name) for sample in samples]
+    shutil.copytree(tmp_path, tmp_path / "moved", ignore=lambda *_: ["out", "moved"])
+    with monkeypatch.context() as patched:
+        patched.setattr(runner_module.Comparison, "record", lambda *_: pytest.fail("asked again"))
+        assert len(list(evaluate(*tiny, moved, METHODS, max_new_tokens=1, folder=out))) == len(samples)
+    Image.new("RGB", (60, 60), "white").save(moved[2].image)
+    assert len(list(evaluate(*tiny, moved[:2], METHODS, max_new_tokens=1, folder=out))) == 2  # it is not asked
+    with pytest.raises(ConfigError, match=r"answers about another picture called 1\.png; choose another --out"):
+        list(evaluate(*tiny, moved, METHODS, max_new_tokens=1, folder=out))
+    assert len((out / "samples.jsonl").read_text().splitlines()) == len(samples)
+
+
+def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"format_version": 2}')
+    with pytest.raises(ConfigError, match="of another version of visipruner; choose another --out"):
+        list(evaluate(*tiny, pictures(tmp_path, 1), METHODS, max_new_tokens=1, folder=tmp_path))
 
 
 def test_bad_methods_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:

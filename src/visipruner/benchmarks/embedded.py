@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
+import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -36,13 +36,14 @@ class EmbeddedImages(MultipleChoice):
         self._temporary = temporary  # goes when this object goes
 
     def prepare(self, samples: Sequence[Sample]) -> None:
-        for path in dict.fromkeys(sample.image for sample in samples):
+        for sample in samples:
+            path = sample.image
             if path.exists():
                 continue
             try:
                 content = base64.b64decode(self._encoded[path], validate=True)
             except binascii.Error as error:
-                raise ConfigError(f"{self.questions}: the image {path.stem} is not base64 ({error}).") from error
+                raise ConfigError(f"{self.questions}: the image of row {sample.id} is not base64 ({error}).") from error
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, partial(_write, content))
 
@@ -60,14 +61,17 @@ def image_folder(images: Path | None) -> tuple[Path, tempfile.TemporaryDirectory
 
 
 def image_of(rows: Mapping[str, Mapping[str, str]], row: Mapping[str, str], folder: Path) -> tuple[Path, str]:
-    """The file a row's image goes to, and its base64. A short text is the index of the row that has the image."""
+    """The file a row's image goes to, and its base64. A short text is the index of the row that has the image.
+
+    The file is named by the hash of the base64: rows with the same image share it, whatever table they are from.
+    """
     key, seen = row["index"], set()
     while len(rows[key]["image"]) <= _LONGEST_REFERENCE and key not in seen:
         seen.add(key)
         key = rows[key]["image"] if rows[key]["image"] in rows else key
     encoded = rows[key]["image"]
     suffix = "png" if encoded.startswith("iVBOR") else "jpg"
-    return folder / f"{re.sub(r'[^0-9A-Za-z_-]+', '_', key)}.{suffix}", encoded
+    return folder / f"{hashlib.sha256(encoded.encode()).hexdigest()[:16]}.{suffix}", encoded
 
 
 def prompt_of(row: Mapping[str, str], instruction: str) -> str:

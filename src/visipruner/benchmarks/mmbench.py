@@ -36,7 +36,8 @@ class MmBench(EmbeddedImages):
             image, text = image_of(rows, row, folder)
             encoded[image] = text
             answers = () if is_nothing(row.get("answer", "")) else (row["answer"].strip(),)
-            samples.append(Sample(image, prompt_of(row, instruction), answers, row.get("category", ""), row["index"]))
+            prompt, kind = prompt_of(row, instruction), row.get("category", "")
+            samples.append(Sample(image, prompt, answers, kind, row["index"], name=image.name))
         found = cls(questions, samples, encoded, temporary)
         if not all(sample.answers for sample in samples):
             found.server = "OpenCompass's MMBench server"

@@ -34,7 +34,8 @@ class MmStar(EmbeddedImages):
             image, encoded_image = image_of(rows, row, folder)
             encoded[image] = encoded_image
             prompt = prompt_of(row, LETTER_ANSWER)
-            samples.append(Sample(image, prompt, (row["answer"].strip(),), row["category"], row["index"]))
+            answers = (row["answer"].strip(),)
+            samples.append(Sample(image, prompt, answers, row["category"], row["index"], name=image.name))
         return cls(questions, samples, encoded, temporary)
 
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:

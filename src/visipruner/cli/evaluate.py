@@ -18,7 +18,7 @@ from visipruner.cli.data import task_of, with_progress
 from visipruner.cli.errors import CliError
 from visipruner.cli.matches import Matches
 from visipruner.errors import VisiPrunerError
-from visipruner.files import write_json
+from visipruner.files import sha256_of, write_json
 
 if TYPE_CHECKING:
     from visipruner.benchmarks import Benchmark
@@ -86,7 +86,7 @@ def execute(job: Job) -> None:
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
     methods, left_out = _methods(job, loaded, chosen, status, processes)
-    records = _records(job, loaded, chosen, methods, status, processes)
+    records = _records(job, loaded, task, chosen, methods, status, processes)
     if processes.is_main:
         document = _document(job, loaded, task, methods, left_out, records, processes.count)
         submissions.write(task, records, document, job.out, status)
@@ -133,6 +133,7 @@ def _fitting(
 
     from visipruner.cli.ask import prepare
     from visipruner.evaluation import matched, share_cut
+    from visipruner.evaluation.folder import key_of
 
     prompts = [
         prepare(loaded, Image.open(sample.image).convert("RGB"), sample.question) for sample in samples[:_MATCHED_ON]
@@ -143,7 +144,7 @@ def _fitting(
     asked = {
         "model": job.model,
         "match": job.match,
-        "samples": [[sample.image_name, sample.question] for sample in samples[:_MATCHED_ON]],
+        "samples": [key_of(sample) for sample in samples[:_MATCHED_ON]],
         "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
     }
     matches = Matches(job.out, asked, processes.is_main)
@@ -174,6 +175,7 @@ def _fitting(
 def _records(
     job: Job,
     loaded: LoadedModel,
+    task: Benchmark,
     samples: Sequence[Sample],
     methods: dict[str, Pruner],
     status: Console,
@@ -190,7 +192,12 @@ def _records(
         methods,
         max_new_tokens=job.max_new_tokens,
         folder=job.out,
-        identity={"model": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
+        identity={
+            "model": job.model,
+            "dtype": loaded.dtype,
+            "attention": loaded.attn,
+            "data": {"file": task.questions.name, "sha256": sha256_of(task.questions)},
+        },
         processes=processes,
         share_images=job.share_images,
         keep_sets=job.keep_sets,

@@ -20,14 +20,14 @@ from visipruner.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
 SETTINGS_FILE = "settings.json"
-_FORMAT = 2
+_FORMAT = 3
 
 Record = dict[str, Any]
 
 
 def key_of(sample: Sample) -> str:
-    """The same for the same image, question and answers, and id where samples have one."""
-    told = json.dumps([sample.image_name, sample.question, sample.answers, *([sample.id] if sample.id else [])])
+    """The same for the same image (its name and its file's content), question, answers and id."""
+    told = json.dumps([sample.image_name, sample.image_sha256, sample.question, sample.answers, sample.id])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -40,6 +40,10 @@ def claim(folder: Path, methods: Mapping[str, Pruner], identity: Mapping[str, An
         write_json(path, settings)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
+    if before.get("format_version") != _FORMAT:
+        raise ConfigError(
+            f"{folder} holds an evaluation of another version of visipruner; choose another --out or delete it."
+        )
     changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
     if changed:
         raise ConfigError(
@@ -48,11 +52,21 @@ def claim(folder: Path, methods: Mapping[str, Pruner], identity: Mapping[str, An
 
 
 def join(folder: Path, samples: Sequence[Sample]) -> dict[str, Record]:
-    """Every finished record by key; `samples.jsonl` holds them all afterwards, in the order of `samples`, and alone."""
+    """Every finished record by key; `samples.jsonl` holds them all afterwards, in the order of `samples`, and alone.
+
+    Raises ConfigError where records are about other pictures of the same names.
+    """
     whole = folder / SAMPLES_FILE
     parts = sorted(folder.glob("samples.*.jsonl"))
     found = {key: record for path in (whole, *parts) for key, record in finished(path).items()}
     order = dict.fromkeys(key_of(sample) for sample in samples)
+    asked = {(sample.image_name, sample.question, sample.answers, sample.id) for sample in samples}
+    for key, record in found.items():
+        told = (record["image"], record["question"], tuple(record["answers"]), record["id"])
+        if key not in order and told in asked:
+            raise ConfigError(
+                f"{folder} holds answers about another picture called {told[0]}; choose another --out or delete it."
+            )
     done = {key: found[key] for key in (*order, *found) if key in found}
     text = "".join(map(_line, done.values()))
     write_atomic(whole, lambda path: path.write_text(text, encoding="utf-8"))

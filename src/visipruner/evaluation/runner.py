@@ -122,7 +122,7 @@ def evaluate(
         methods: by the name they have in tables. The dense model is added, as "dense".
         folder: `samples.jsonl` there gets one line a sample as soon as it is done; an interrupted run goes on after
             the last whole line.
-        identity: what else must be equal for a run to go on (the model's name, its dtype).
+        identity: what else must be equal for a run to go on (the model's name, its dtype, the data).
         processes: with several, this one answers and yields only its share; when all have, `folder.join` has the
             records of all. `folder` must be given and be the same for all.
         share_images, keep_sets: as `Comparison` says; samples that share an image are answered one after the other.
@@ -132,7 +132,8 @@ def evaluate(
     visual_attention_cut (the paper's formula), tokens_per_layer (visual tokens in each layer), and with `keep_sets`
     kept (`{layer: positions}`, where they change).
 
-    Raises ConfigError when `folder` holds another evaluation, or an image cannot be read.
+    Raises ConfigError when `folder` holds another evaluation or answers about other pictures of the same names, or an
+    image cannot be read.
     """
     comparison = Comparison(model, processor, methods, max_new_tokens, share_images, keep_sets)
     if share_images:
@@ -150,7 +151,7 @@ def evaluate(
             files.claim(folder, comparison.methods, settings)
         done = files.finished(folder / SAMPLES_FILE)
     for turn, sample in enumerate(_share(samples, done, processes)):
-        record = done.get(files.key_of(sample))
+        record = done.get(files.key_of(sample)) if done else None
         if record is None:
             record = comparison.record(sample, turn)
             if folder is not None:
@@ -160,7 +161,7 @@ def evaluate(
 
 def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Processes) -> list[Sample]:
     """What falls to this process: as many of the open samples as to any other, and of the finished ones too."""
-    is_done = [files.key_of(sample) in done for sample in samples]
+    is_done = [bool(done) and files.key_of(sample) in done for sample in samples]
     mine: list[int] = []
     for state in (True, False):
         numbers = [number for number, this in enumerate(is_done) if this == state]
