@@ -24,7 +24,7 @@ def test_answers_and_types_are_optional(tmp_path: Path) -> None:
     base = {"image": "a.png", "question": "What?"}
     path = _write(tmp_path, base, "", {**base, "answer": "cat", "type": "name"}, {**base, "answers": ["cat", "tom"]})
     first, second, third = load_samples(path)
-    assert first == Sample(tmp_path / "a.png", "What?")
+    assert first == Sample(tmp_path / "a.png", "What?", name="a.png")
     assert (second.answers, second.type) == (("cat",), "name")
     assert third.answers == ("cat", "tom")
 

@@ -55,7 +55,8 @@ class Sample:
 def load_samples(path: Path) -> list[Sample]:
     """Reads one JSON object a line: `image` (relative to the file), `question`, `answer` or `answers`, `type`.
 
-    Only `image` and `question` are needed. Raises ConfigError that names the line when something is wrong.
+    Only `image` and `question` are needed. Images that lie in the file's folder are named relative to it. Raises
+    ConfigError that names the line when something is wrong.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -81,7 +82,7 @@ def _sample(path: Path, number: int, line: str) -> Sample:
     image = path.parent / record["image"]
     if not image.is_file():
         raise ConfigError(f"{path}, line {number}: there is no image {image}.")
-    return Sample(image, record["question"], tuple(answers), str(record.get("type", "")))
+    return Sample(image, record["question"], tuple(answers), str(record.get("type", ""))).named_from(path.parent)
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int = 0, per_image: int = 2) -> list[Sample]:

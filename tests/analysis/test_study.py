@@ -18,6 +18,7 @@ from visipruner.analysis.study import Task, measure
 from visipruner.analysis.summary import Study
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import VisiPruner
+from visipruner.samples import load_samples
 
 LAYERS = 6
 TASK = Task("tiny", "float32", "sdpa", max_new_tokens=3)
@@ -55,6 +56,29 @@ def test_a_folder_of_another_analysis_is_refused(tiny: tuple[Any, Any], tmp_path
     list(measure(*tiny, samples, task, tmp_path / "out"))
     with pytest.raises(ConfigError, match="another dtype, model"):
         list(measure(*tiny, samples, replace(task, model="other", dtype="bfloat16"), tmp_path / "out"))
+
+
+def test_pictures_of_one_name_are_told_apart(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    task, out = replace(TASK, parts=("lens",)), tmp_path / "out"
+    lines = []
+    for folder in ("day", "night"):
+        (tmp_path / folder).mkdir()
+        question = pictures(tmp_path / folder, 1)[0].question
+        lines.append(json.dumps({"image": f"{folder}/0.png", "question": question}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    samples = load_samples(tmp_path / "data.jsonl")
+    for _ in ("measured", "read again"):
+        records = list(measure(*tiny, samples, task, out))
+        assert [record["image"] for record in records] == [str(sample.image) for sample in samples]
+    pictures(tmp_path / "night", 1)  # other noise
+    list(measure(*tiny, samples, task, out))
+    assert len(list((out / "samples").iterdir())) == 3
+
+
+def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"format_version": 3}')
+    with pytest.raises(ConfigError, match="of another version of visipruner; choose another --out"):
+        list(measure(*tiny, pictures(tmp_path, 1), TASK, tmp_path))
 
 
 def test_bad_parts_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from visipruner.scoring import is_right
 
 SAMPLE_FOLDER = "samples"
 SETTINGS_FILE = "settings.json"
-_FORMAT = 3
+_FORMAT = 4
 
 Record = dict[str, Any]
 
@@ -115,8 +115,8 @@ def _measure_one(
 
 
 def _key(sample: Sample) -> str:
-    """A sample's file name; another question, image or answer is another sample."""
-    told = json.dumps([sample.image.name, sample.question, sample.answers])
+    """A sample's file name; another question, answer or image (its name or its content) is another sample."""
+    told = json.dumps([sample.image_name, sample.image_sha256, sample.question, sample.answers])
     return f"{sample.image.stem}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
 
@@ -134,6 +134,10 @@ def check_folder(folder: Path, task: Task) -> None:
     settings = {key: value for key, value in asdict(task).items() if key != "parts"} | {"format_version": _FORMAT}
     path = folder / SETTINGS_FILE
     before = _load(path)
+    if before and before.get("format_version") != _FORMAT:
+        raise ConfigError(
+            f"{folder} holds an analysis of another version of visipruner; choose another --out or delete it."
+        )
     if before and before != settings:
         changed = sorted(key for key in settings if before.get(key) != settings[key])
         raise ConfigError(
