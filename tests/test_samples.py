@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from visipruner.benchmarks.reading import read_jsonl
 from visipruner.errors import ConfigError
 from visipruner.samples import Sample, load_samples, spread
 from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
@@ -16,7 +17,7 @@ from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
 def _write(folder: Path, *lines: object) -> Path:
     (folder / "a.png").write_bytes(b"")
     path = folder / "data.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
     return path
 
 
@@ -27,6 +28,13 @@ def test_answers_and_types_are_optional(tmp_path: Path) -> None:
     assert first == Sample(tmp_path / "a.png", "What?", name="a.png")
     assert (second.answers, second.type) == (("cat",), "name")
     assert third.answers == ("cat", "tom")
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    question = "one\u2028two\u2029three\u0085four"
+    line = json.dumps({"image": "a.png", "question": question}, ensure_ascii=False)
+    assert [sample.question for sample in load_samples(_write(tmp_path, line, line))] == [question] * 2
+    assert [record["question"] for record in read_jsonl(_write(tmp_path, line, line))] == [question] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and told apart by their content."""
+"""Files that are written whole or not at all, lines that are whole, and files told apart by their content."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that end in a newline, without it; what an interruption cut off does not count.
+
+    Only a newline ends a line: JSON may hold the other signs that `str.splitlines` takes for an end as they are.
+    """
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
 
 
 def sha256_of(path: Path) -> str:

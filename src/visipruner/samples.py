@@ -59,7 +59,7 @@ def load_samples(path: Path) -> list[Sample]:
     ConfigError that names the line when something is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}); --data takes a JSONL file.") from error
     samples = [_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -16,7 +16,9 @@ from tests.analysis.planted import pictures, planted
 from visipruner import FixedSchedule, VisiPruner, attach
 from visipruner.errors import ConfigError
 from visipruner.evaluation import DENSE, evaluate, matched
+from visipruner.evaluation import folder as files
 from visipruner.evaluation import runner as runner_module
+from visipruner.evaluation.processes import Processes
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.registry import make
 
@@ -98,6 +100,16 @@ def test_an_interrupted_evaluation_goes_on(
         list(evaluate(*tiny, samples, METHODS, max_new_tokens=3, folder=out))
     with pytest.raises(ConfigError, match="other methods"):
         list(evaluate(*tiny, samples, {"early": METHODS["early"]}, max_new_tokens=2, folder=out))
+
+
+def test_only_a_newline_ends_a_line_of_records(tmp_path: Path) -> None:
+    records = {name: {"key": name, "question": "one\u2028two\u2029three\u0085four\x0b?"} for name in ("a", "b")}
+    for record in records.values():
+        files.append(tmp_path, record, Processes())
+    assert files.finished(tmp_path / "samples.jsonl") == records
+    with (tmp_path / "samples.jsonl").open("ab") as file:
+        file.write('{"key": "猫'.encode()[:-1])  # the power went off within a character
+    assert files.finished(tmp_path / "samples.jsonl") == records
 
 
 def test_answers_belong_to_the_picture_and_not_to_its_name(

@@ -65,3 +65,13 @@ def test_without_a_file_nothing_is_kept(scenes):
     assert log.known("own", samples) == ["a", "b"]
     assert log.known("blank", samples) is None
     log.remove()
+
+
+def test_answers_that_an_interruption_cut_off_are_given_again(tmp_path, scenes):
+    path, samples = tmp_path / "log.jsonl", load_test_set(scenes)[:2]
+    AnswerLog(path, {"batch": 1}).note("answering", samples, ["one\u2028two", "three"])
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write('{"pass": "猫'.encode()[:-1])  # within a character
+    assert AnswerLog(path, {"batch": 1}).known("answering", samples) == ["one\u2028two", "three"]
+    assert path.read_bytes() == whole

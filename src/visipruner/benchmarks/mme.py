@@ -87,7 +87,7 @@ def _truths(folder: Path) -> dict[tuple[str, str], str]:
     nested = folder / "questions_answers_YN"
     found = {}
     for path in sorted((nested if nested.is_dir() else folder).glob("*.txt")):
-        for line in read_text(path).splitlines():
+        for line in read_text(path).split("\n"):
             question, tab, answer = line.partition("\t")
             if tab:
                 found[path.stem, _bare(question)] = answer.strip().lower()

@@ -38,7 +38,7 @@ def read_json(path: Path, *keys: str) -> Any:
 def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
     """One object a line, each with `keys`. Raises ConfigError that names the line."""
     records = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from visipruner.errors import ConfigError
 from visipruner.evaluation.processes import Processes
-from visipruner.files import write_atomic, write_json
+from visipruner.files import whole_lines, write_atomic, write_json
 from visipruner.pruners.base import Pruner
 from visipruner.samples import Sample
 
@@ -79,8 +79,7 @@ def finished(path: Path) -> dict[str, Record]:
     """The whole lines of a file by key; one that an interruption cut off does not count."""
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return {record["key"]: record for record in (json.loads(line) for line in lines if line.endswith("\n"))}
+    return {record["key"]: record for record in map(json.loads, whole_lines(path))}
 
 
 def append(folder: Path, record: Record, processes: Processes) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from visipruner.errors import ConfigError
+from visipruner.files import whole_lines
 from visipruner.testbed.testset import Sample
 
 _Key = tuple[str, str, str]
@@ -26,8 +27,8 @@ class AnswerLog:
         self._given: dict[_Key, str] = {}
         if path is None:
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        first, *others = [json.loads(line) for line in lines if line.endswith("\n")] or [None]
+        lines = whole_lines(path) if path.exists() else []
+        first, *others = [json.loads(line) for line in lines] or [None]
         if first is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
@@ -35,8 +36,8 @@ class AnswerLog:
             raise ConfigError(
                 f"{path} holds answers of an unfinished test with other settings; finish that or delete it."
             )
-        elif not lines[-1].endswith("\n"):  # the interruption came while it was written
-            path.write_text("".join(lines[:-1]), encoding="utf-8")
+        elif not path.read_bytes().endswith(b"\n"):  # the interruption came while it was written
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self._given = {(record["pass"], record["image"], record["question"]): record["given"] for record in others}
 
     def known(self, name: str, samples: Sequence[Sample]) -> list[str] | None:

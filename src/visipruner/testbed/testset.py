@@ -30,7 +30,7 @@ class Sample:
 
 def load_test_set(folder: Path = TEST_FOLDER) -> list[Sample]:
     """All samples of a test folder (`questions.jsonl` beside its pictures), grouped by picture."""
-    lines = (folder / QUESTIONS_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (folder / QUESTIONS_FILE).read_text(encoding="utf-8").split("\n")
     return [_sample(folder, json.loads(line)) for line in lines if line.strip()]
 
 
