@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -43,3 +44,24 @@ def pictures(folder: Path, count: int = 3) -> list[Sample]:
         picture.save(path)
         samples += [Sample(path, question, (), question.split()[0]) for question in QUESTIONS]
     return samples
+
+
+def turned(folder: Path) -> Sample:
+    """A question about a picture of 60 x 40 that its camera held on its side: upright it is 40 x 60."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), "red").save(folder / "turned.jpg", exif=exif)
+    return Sample(folder / "turned.jpg", QUESTIONS[0], ("cat",))
+
+
+def sizes_seen(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[tuple[int, int]]:
+    """Filled with the size of every picture that `module` asks about."""
+    sizes: list[tuple[int, int]] = []
+    original = module.chat_inputs
+
+    def noted(model: Any, processor: Any, picture: Image.Image, question: str) -> Any:
+        sizes.append(picture.size)
+        return original(model, processor, picture, question)
+
+    monkeypatch.setattr(module, "chat_inputs", noted)
+    return sizes

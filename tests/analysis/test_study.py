@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.analysis.planted import pictures, planted
-from visipruner.analysis import study
+from tests.analysis.planted import pictures, planted, sizes_seen, turned
+from visipruner.analysis import check as check_module
+from visipruner.analysis import joint, study
 from visipruner.analysis.check import check
 from visipruner.analysis.parts import PARTS
 from visipruner.analysis.study import Task, measure
@@ -81,12 +82,21 @@ def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> N
         list(measure(*tiny, pictures(tmp_path, 1), TASK, tmp_path))
 
 
+def test_pictures_are_seen_upright(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, early = turned(tmp_path), VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4)
+    sizes = [sizes_seen(monkeypatch, module) for module in (study, joint, check_module)]
+    list(measure(*tiny, [sample], replace(TASK, parts=("lens",))))
+    joint.Trial(*tiny, [sample], "agreement", 1).losses(early)
+    list(check(*tiny, {}, [sample], 1))
+    assert sizes == [[(40, 60)]] * 3
+
+
 def test_bad_parts_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no part 'nothing'"):
         replace(TASK, parts=("nothing",))
     sample = pictures(tmp_path, 1)[0]
     sample.image.write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="cannot be read as an image"):
+    with pytest.raises(ConfigError, match="is not an image that Pillow can read"):
         list(measure(*tiny, [sample], TASK))
     with pytest.raises(ConfigError, match="nothing to summarise"):
         Study([])

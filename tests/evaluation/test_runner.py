@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.analysis.planted import pictures, planted
+from tests.analysis.planted import pictures, planted, sizes_seen, turned
 from visipruner import FixedSchedule, VisiPruner, attach
 from visipruner.errors import ConfigError
 from visipruner.evaluation import DENSE, evaluate, matched
 from visipruner.evaluation import folder as files
 from visipruner.evaluation import runner as runner_module
 from visipruner.evaluation.processes import Processes
+from visipruner.images import open_image
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.registry import make
 
@@ -50,16 +51,22 @@ def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -
         early = record["given"]["early"]
         assert 0 < early["selection_seconds"] < early["prefill_seconds"]
         assert dense["selection_seconds"] < early["selection_seconds"]
-    plain = chat_inputs(*tiny, runner_module._picture(samples[0]), samples[0].question)
+    plain = chat_inputs(*tiny, open_image(samples[0].image), samples[0].question)
     said = tiny[0].generate(**plain, max_new_tokens=3, do_sample=False)[0, plain["input_ids"].shape[1] :]
     assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
+
+
+def test_pictures_are_seen_upright(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sizes_seen(monkeypatch, runner_module)
+    list(evaluate(*tiny, [turned(tmp_path)], METHODS, max_new_tokens=1))
+    assert sizes == [(40, 60)]
 
 
 def test_kept_sets_are_written_where_they_change(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     sample = pictures(tmp_path, 1)[0]
     [record] = evaluate(*tiny, [sample], METHODS, max_new_tokens=1, keep_sets=True)
     with attach(tiny[0], METHODS["early"]) as handle, torch.no_grad():
-        tiny[0](**chat_inputs(*tiny, runner_module._picture(sample), sample.question))
+        tiny[0](**chat_inputs(*tiny, open_image(sample.image), sample.question))
         kept = handle.trace[0].kept
     given = record["given"]["early"]["kept"]
     assert list(given) == ["0", "3", "4"]
@@ -142,7 +149,7 @@ def test_bad_methods_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="the model's last layer is 5"):
         list(evaluate(*tiny, [sample], {"late": FixedSchedule(layers=(99,), keep=(1,))}))
     sample.image.write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match="cannot be read as an image"):
+    with pytest.raises(ConfigError, match="is not an image that Pillow can read"):
         list(evaluate(*tiny, [sample], METHODS))
 
 
@@ -150,7 +157,7 @@ def test_bad_methods_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None
 @pytest.mark.parametrize("axis", ["flops", "tokens"])
 def test_budgets_match_what_is_asked(tiny: tuple[Any, Any], tmp_path: Path, name: str, axis: str) -> None:
     sample = pictures(tmp_path, 1)[0]
-    prompt = chat_inputs(*tiny, runner_module._picture(sample), sample.question)
+    prompt = chat_inputs(*tiny, open_image(sample.image), sample.question)
     settings = {"layers": [1, 2, 4]} if name == "pyramiddrop" else {"layer": 1} if name == "capa" else {}
     found = matched(tiny[0], [prompt], make(name, **settings), axis, 0.4, tolerance=0.03)
     with attach(tiny[0], found) as handle:
@@ -164,7 +171,7 @@ def test_budgets_match_what_is_asked(tiny: tuple[Any, Any], tmp_path: Path, name
 
 def test_budgets_that_cannot_match(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     sample = pictures(tmp_path, 1)[0]
-    prompt = chat_inputs(*tiny, runner_module._picture(sample), sample.question)
+    prompt = chat_inputs(*tiny, open_image(sample.image), sample.question)
     late = make("fastv", layer=5)
     with pytest.raises(ConfigError, match="by its budget alone"):
         matched(tiny[0], [prompt], late, "flops", 0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.analysis.planted import turned
 from tests.report import cases
 from visipruner.analysis.evidence import Metric
 from visipruner.report.analysis import render, write_report
@@ -191,6 +193,15 @@ def test_explorer_tells_what_it_cannot_show(tmp_path: Path) -> None:
     assert "picture-0.png can no longer be read" in gone["missing"]
     assert gone["grid"] == [cases.ROWS, cases.COLUMNS]
     assert several["grid"] is None
+
+
+def test_explorer_shows_pictures_as_the_model_saw_them(tmp_path: Path) -> None:
+    [record] = cases.records(tmp_path, 1)
+    record["image"] = str(turned(tmp_path).image)
+    data = explorer_data(cases.document([record]), [record])
+    assert data is not None
+    shown = base64.b64decode(data["samples"][0]["image"].partition(",")[2])
+    assert Image.open(io.BytesIO(shown)).size == (40, 60)
 
 
 def test_page_stays_small_with_large_maps(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.engine.attach import attach
+from visipruner.images import open_image
 from visipruner.prompts import chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
@@ -34,7 +34,7 @@ def check(
     for name, pruner in {"dense": NoPruning(), **pruners}.items():
         texts, cuts = [], []
         for sample in samples:
-            inputs = chat_inputs(model, processor, Image.open(sample.image).convert("RGB"), sample.question)
+            inputs = chat_inputs(model, processor, open_image(sample.image), sample.question)
             with attach(model, pruner) as handle:
                 texts.append(greedy_reply(model, processor.tokenizer, inputs, max_new_tokens).text)
                 cuts.append(handle.trace.flops_cut(0))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from visipruner.analysis.dictation import greedy_logprobs
@@ -18,6 +17,7 @@ from visipruner.analysis.proposals import Proposal, proposals
 from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Attempt, Stages, stages_from
 from visipruner.engine.attach import attach
+from visipruner.images import open_image
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.base import Pruner
 from visipruner.samples import Sample
@@ -144,8 +144,7 @@ class Trial:
         """`[S]`: what pruning loses on every sample, in the metric's unit."""
         losses = []
         for number, sample in enumerate(self._samples):
-            picture = Image.open(sample.image).convert("RGB")
-            inputs = chat_inputs(self._model, self._processor, picture, sample.question)
+            inputs = chat_inputs(self._model, self._processor, open_image(sample.image), sample.question)
             if number == len(self._dense):
                 tokens, logprobs = greedy_logprobs(self._model, inputs, self._max_new_tokens)
                 self._dense.append(_Dense(tokens, logprobs, self._is_right(sample, tokens)))

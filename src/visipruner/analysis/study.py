@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visipruner.analysis.parts import PARTS, Context, Plan
 from visipruner.analysis.probe import Probe
 from visipruner.errors import ConfigError
 from visipruner.files import write_json
+from visipruner.images import open_image
 from visipruner.prompts import chat_inputs
 from visipruner.samples import Sample
 from visipruner.scoring import is_right
@@ -76,11 +75,7 @@ def _measure_one(
     probe: Probe, processor: Any, sample: Sample, task: Task, missing: list[str], record: Record
 ) -> Record:
     started = time.perf_counter()
-    try:
-        picture = Image.open(sample.image).convert("RGB")
-    except OSError as error:
-        raise ConfigError(f"{sample.image} cannot be read as an image ({error}).") from error
-    inputs = chat_inputs(probe.model, processor, picture, sample.question)
+    inputs = chat_inputs(probe.model, processor, open_image(sample.image), sample.question)
     tokenizer = processor.tokenizer
     known = sample.answers[0] if sample.answers else None
 

@@ -212,7 +212,7 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
     from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
     from visipruner.bench.subject import Subject
     from visipruner.cli import models
-    from visipruner.cli.images import open_image
+    from visipruner.images import open_image
     from visipruner.testbed.testset import load_photos
 
     shaped = (job.shape, job.layers, job.tie, job.before, job.after)

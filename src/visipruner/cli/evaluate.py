@@ -129,15 +129,12 @@ def _fitting(
     processes: Processes,
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """The methods that run on this model, with matched budgets where that is asked for; and why others do not."""
-    from PIL import Image
-
     from visipruner.cli.ask import prepare
     from visipruner.evaluation import matched, share_cut
     from visipruner.evaluation.folder import key_of
+    from visipruner.images import open_image
 
-    prompts = [
-        prepare(loaded, Image.open(sample.image).convert("RGB"), sample.question) for sample in samples[:_MATCHED_ON]
-    ]
+    prompts = [prepare(loaded, open_image(sample.image), sample.question) for sample in samples[:_MATCHED_ON]]
     found: dict[str, Pruner] = {}
     left_out: dict[str, str] = {}
     cuts: list[float | None] = [*job.cuts] or [None]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from visipruner.cli import images, models, saving, settings
+from visipruner.cli import models, saving, settings
 from visipruner.cli.errors import CliError
 from visipruner.files import write_atomic, write_json
+from visipruner.images import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,7 @@ def execute(job: Job) -> None:
         raise CliError('A question is empty; give it as -q "What is this?".')
     for path in job.images:
         # Only to complain early; a hundred photographs need not be in memory at once.
-        images.open_image(path)
+        open_image(path)
     models.check_name(job.model)
     if job.out is not None:
         saving.prepare_folder(job.out)
@@ -77,7 +78,7 @@ def _results(job: Job, loaded: LoadedModel, pruner: Pruner, status: Console) -> 
     from visipruner.cli.results import summarize
 
     for number, path in enumerate(job.images, start=1):
-        picture = images.open_image(path)
+        picture = open_image(path)
         for question_number, question in enumerate(job.questions, start=1):
             with status.status("Answering"):
                 inputs = prepare(loaded, picture, question)

@@ -7,14 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
 from visipruner.evaluation.processes import Processes
+from visipruner.images import open_image
 from visipruner.prompts import attached, chat_inputs, greedy_reply
 from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
@@ -59,7 +58,7 @@ class Comparison:
     def record(self, sample: Sample, turn: int) -> Record:
         """What every method does with one sample, in an order that `turn` rotates; before the first, one answer of
         each that does not count. So neither a busy machine nor a warm cache favours one."""
-        inputs = chat_inputs(self.model, self.processor, _picture(sample), sample.question)
+        inputs = chat_inputs(self.model, self.processor, open_image(sample.image), sample.question)
         if not self._is_warm:
             for name in self.methods:
                 self._give(name, inputs, 1)
@@ -167,10 +166,3 @@ def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Pro
         numbers = [number for number, this in enumerate(is_done) if this == state]
         mine += numbers[processes.rank :: processes.count]
     return [samples[number] for number in sorted(mine)]
-
-
-def _picture(sample: Sample) -> Image.Image:
-    try:
-        return Image.open(sample.image).convert("RGB")
-    except OSError as error:
-        raise ConfigError(f"{sample.image} cannot be read as an image ({error}).") from error

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visipruner.errors import ConfigError
+from visipruner.images import open_image
+
 Record = dict[str, Any]
 MOST_SAMPLES = 12
 MOST_BYTES = 3_000_000
@@ -114,9 +117,8 @@ def _map(values: list[list[float]], top: list[list[int]]) -> dict[str, Any]:
 def _image(path: Path) -> tuple[str | None, str]:
     """A small JPEG as a data address, or None and why."""
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except OSError:
+        picture = open_image(path)
+    except (ConfigError, OSError):
         return None, f"The image {path.name} can no longer be read, so only its tokens are drawn."
     picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -6,32 +6,32 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from visipruner.cli.errors import CliError
+from visipruner.errors import ConfigError
 
 MAX_ASPECT = 100
 
 
 def open_image(path: Path) -> Image.Image:
-    """The picture as a viewer shows it: upright, transparent parts on white, RGB. Raises CliError."""
+    """The picture as a viewer shows it: upright, transparent parts on white, RGB. Raises ConfigError."""
     if str(path).startswith(("http:", "https:")):
-        raise CliError(f"{path} is an address; save the image to a file first and give the file.")
+        raise ConfigError(f"{path} is an address; save the image to a file first and give the file.")
     if not path.exists():
-        raise CliError(f"There is no file {path}; check the path.")
+        raise ConfigError(f"There is no file {path}; check the path.")
     if path.is_dir():
-        raise CliError(f"{path} is a folder; name the image files in it, for instance {path}/*.jpg.")
+        raise ConfigError(f"{path} is a folder; name the image files in it, for instance {path}/*.jpg.")
     try:
         with Image.open(path) as file:
             file.load()
             picture = _to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError:
-        raise CliError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
+        raise ConfigError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError:
-        raise CliError(f"{path} has too many pixels to be opened safely; scale it down first.") from None
+        raise ConfigError(f"{path} has too many pixels to be opened safely; scale it down first.") from None
     # Pillow reports a file cut short as OSError, and a damaged PNG as SyntaxError or ValueError.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise CliError(f"{path} is damaged or cut short ({error}); save or download it again.") from None
+        raise ConfigError(f"{path} is damaged or cut short ({error}); save or download it again.") from None
     return _check_shape(path, picture)
 
 
@@ -51,5 +51,5 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _check_shape(path: Path, picture: Image.Image) -> Image.Image:
     width, height = picture.size
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise CliError(f"{path} is {width} x {height} pixels, too narrow to make sense of; crop it first.")
+        raise ConfigError(f"{path} is {width} x {height} pixels, too narrow to make sense of; crop it first.")
     return picture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visipruner.cli.errors import CliError
-from visipruner.cli.images import open_image
+from visipruner.errors import ConfigError
+from visipruner.images import open_image
 
 
 def test_orientation_is_followed(tmp_path):
@@ -48,8 +48,34 @@ def test_a_file_cut_short_is_named(tmp_path, kind, kept):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    with pytest.raises(CliError, match=r"cut\.(png|jpg) is (damaged or cut short|not an image)"):
+    with pytest.raises(ConfigError, match=r"cut\.(png|jpg) is (damaged or cut short|not an image)"):
         open_image(path)
+
+
+@pytest.mark.parametrize("at", [-1, 24])  # a chunk's name, its content
+def test_a_damaged_file_is_named(tmp_path, at):
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "bad.png")
+    content = bytearray((tmp_path / "bad.png").read_bytes())
+    content[content.find(b"IDAT") + at] ^= 0x40
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.png is damaged or cut short"):
+        open_image(tmp_path / "bad.png")
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ConfigError, match="too many pixels"):
+        open_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_ordinary_files_are_as_pillow_has_them(tmp_path, mode, kind):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / f"plain.{kind}")
+    with Image.open(tmp_path / f"plain.{kind}") as plain:
+        assert np.array_equal(open_image(tmp_path / f"plain.{kind}"), plain.convert("RGB"))
 
 
 def test_what_is_no_picture_is_named(tmp_path):
@@ -63,5 +89,5 @@ def test_what_is_no_picture_is_named(tmp_path):
         "line.png": "3000 x 2 pixels",
         ".": "is a folder",
     }.items():
-        with pytest.raises(CliError, match=message):
+        with pytest.raises(ConfigError, match=message):
             open_image(tmp_path / name)
