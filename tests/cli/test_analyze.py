@@ -73,6 +73,13 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     assert (first["settings"], second["settings"]) == (proposed.settings(), whole.settings())
     assert 0 == dense["flops_cut"] < first["flops_cut"] < second["flops_cut"]
     assert paper["name"].startswith("paper")
+    # A part alone: what was measured is measured still, unless the samples are others.
+    assert cli(*arguments, "--samples", 6, "--only", "lens").exit_code == 0
+    kept = json.loads((out / "analysis.json").read_text())
+    assert (kept["stages"], kept["check"]) == (document["stages"], document["check"])
+    assert load_pruner(out).settings() == proposed.settings()
+    assert cli(*arguments, "--samples", 2, "--only", "lens").exit_code == 0
+    assert not {"stages", "check"} & json.loads((out / "analysis.json").read_text()).keys()
     # Once more, with other evidence: what is not proposed any more does not stay behind.
     monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: ())
     assert cli(*arguments, "--samples", 6, "--checked", 2).exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.analysis/1"
+ANALYSIS_FILE = "analysis.json"
 FROZEN_FOLDER = "frozen"
 
 
@@ -76,8 +78,10 @@ def execute(job: Job) -> None:
             images = {sample.image for sample in chosen}
             others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
             _add_check(job, loaded, stages, others, document, status)
+    else:
+        document |= _kept(job.out / ANALYSIS_FILE, document)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
-    write_json(job.out / "analysis.json", document)
+    write_json(job.out / ANALYSIS_FILE, document)
     write_report(job.out / "report.html", document, records)
     _conclude(Console(highlight=False), job, document, stages)
 
@@ -113,6 +117,17 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
         "seconds": {"by_part": seconds},
         **Study(records).summary(),
     }
+
+
+def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The stages and the check of an earlier run, where the evidence for them is still what `document` holds."""
+    from visipruner.analysis.parts import NEEDED_FOR_STAGES
+
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = json.loads(json.dumps(document))
+    if any(before.get(name) != now.get(name) for name in ("model", "settings", *NEEDED_FOR_STAGES)):
+        return {}
+    return {name: before[name] for name in ("stages", "check") if name in before}
 
 
 def _add_stages(
