@@ -70,6 +70,13 @@ def test_scienceqa_asks_the_questions_with_images(tmp_path: Path) -> None:
     assert scores(found, ["E"]) == [0]
 
 
+def test_options_on_one_line_as_llava_converts_scienceqa() -> None:
+    text = "Context: F. Bacon\nQuestion: Which (A) is it?\nOptions: (A) a dog (B) x (y) (C) c (D) d (E) the last one\n"
+    options = options_in(text + LETTER)
+    assert options == {"A": "a dog", "B": "x (y)", "C": "c", "D": "d", "E": "the last one"}
+    assert [letter(answer, options) for answer in ("E", "(e)", "The last one.", "F")] == ["E", "E", "E", None]
+
+
 def _seed(folder: Path) -> Path:
     questions, asked = [], []
     for number, (medium, kind) in enumerate((("image", 1), ("image", 5), ("video", 10))):

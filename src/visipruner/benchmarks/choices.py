@@ -9,6 +9,8 @@ from visipruner.benchmarks.base import Benchmark, Record
 from visipruner.scoring import normalize
 
 _OPTION_LINE = re.compile(r"^([A-H])\. (.*)$", re.MULTILINE)
+_OPTIONS_ON_ONE = re.compile(r"^Options: (?=\()(.*)$", re.MULTILINE)
+_OPTION_AMONG = re.compile(r"\(([A-H])\) (.*?)(?= \([A-H]\) |$)")
 _ALONE = re.compile(r"[(\[]?([A-H])[)\].:,]*", re.IGNORECASE)
 _FIRST = re.compile(r"[(\[]?([A-H])[)\].:,]")
 _NAMED = re.compile(
@@ -17,8 +19,9 @@ _NAMED = re.compile(
 
 
 def options_in(question: str) -> dict[str, str]:
-    """The lines "A. text" of a prompt."""
-    return dict(_OPTION_LINE.findall(question))
+    """The lines "A. text" of a prompt, or of its line "Options: (A) text (B) text" (LLaVA's ScienceQA)."""
+    on_one = _OPTIONS_ON_ONE.search(question)
+    return dict(_OPTION_LINE.findall(question) if on_one is None else _OPTION_AMONG.findall(on_one[1]))
 
 
 def letter(answer: str, options: Mapping[str, str]) -> str | None:
