@@ -49,7 +49,9 @@ def test_rows_say_what_happened() -> None:
     assert half["difference"]["value"] == pytest.approx(-5 / 14)
     assert (half["broken"], half["repaired"]) == (6, 1)
     assert half["agreement"]["value"] == pytest.approx(7 / 14)
-    assert half["is_significant"] is (half["difference"]["high"] < 0)
+    # Images 0 to 2 are unchanged, 3 to 5 lose both answers, the last wins one: totals of 2, 2, 2 and -1.
+    assert half["p"] == half["p_holm"] == pytest.approx(4 / 16)
+    assert half["is_significant"] is False
     assert half["difference"]["low"] <= half["difference"]["value"] <= half["difference"]["high"]
     assert half["visual_tokens"] == 7.5
     assert half["prefill_ratio"] == half["answer_ratio"] == 2.0
@@ -68,10 +70,37 @@ def test_no_difference_is_said() -> None:
     assert "n.s.: no significant difference" in as_markdown(rows)
     clear = summarize([_record(n, "cat", "dog" if n % 5 else "cat") for n in range(24)])
     assert clear[1]["is_significant"] is True
-    assert "n.s." not in as_markdown(clear)
-    same = summarize([_record(n, "cat", "cat") for n in range(6)])[1]
-    assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert same["is_significant"] is False
+    assert " n.s. |" not in as_markdown(clear)
+
+
+def test_without_variation_there_is_no_interval(tmp_path: Path) -> None:
+    """No method differs anywhere, or there is one image only: a resample would be the sample."""
+    same = summarize([_record(n, "cat", "cat") for n in range(6)])
+    assert same[1]["difference"] == {"value": 0.0, "low": None, "high": None}
+    assert (same[1]["p"], same[1]["is_significant"]) == (1.0, False)
+    one = summarize([_record(n, "cat", "dog") for n in range(2)])
+    assert one[1]["difference"] == {"value": -1.0, "low": None, "high": None}
+    assert (one[1]["p"], one[1]["is_significant"]) == (1.0, False)
+    table = as_markdown(one)
+    assert "| dense | 100.0 % (no interval) |" in table
+    assert "| -100.0 (no interval) n.s. | 1 | 1 |" in table
+    draw(one, tmp_path / "chart.png")
+    ranking.draw(one, tmp_path / "ranking.png")
+    assert Image.open(tmp_path / "ranking.png").size[0] > 400
+
+
+def test_significance_is_corrected_for_all_rows_of_the_table() -> None:
+    """Six images lose an answer and none wins one: enough for one setting, not for the first of two."""
+    records = [_record(n, "cat", "dog" if n % 2 and n < 12 else "cat") for n in range(24)]
+    alone = summarize(records)[1]
+    assert alone["p"] == alone["p_holm"] == pytest.approx(2 / 2**6)
+    assert alone["is_significant"] is True
+    for record in records:
+        record["given"] |= {"other": record["given"]["dense"]}
+    rows = summarize(records)
+    assert [row["p_holm"] for row in rows] == [None, pytest.approx(4 / 2**6), 1.0]
+    assert [row["is_significant"] for row in rows] == [None, False, False]
+    assert " n.s. | 0.0312 | 0.0625 |" in as_markdown(rows)
 
 
 def test_unknown_answers_leave_agreement(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def _document(
 ) -> dict[str, Any]:
     import torch
 
-    from visipruner.evaluation import INTERVALS, summarize
+    from visipruner.evaluation import INTERVALS, TEST, summarize
 
     return {
         "schema": SCHEMA,
@@ -247,6 +247,7 @@ def _document(
             **{name: version(name) for name in ("visipruner", "torch", "transformers", "scipy")},
         },
         "intervals": INTERVALS,
+        "test": TEST,
         "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
         "left_out": left_out,
         "rows": summarize(records, scoring=task),

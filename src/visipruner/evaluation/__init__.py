@@ -1,4 +1,4 @@
-"""Methods compared fairly: the same samples, budgets that match, paired intervals.
+"""Methods compared fairly: the same samples, budgets that match, paired intervals and tests.
 
 import visipruner as vp
 
@@ -10,6 +10,7 @@ for row in vp.evaluation.summarize(records):
 
 from visipruner.evaluation.matching import AXES, matched, share_cut
 from visipruner.evaluation.runner import DENSE, evaluate
+from visipruner.evaluation.significance import TEST
 from visipruner.evaluation.summary import INTERVALS, as_markdown, summarize
 
-__all__ = ["AXES", "DENSE", "INTERVALS", "as_markdown", "evaluate", "matched", "share_cut", "summarize"]
+__all__ = ["AXES", "DENSE", "INTERVALS", "TEST", "as_markdown", "evaluate", "matched", "share_cut", "summarize"]

@@ -36,7 +36,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     panels = figure.subplots(1, len(_AXES), sharey=True)
     for panel, (title, cut) in zip(panels, _AXES.items(), strict=True):
-        panel.axhspan(100 * dense[measure]["low"], 100 * dense[measure]["high"], color="0.92", zorder=0)
+        if dense[measure]["low"] is not None:
+            panel.axhspan(100 * dense[measure]["low"], 100 * dense[measure]["high"], color="0.92", zorder=0)
         panel.axhline(100 * dense[measure]["value"], color="0.4", linestyle="--", label=DENSE)
         for number, (name, members) in enumerate(families.items()):
             points = sorted((100 * cut(row, dense), 100 * row[measure]["value"]) for row in members)

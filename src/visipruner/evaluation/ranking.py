@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from visipruner.evaluation.runner import DENSE
+from visipruner.evaluation.significance import LEVEL
 from visipruner.files import write_atomic
 
 UNMATCHED = "settings as given"
@@ -17,8 +18,8 @@ _SURE, _UNSURE = "#0072B2", "0.55"
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a PNG: points lost or won against dense (or answers changed) with 95 % intervals, the best on top.
 
-    Names that end in "@ 50%" share a panel. Differences that are not significant are grey; each row also says how many
-    FLOPs were cut.
+    Names that end in "@ 50%" share a panel. Differences that are not significant after Holm's correction are grey;
+    each row also says how many FLOPs were cut. A row without an interval is a dot.
     """
     from matplotlib.figure import Figure
 
@@ -36,8 +37,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         told = sorted(((_told(row, is_known), row) for row in members), key=lambda pair: pair[0]["value"])
         for place, (found, row) in enumerate(told):
             color = _SURE if row["is_significant"] or not is_known else _UNSURE
-            value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-            axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=2)
+            axes.errorbar(100 * found["value"], place, xerr=_reach(found), fmt="o", color=color, capsize=2)
         names = [f"{_wrapped(row['label'])} ({100 * row['flops_cut']:.0f} %)" for _, row in told]
         axes.set_yticks(range(len(told)), names, fontsize="small")
         axes.set_title(title, fontsize="medium")
@@ -45,6 +45,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("points of accuracy against dense" if is_known else "same answer as dense, %")
         axes.set_ylim(-0.7, most - 0.3)
         axes.grid(axis="x", alpha=0.3)
+    if is_known:
+        figure.supxlabel(f"blue: significant, Holm's p is at most {LEVEL}; grey: not", fontsize="small", color="0.3")
     write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=130))
 
 
@@ -54,6 +56,12 @@ def _wrapped(label: str, most: int = 40) -> str:
     return fill(spaced, most, break_long_words=False, break_on_hyphens=False)
 
 
-def _told(row: dict[str, Any], is_known: bool) -> dict[str, float]:
-    found: dict[str, float] = row["difference" if is_known else "agreement"]
+def _told(row: dict[str, Any], is_known: bool) -> dict[str, Any]:
+    found: dict[str, Any] = row["difference" if is_known else "agreement"]
     return found
+
+
+def _reach(found: dict[str, Any]) -> list[list[float]] | None:
+    if found["low"] is None:
+        return None
+    return [[100 * (found["value"] - found["low"])], [100 * (found["high"] - found["value"])]]

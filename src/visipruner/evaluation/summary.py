@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from visipruner.evaluation.folder import Record
 from visipruner.evaluation.runner import DENSE
+from visipruner.evaluation.significance import LEVEL, holm, sign_flip_p
 from visipruner.scoring import normalize, right_by_any
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 4000, 0
 # How intervals are made, for whoever repeats them.
 INTERVALS = {"level": _LEVEL, "method": "BCa", "resampled": "images", "resamples": _RESAMPLES, "seed": _SEED}
+_LEAST_TOLD = 0.0001  # a smaller p is not told apart
 _MOST_NUMBERS = 2**24  # in memory at once; resampling tens of thousands of images would need gigabytes
 
 Numbers = npt.NDArray[np.float64]
@@ -49,10 +51,12 @@ def summarize(records: Sequence[Record], seed: int = _SEED, scoring: Scoring = _
 
     accuracy (the mean score; null where an answer is not known), difference (to dense, paired) and agreement are
     `{"value", "low", "high"}` with 95 % BCa bootstrap intervals over images (Efron 1987), because questions about
-    one image are not independent. broken and repaired count answers that score less, or more, than the dense one.
-    official is what `scoring` publishes besides, in its own units. `is_significant` says whether the difference's
-    interval leaves out 0. Ratios above 1 mean faster than dense, from summed seconds of the same samples in one run.
-    selection_share is the part of the method's own code in the seconds to the first token.
+    one image are not independent; low and high are null where images do not vary. p is the difference's by a sign-flip
+    test over images, p_holm that p adjusted for all methods of `records`; `is_significant` says whether p_holm is at
+    most 0.05. broken and repaired count answers that score less, or more, than the dense one.
+    official is what `scoring` publishes besides, in its own units. Ratios above 1 mean faster than dense, from summed
+    seconds of the same samples in one run. selection_share is the part of the method's own code in the seconds to the
+    first token.
     """
     images = [record["image"] for record in records]
     names = list(records[0]["given"])
@@ -64,14 +68,16 @@ def summarize(records: Sequence[Record], seed: int = _SEED, scoring: Scoring = _
         right = _scores(records, name, scoring)
         same = np.array([normalize(a["answer"]) == normalize(b["answer"]) for a, b in zip(given, dense, strict=True)])
         changed = None if right is None or dense_right is None else right - dense_right
-        difference = interval(changed, images, seed) if changed is not None and name != DENSE else None
+        compared = None if name == DENSE else changed
         rows.append(
             {
                 "method": name,
                 "samples": len(records),
                 "accuracy": None if right is None else interval(right, images, seed),
-                "difference": difference,
-                "is_significant": None if difference is None else not difference["low"] <= 0 <= difference["high"],
+                "difference": None if compared is None else interval(compared, images, seed),
+                "p": None if compared is None else sign_flip_p(_per_image(compared, images)[0], seed),
+                "p_holm": None,  # these two are known when every p is
+                "is_significant": None,
                 "agreement": interval(same.astype(float), images, seed),
                 "broken": None if changed is None else int((changed < 0).sum()),
                 "repaired": None if changed is None else int((changed > 0).sum()),
@@ -86,20 +92,24 @@ def summarize(records: Sequence[Record], seed: int = _SEED, scoring: Scoring = _
                 "official": scoring.official(records, name),
             }
         )
+    adjusted = iter(holm([row["p"] for row in rows if row["p"] is not None]))
+    for row in rows:
+        row["p_holm"] = None if row["p"] is None else next(adjusted)
+        row["is_significant"] = None if row["p"] is None else row["p_holm"] <= LEVEL
     return rows
 
 
-def interval(values: Numbers, clusters: Sequence[str], seed: int = _SEED) -> dict[str, float]:
-    """Mean of `values` with its 95 % BCa interval; whole clusters are resampled."""
+def interval(values: Numbers, clusters: Sequence[str], seed: int = _SEED) -> dict[str, Any]:
+    """Mean of `values` with its 95 % BCa interval; whole clusters are resampled.
+
+    low and high are None for one cluster, or where all have the same mean: resampling then tells nothing.
+    """
     from scipy.stats import bootstrap
 
-    names = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    member = np.array([names[cluster] for cluster in clusters])
-    sums = np.bincount(member, values)
-    counts = np.bincount(member).astype(float)
+    sums, counts = _per_image(values, clusters)
     value = float(values.mean())
-    if len(names) < 2 or np.ptp(sums / counts) == 0:  # nothing varies, or nothing can be resampled
-        return {"value": value, "low": value, "high": value}
+    if np.ptp(sums / counts) == 0:
+        return {"value": value, "low": None, "high": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a degenerate BCa is answered below
         found = None
@@ -111,7 +121,7 @@ def interval(values: Numbers, clusters: Sequence[str], seed: int = _SEED) -> dic
                 vectorized=True,
                 n_resamples=_RESAMPLES,
                 confidence_level=_LEVEL,
-                batch=max(1, _MOST_NUMBERS // len(names)),
+                batch=max(1, _MOST_NUMBERS // len(sums)),
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
@@ -119,6 +129,13 @@ def interval(values: Numbers, clusters: Sequence[str], seed: int = _SEED) -> dic
                 break
     assert found is not None
     return {"value": value, "low": float(found.low), "high": float(found.high)}
+
+
+def _per_image(values: Numbers, images: Sequence[str]) -> tuple[Numbers, Numbers]:
+    """Sums of `values` and how many there are, both `[images]`."""
+    names = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    member = np.array([names[image] for image in images])
+    return np.bincount(member, values).astype(float), np.bincount(member).astype(float)
 
 
 def _scores(records: Sequence[Record], name: str, scoring: Scoring) -> Numbers | None:
@@ -144,24 +161,31 @@ def _by_type(records: Sequence[Record], right: Numbers) -> dict[str, dict[str, f
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as people paste it, and a second one of the official scores where there are any.
 
-    A difference whose interval holds 0 is marked "n.s.", which the line below the table spells out.
+    What p and "n.s." mean stands below the table.
     """
     lines = [
-        "| method | accuracy (95 % CI) | against dense (95 % CI) | same answer | broken / repaired | "
-        "visual tokens per layer | FLOPs cut (counted) | prefill | whole answer | selection |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| method | accuracy (95 % CI) | against dense (95 % CI; n.s.: p, Holm > {LEVEL}) | p | p, Holm | same answer "
+        "| broken / repaired | visual tokens per layer | FLOPs cut (counted) | prefill | whole answer | selection |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         difference = row["difference"]
         told = "" if difference is None else f"{_points(difference)}{'' if row['is_significant'] else ' n.s.'}"
+        chances = ["" if difference is None else _chance(row[key]) for key in ("p", "p_holm")]
         changed = "" if row["broken"] is None else f"{row['broken']} / {row['repaired']}"
         lines.append(
-            f"| {row['method']} | {_share(row['accuracy'])} | {told} | {100 * row['agreement']['value']:.1f} % "
+            f"| {row['method']} | {_share(row['accuracy'])} | {told} | {' | '.join(chances)} "
+            f"| {100 * row['agreement']['value']:.1f} % "
             f"| {changed} | {row['visual_tokens']:.0f} | {100 * row['flops_cut']:.1f} % "
             f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x | {100 * row['selection_share']:.1f} % |"
         )
-    if any(row["is_significant"] is False for row in rows):
-        lines += ["", "n.s.: no significant difference; the interval of the paired difference to dense holds 0."]
+    if tested := sum(row["p"] is not None for row in rows):
+        lines += [
+            "",
+            "p: two-sided sign-flip test of the paired difference over images; p, Holm: adjusted for the rows tested "
+            f"here, {tested}. n.s.: no significant difference, p, Holm is above {LEVEL}. Each interval is of its row "
+            "alone, and not exact where few answers change; none is given where images do not vary.",
+        ]
     return "\n".join(lines + _official_table(rows))
 
 
@@ -176,11 +200,19 @@ def _official_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _share(found: dict[str, float] | None) -> str:
-    if found is None:
-        return "not known"
-    return f"{100 * found['value']:.1f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
+def _share(found: Mapping[str, Any] | None) -> str:
+    return "not known" if found is None else f"{100 * found['value']:.1f} % ({_bounds(found, '.0f', '-')})"
 
 
-def _points(found: dict[str, float]) -> str:
-    return f"{100 * found['value']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+def _points(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['value']:+.1f} ({_bounds(found, '+.1f', ' to ')})"
+
+
+def _bounds(found: Mapping[str, Any], form: str, between: str) -> str:
+    if found["low"] is None:
+        return "no interval"
+    return between.join(format(100 * found[end], form) for end in ("low", "high"))
+
+
+def _chance(p: float) -> str:
+    return f"{p:.3g}" if p >= _LEAST_TOLD else f"<{_LEAST_TOLD:g}"
