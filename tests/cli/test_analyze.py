@@ -101,6 +101,8 @@ def test_bad_input(fails, planted_folder, llava_folder, data, tmp_path, monkeypa
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
     out = tmp_path / "out"
     assert "--data" in fails("analyze", "--model", planted_folder, "--out", out)
+    without = fails("analyze", "--model", planted_folder, "--data", data, "--out", out, "--metric", "accuracy")
+    assert "needs the right answer of every sample" in without
     assert "no part 'nothing'" in fails("analyze", "--out", out, "--only", "nothing")
     assert "cannot be read as text" in fails("analyze", "--data", tmp_path / "none.jsonl", "--out", out)
     assert "Cannot write to --out" in fails("analyze", "--model", planted_folder, "--data", data, "--out", data)

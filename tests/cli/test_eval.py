@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from tests.analysis.planted import pictures, planted
-from visipruner import VisiPruner
+from visipruner import FastV, VisiPruner
 from visipruner.cli import models
+from visipruner.cli.matches import Matches
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,37 @@ def test_budgets_are_matched_once(cli, planted_folder, data, tmp_path, monkeypat
     assert (after["methods"], after["left_out"]) == (before["methods"], before["left_out"])
 
 
+def test_close_budgets_are_told_apart(cli, planted_folder, data, tmp_path):
+    methods = ["--method", "random", "--method", "random", "--match", "tokens", "--max-new-tokens", 1]
+    common = ["eval", "--model", planted_folder, "--data", data, "--samples", 1, *methods]
+    result = cli(*common, "--cut", 0.518, "--cut", 0.56, "--cut", 0.521, "--cut", 0.56, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    names = ["random @ 51.8%", "random @ 56%", "random @ 52.1%"]
+    assert [row["method"] for row in document["rows"]] == ["dense", *names]
+    assert set(document["methods"]) == set(names)
+
+
+def test_a_comparison_of_nothing_is_refused(cli, planted_folder, data):
+    """The tiny picture has 25 tokens: half of them cannot be cut to within a hundredth."""
+    methods = ["--method", "random", "--match", "tokens", "--cut", 0.501]
+    result = cli("eval", "--model", planted_folder, "--data", data, *methods)
+    assert result.exit_code == 1
+    assert "all were left out" in result.stderr
+    assert "cannot cut 50.1% of tokens" in result.stderr
+
+
+def test_matches_belong_to_their_cut(tmp_path):
+    """Two cuts that one label could stand for."""
+    matches = Matches(tmp_path, {}, writes=True)
+    matches.put("fastv", 0.5, FastV(keep_ratio=0.5))
+    matches.put("fastv", 0.5000001, "none")
+    again = Matches(tmp_path, {}, writes=False)
+    assert again.get("fastv", 0.5) == FastV(keep_ratio=0.5)
+    assert again.get("fastv", 0.5000001) == "none"
+    assert again.get("fastv", None) is None
+
+
 def test_budgets_of_their_own_kind_are_matched_too(cli, planted_folder, data, tmp_path):
     methods = [option for name in ("vtw", "fitprune", "sparsevlm") for option in ("--method", name)]
     methods += ["--match", "tokens", "--cut", 0.5]
@@ -147,5 +179,10 @@ def test_bad_input(fails, planted_folder, data, monkeypatch):
     common = ["eval", "--model", planted_folder, "--data", data]
     assert "--match needs" in fails(*common, "--match", "flops")
     assert "--cut needs" in fails(*common, "--cut", 0.5)
+    assert "above 0 and below 1" in fails(*common, "--match", "flops", "--cut", 1)
+    assert "above 0 and below 1" in fails(*common, "--match", "flops", "--cut", 0.5, "--cut", 0)
+    fixed = ["--fixed", "x=random:keep_ratio=0.5", "--fixed"]
+    assert "2 settings have the name 'x'" in fails(*common, *fixed, "x=fastv:layer=1")
+    assert "the name 'random'" in fails(*common, "--method", "random", *fixed, "random=fastv:layer=1")
     assert "no method 'fastvv'" in fails(*common, "--method", "fastvv")
     assert "--data" in fails("eval", "--model", planted_folder)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from visipruner.cli import models, saving
 from visipruner.cli.data import samples_of, with_progress
+from visipruner.cli.errors import CliError
 from visipruner.files import write_json
 from visipruner.words import spans
 
@@ -60,6 +61,9 @@ def execute(job: Job) -> None:
     models.check_name(job.model)
     available = samples_of(job.model, job.data)
     chosen = spread(available, job.samples, job.seed)
+    has_stages = set(NEEDED_FOR_STAGES) <= set(parts)
+    if has_stages and job.metric == "accuracy" and not all(sample.answers for sample in chosen):
+        raise CliError("--metric accuracy needs the right answer of every sample; take kl or agreement.")
     saving.prepare_folder(job.out)
     models.prepare(job.model)
     status = Console(stderr=True)
@@ -72,7 +76,7 @@ def execute(job: Job) -> None:
     records = list(with_progress(measuring, len(chosen), status, "Analysing samples"))
     document = _document(job, loaded, records)
     stages = None
-    if set(NEEDED_FOR_STAGES) <= set(parts):
+    if has_stages:
         stages = _add_stages(job, loaded, records, chosen, document, status)
         if stages.pruner is not None and job.checked:
             images = {sample.image for sample in chosen}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -68,6 +69,9 @@ def execute(job: Job) -> None:
         raise CliError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
     if job.cuts and job.match is None:
         raise CliError("--cut needs to know of what: --match flops, tokens or attention.")
+    if wrong := [cut for cut in job.cuts if not 0 < cut < 1]:
+        raise CliError(f"--cut is a share above 0 and below 1, as --cut 0.5, not {wrong[0]:g}.")
+    _check_labels(job)
     processes = launched()
     if processes.count > 1 and job.out is None:
         raise CliError("Several processes need --out DIR, a folder that all of them can reach.")
@@ -97,19 +101,47 @@ def _methods(
     job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console, processes: Processes
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """Pruners by their names in the table, and why some were left out."""
-    from visipruner.pruners.registry import available, load_pruner
+    from visipruner.pruners.registry import load_pruner
 
     layers = loaded.model.config.get_text_config().num_hidden_layers
     fixed = {name: settings.pruner_for(spec, job.model, layers) for name, spec in map(_named, job.fixed)}
     fixed |= {str(path): load_pruner(path) for path in job.configs}
-    specs = job.methods or ([] if fixed else ["visipruner"])
-    if EVERY in specs:
-        specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
-    plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in specs}
+    plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in _specs(job)}
     if job.match is None and EVERY not in job.methods:
         return {**fixed, **plain}, {}
     fitting, left_out = _fitting(job, loaded, samples, plain, status, processes)
+    if not fixed and not fitting:
+        raise CliError("No method can be compared with the dense model: all were left out, for the reasons above.")
     return {**fixed, **fitting}, left_out
+
+
+def _specs(job: Job) -> list[str]:
+    """What --method asks for, "all" spelled out."""
+    from visipruner.pruners.registry import available
+
+    specs = job.methods or ([] if job.fixed or job.configs else ["visipruner"])
+    if EVERY in specs:
+        specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
+    return list(dict.fromkeys(specs))
+
+
+def _check_labels(job: Job) -> None:
+    """Raises CliError where two settings would have one name in the table, so that one of them would be lost."""
+    cuts: list[float | None] = [*dict.fromkeys(job.cuts)] or [None]
+    labels = Counter(
+        [
+            *(_named(spec)[0] for spec in dict.fromkeys(job.fixed)),
+            *map(str, dict.fromkeys(job.configs)),
+            *(_label(spec, cut) for spec in _specs(job) for cut in cuts),
+        ]
+    )
+    label, count = labels.most_common(1)[0]
+    if count > 1:
+        raise CliError(f"{count} settings have the name {label!r} in the table; give each a name: --fixed LABEL=SPEC.")
+
+
+def _label(name: str, cut: float | None) -> str:
+    return name if cut is None else f"{name} @ {100 * cut:g}%"
 
 
 def _named(spec: str) -> tuple[str, str]:
@@ -137,7 +169,7 @@ def _fitting(
     prompts = [prepare(loaded, open_image(sample.image), sample.question) for sample in samples[:_MATCHED_ON]]
     found: dict[str, Pruner] = {}
     left_out: dict[str, str] = {}
-    cuts: list[float | None] = [*job.cuts] or [None]
+    cuts: list[float | None] = [*dict.fromkeys(job.cuts)] or [None]
     asked = {
         "model": job.model,
         "match": job.match,
@@ -145,11 +177,9 @@ def _fitting(
         "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
     }
     matches = Matches(job.out, asked, processes.is_main)
-    every = [
-        (name if cut is None else f"{name} @ {cut:.0%}", pruner, cut) for name, pruner in plain.items() for cut in cuts
-    ]
-    for label, pruner, cut in with_progress(every, len(every), status, "Trying methods, matching budgets"):
-        answer = matches.get(label)
+    every = [(name, pruner, cut) for name, pruner in plain.items() for cut in cuts]
+    for name, pruner, cut in with_progress(every, len(every), status, "Trying methods, matching budgets"):
+        answer, label = matches.get(name, cut), _label(name, cut)
         if answer is None:
             try:
                 if cut is None or job.match is None:
@@ -159,7 +189,7 @@ def _fitting(
                     answer = matched(loaded.model, prompts, pruner, job.match, cut)
             except VisiPrunerError as error:
                 answer = str(error)
-            matches.put(label, answer)
+            matches.put(name, cut, answer)
         if isinstance(answer, str):
             left_out[label] = answer
         else:

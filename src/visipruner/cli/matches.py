@@ -33,18 +33,22 @@ class Matches:
             if before["asked"] == self._asked:
                 self._found = before["found"]
 
-    def get(self, label: str) -> Pruner | str | None:
+    def get(self, name: str, cut: float | None) -> Pruner | str | None:
         """The pruner, or the reason why there is none, or None where it was not tried."""
         from visipruner.pruners.registry import make
 
-        found = self._found.get(label)
+        found = self._found.get(_key(name, cut))
         if found is None or isinstance(found, str):
             return found
         return make(found["method"], **found["settings"])
 
-    def put(self, label: str, found: Pruner | str) -> None:
+    def put(self, name: str, cut: float | None, found: Pruner | str) -> None:
         """Notes one answer, at once."""
         told = found if isinstance(found, str) else {"method": found.name, "settings": found.settings()}
-        self._found[label] = told
+        self._found[_key(name, cut)] = told
         if self._path is not None and self._writes:
             write_json(self._path, {"asked": self._asked, "found": self._found})
+
+
+def _key(name: str, cut: float | None) -> str:
+    return json.dumps([name, cut])

@@ -62,8 +62,8 @@ def matched(
     assert best is not None
     if best[0] > (pruner.match_tolerance if tolerance is None else tolerance):
         raise ConfigError(
-            f"{pruner.name} cannot cut {target:.0%} of {axis} by its budget alone (nearest: off by {best[0]:.1%}); "
-            "give it other layers, or leave it out."
+            f"{pruner.name} cannot cut {100 * target:g}% of {axis} by its budget alone (nearest: off by "
+            f"{best[0]:.1%}); give it other layers, or leave it out."
         )
     return best[1]
 
