@@ -13,7 +13,7 @@ from tests.models import LAYERS
 from tests.oracle import oracle, pruned_edit, softmax
 from visipruner.analysis import attention, influence, knockout, lens, removal
 from visipruner.analysis.probe import Probe
-from visipruner.analysis.results import Result
+from visipruner.analysis.results import Labelled, Result
 from visipruner.errors import ConfigError
 from visipruner.influence import influence as influence_of
 
@@ -269,3 +269,13 @@ def test_results_survive_json_and_stacking() -> None:
     together = Result.stack([found, again])
     assert together["kl"].dims == ("sample", "layer")
     assert together["kl"].values.shape == (2, LAYERS - 2)
+    assert together["kl"].labels("layer") == found["kl"].labels("layer")
+
+
+def test_labels_that_differ_are_not_the_first_ones() -> None:
+    made = [
+        Result("made", {"kl": Labelled(np.zeros((2, 1)), ("budget", "score"), "nats", {"budget": own, "score": ["s"]})})
+        for own in ([2, 4], [3, 6])
+    ]
+    together = Result.stack(made)["kl"]
+    assert (together.labels("budget"), together.labels("score")) == ([0, 1], ["s"])

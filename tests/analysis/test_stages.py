@@ -13,6 +13,7 @@ from visipruner import attach
 from visipruner.analysis import find_stages
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.proposals import proposals
 from visipruner.analysis.stages import stages_from
 from visipruner.errors import ConfigError
 
@@ -102,6 +103,22 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert found.pruner.settings()["keep_tokens"] == 5
     assert (found.pruner.shallow_end, found.pruner.filter_layer, found.pruner.exit_layer) == (3, 4, 6)
     assert any("2 places" in note for note in found.notes)
+
+
+def test_a_budget_that_is_a_share_makes_settings_with_a_share() -> None:
+    """Half of the samples have ten tokens, half have four."""
+    evidence = staged_evidence(budgets=[0.2, 0.5])
+    relative = evidence.relative_norm.copy()
+    relative[::2, :, 4:] = np.nan
+    found = stages_from(replace(evidence, relative_norm=relative))
+    assert found.filter is not None
+    assert (found.filter.layer, found.filter.budget) == (4, 0.5)
+    assert found.filter.token_threshold == pytest.approx(0.45)  # fifth of ten: 0.6, second of four: 0.3
+    assert found.pruner is not None
+    assert (found.pruner.keep_tokens, found.pruner.keep_ratio) == (None, 0.5)
+    first, *_ = proposals(evidence, [found])
+    assert (first.pruner.keep_ratio, first.token_layers) == (0.5, 5 * 10 + 1 * 5)
+    assert first.is_as_bold_as(first)
 
 
 def test_an_early_filter_may_be_better_than_a_later_one() -> None:

@@ -53,6 +53,22 @@ def test_the_length_test_is_strict_and_can_leave_nothing() -> None:
     assert not run.observes(10), "nobody is left to wait for"
 
 
+def test_a_share_goes_by_the_tokens_there_are() -> None:
+    run = vp.VisiPruner(keep_ratio=0.5, filter_layer=3)
+    for count, kept in ((1, [0]), (3, [1, 2]), (8, [4, 5, 6, 7])):
+        norms = [0.1 * (token + 1) for token in range(count)]
+        view = _view([1.0] * count, norms)
+        assert (_select(run.start(), 3, view) or [0]) == kept
+    few = vp.VisiPruner(keep_ratio=0.01, filter_layer=3)
+    assert _select(few.start(), 3, FIRES) == [0], "at least one"
+
+
+def test_a_share_is_saved_only_where_it_is_given() -> None:
+    assert "keep_ratio" not in vp.VisiPruner(keep_tokens=3).settings()
+    share = vp.VisiPruner(keep_ratio=0.25)
+    assert vp.VisiPruner.from_settings(share.settings()) == share
+
+
 def test_relative_lengths_are_fractions_of_the_output() -> None:
     run = vp.VisiPruner(relative=True, token_threshold=0.2).start()
     assert _select(run, 9, FIRES) == [0], "0.2 of ||o|| = 2.0 is 0.4"

@@ -136,6 +136,21 @@ def test_shows_agreement_where_no_answer_is_known(tmp_path: Path) -> None:
     assert "(wrong)" not in page
 
 
+def test_budgets_can_be_shares(tmp_path: Path) -> None:
+    found = cases.records(tmp_path)
+    made = cases.document(found)
+    made["scores"]["budget"], made["budgets"]["budget"] = [1 / 32, 1 / 8], [1 / 4]
+    made["stages"]["filter"]["budget"] = 1 / 8
+    made["stages"]["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": None, "keep_ratio": 1 / 8}
+    page = render(made, found)
+    assert "3.125 % of the tokens go on" in page
+    assert "proposed filter: after layer 3, 12.5 % of the tokens go on" in page
+    assert "after layer 3 the 12.5 % of the most influential tokens" in page
+    assert "only tokens the proposed filter keeps (12.5 % after layer 3)" in page
+    assert f" of {cases.TOKENS} tokens" not in page
+    assert [len(sample["kept"]) for sample in _explorer(page)["samples"]] == [round(cases.TOKENS / 8)] * len(found)
+
+
 @pytest.mark.parametrize(
     ("metric", "tolerance"), [("kl", "0.05 nats"), ("agreement", "5 points"), ("accuracy", "2 points")]
 )

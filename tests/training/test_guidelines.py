@@ -227,5 +227,11 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert rows["f+c"]["kv_bytes"] == rows["c"]["kv_bytes"]
     assert rows["-"]["train_flops_full"] == 3 * 32 * per_layer[n]
     assert (cautious["suggestion"]["inject_layer"], cautious["suggestion"]["exit_layer"]) == (4, 28)
+    chosen["budget"] = 1 / 16  # a share, where images differ in their tokens
+    (tmp_path / "analysis.json").write_text(json.dumps(document))
+    execute(tmp_path, ["7b"], None, None, None, as_json=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(b) 6.25 % of the tokens after layer 10" in told
+    assert "n = 36 after layer 10" in told
     with pytest.raises(CliError, match="no analysis"):
         execute(tmp_path / "nowhere", [], None, None, None, as_json=False)

@@ -8,8 +8,15 @@ from typing import Any, Literal
 
 from visipruner.analysis.results import Array
 
+# How many tokens go on: a number of them (int), or a share of the image's (float), where images differ in their tokens.
+Budget = int | float
 Metric = Literal["accuracy", "agreement", "kl"]
 TOLERANCES: dict[Metric, float] = {"accuracy": 0.02, "agreement": 0.05, "kl": 0.05}
+
+
+def tokens_of(budget: Budget, num_visual: int) -> int:
+    """How many of `num_visual` tokens a budget is; of a share at least one."""
+    return budget if isinstance(budget, int) else max(1, round(budget * num_visual))
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +29,7 @@ class Evidence:
         window: `[S, W]`, loss without these edges in layers k .. k + window_size - 1.
         window_size: layers in a window.
         kept: `[S, budgets, layers]`, loss with only `budgets` most influential tokens left after `layers`.
-        budgets, layers: labels of `kept`.
+        budgets, layers: labels of `kept`; all budgets are of one kind.
         distance: `[S, L]`, largest 1 - cos(o, o - c_j) of any visual token (the paper's test).
         relative_norm: `[S, L, n_v]`, ||c_j|| / ||o||.
         images: per sample, which image; types: per sample, the kind of question.
@@ -34,7 +41,7 @@ class Evidence:
     window: Array
     window_size: int
     kept: Array
-    budgets: Sequence[int]
+    budgets: Sequence[Budget]
     layers: Sequence[int]
     distance: Array
     relative_norm: Array

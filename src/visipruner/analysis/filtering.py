@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.evidence import Budget, Evidence, tokens_of
 from visipruner.analysis.intervals import Bootstrap, Interval
 from visipruner.analysis.results import Array
 
@@ -17,14 +17,14 @@ class FilterChoice:
     """Where to filter, and how many tokens to keep.
 
     Attributes:
-        layer: the filter layer; budget: tokens that go on; loss: against dense, of this step alone.
+        layer: the filter layer; budget: tokens that go on, or their share; loss: against dense, of this step alone.
         threshold: the `filter_threshold` that fires at this layer (give or take one) most often; hits: how often. None
             where `layer` is the first that is looked at after the shallow stage: any threshold fires there or later.
-        token_threshold: relative length ||c_j|| / ||o|| that keeps `budget` tokens in the median sample.
+        token_threshold: relative length ||c_j|| / ||o|| that keeps `budget` in the median sample.
     """
 
     layer: int
-    budget: int
+    budget: Budget
     loss: Interval
     threshold: float | None
     hits: float | None
@@ -53,7 +53,7 @@ def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: f
             # Where a later layer loses more, an early mean that does not could be an accident.
             harmless = curve["high"][place] <= tolerance or bool((curve["mean"][place:] <= tolerance).all())
             if harmless and shallow_end <= layer < leave - 1:
-                cost = (layer + 1) * whole + (leave - layer - 1) * budget
+                cost = (layer + 1) * whole + (leave - layer - 1) * tokens_of(budget, whole)
                 if best is None or cost < best[0]:
                     best = (cost, b, place)
     if best is None:
@@ -64,9 +64,15 @@ def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: f
     threshold, hits = None, None
     if layer > shallow_end + 1:
         threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
-    ranked = -np.sort(-evidence.relative_norm[:, layer], axis=-1)
-    cut = float(np.nanmedian(ranked[:, min(budget, ranked.shape[-1]) - 1]))
-    return FilterChoice(layer, budget, loss, threshold, hits, cut)
+    return FilterChoice(layer, budget, loss, threshold, hits, _token_threshold(evidence, layer, budget))
+
+
+def _token_threshold(evidence: Evidence, layer: int, budget: Budget) -> float:
+    """The relative length of the last token within the budget, in the median sample."""
+    ranked = -np.sort(-evidence.relative_norm[:, layer], axis=-1)  # NaN, last, beyond a sample's own tokens
+    counts = (~np.isnan(ranked)).sum(-1).tolist()
+    last = [min(tokens_of(budget, count), ranked.shape[-1]) - 1 for count in counts]
+    return float(np.nanmedian(ranked[np.arange(len(ranked)), last]))
 
 
 def _filter_threshold(distance: Array, layer: int, shallow_end: int) -> tuple[float, float]:

@@ -11,6 +11,9 @@ from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.results import Result
 
+# Parts of the image's tokens that are tried as budgets: to compare scores, and of influence.
+SCORED, TRIED = (32, 8), (32, 16, 8, 4)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,8 +41,8 @@ class Plan:
             shallow=max(1, num_layers // 5),
             block=max(1, round(num_layers / 8)),
             stride=max(1, num_layers // 10),
-            scored=tuple(max(1, num_visual // part) for part in (32, 8)),
-            budgets=tuple(max(1, num_visual // part) for part in (32, 16, 8, 4)),
+            scored=tuple(max(1, num_visual // part) for part in SCORED),
+            budgets=tuple(max(1, num_visual // part) for part in TRIED),
         )
 
 

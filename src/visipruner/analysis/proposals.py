@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.evidence import Evidence, tokens_of
 from visipruner.analysis.filtering import FilterChoice, filter_choice
 from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Stages, settings_from
@@ -23,7 +23,7 @@ class Proposal:
     """Settings to try.
 
     Attributes:
-        token_layers: visual tokens, summed over the layers they pass.
+        token_layers: visual tokens, summed over the layers they pass; of the largest image, where they differ.
         parts_loss: what shallow stage, filter and exit lose by themselves, summed; a hundredth of the tolerance at
             least.
     """
@@ -40,9 +40,10 @@ class Proposal:
         """Larger is bolder, for shallow stage, filter layer, budget and exit."""
         pruner = self.pruner
         assert pruner.filter_layer is not None
-        assert pruner.keep_tokens is not None
+        kept = pruner.keep_ratio if pruner.keep_tokens is None else pruner.keep_tokens
+        assert kept is not None
         leave = float("inf") if pruner.exit_layer is None else pruner.exit_layer
-        return pruner.shallow_end, -pruner.filter_layer, -pruner.keep_tokens, -leave
+        return pruner.shallow_end, -pruner.filter_layer, -kept, -leave
 
 
 def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal]:
@@ -78,7 +79,7 @@ def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> lis
         made.append(
             Proposal(
                 pruner=settings_from(shallow_end, choice, leave, num_layers),
-                token_layers=(choice.layer + 1) * whole + (leave - choice.layer - 1) * choice.budget,
+                token_layers=(choice.layer + 1) * whole + (leave - choice.layer - 1) * tokens_of(choice.budget, whole),
                 parts_loss=max(sum(max(0.0, loss) for loss in lost), _LEAST * tolerance),
             )
         )

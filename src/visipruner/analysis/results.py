@@ -92,7 +92,7 @@ class Result:
     def stack(cls, results: Sequence[Result]) -> Result:
         """Results of several prompts as one, with a leading axis "sample".
 
-        Axes that differ in length between prompts are filled up with NaN at the end.
+        Axes that differ in length between prompts are filled up with NaN at the end; labels that differ are left out.
         """
         arrays = {}
         for name, first in results[0].arrays.items():
@@ -104,7 +104,9 @@ class Result:
                 for place, part in zip(stacked, parts, strict=True):
                     place[tuple(slice(size) for size in part.shape)] = part
             coords = {
-                dim: labels for dim, labels in first.coords.items() if len(labels) == shape[first.dims.index(dim)]
+                dim: labels
+                for dim, labels in first.coords.items()
+                if all(result.arrays[name].labels(dim) == list(labels) for result in results)
             }
             arrays[name] = Labelled(stacked, ("sample", *first.dims), first.unit, coords)
         return cls(results[0].name, arrays, results[0].not_covered)

@@ -108,7 +108,8 @@ def settings_from(shallow_end: int, choice: FilterChoice, leave: int, num_layers
         filter_threshold=VisiPruner.filter_threshold if choice.threshold is None else choice.threshold,
         token_threshold=choice.token_threshold,
         relative=True,
-        keep_tokens=choice.budget,
+        keep_tokens=choice.budget if isinstance(choice.budget, int) else None,
+        keep_ratio=choice.budget if isinstance(choice.budget, float) else None,
         exit_layer=leave if has_exit else None,
     )
 

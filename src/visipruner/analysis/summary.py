@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
 
 from visipruner.analysis.attention import overlap
-from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
+from visipruner.analysis.evidence import TOLERANCES, Budget, Evidence, Metric
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.joint import settle
-from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.parts import NEEDED_FOR_STAGES, SCORED, TRIED
 from visipruner.analysis.results import Array, Result
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.analysis.study import Record, Task, measure
@@ -56,6 +57,20 @@ class Study:
         """Whether every right answer is known."""
         return not np.isnan(self.dense_right).any()
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the parts tried, see `Plan`; where images differ in their tokens, and so in these numbers of them,
+        `scored` and `budgets` are shares of the image's tokens."""
+        plans = [record["plan"] for record in self.records]
+        if len({(*plan["scored"], *plan["budgets"]) for plan in plans}) == 1:
+            return dict(plans[0])
+        return {**plans[0], "scored": [1 / part for part in SCORED], "budgets": [1 / part for part in TRIED]}
+
+    @property
+    def visual_tokens(self) -> int:
+        """Of the median image (the lower of two in the middle)."""
+        return int(median_low(record["visual_tokens"] for record in self.records))
+
     def result(self, part: str, name: str) -> Result:
         """One result of all samples, stacked along "sample"."""
         return Result.stack([Result.from_dict(record["parts"][part][name]) for record in self.records])
@@ -92,7 +107,7 @@ class Study:
             window=self.loss(self.result("sweeps", "sweep_window"), metric),
             window_size=self.records[0]["plan"]["window"],
             kept=self.loss(budgets, metric)[:, 0],
-            budgets=budgets["kl"].labels("budget"),
+            budgets=list(self.plan["budgets"]),
             layers=budgets["kl"].labels("layer"),
             distance=np.nanmax(influence["distance"].values, axis=-1),
             relative_norm=influence["relative"].values,
@@ -145,7 +160,8 @@ class Study:
         if "influence" in self.parts:
             found["influence"] = self._influence()
         if "scores" in self.parts:
-            found["scores"], found["budgets"] = (self._scores(name) for name in ("scores", "budgets"))
+            found["scores"] = self._scores("scores", self.plan["scored"])
+            found["budgets"] = self._scores("budgets", self.plan["budgets"])
         if "lens" in self.parts:
             found["lens"] = self._lens()
         return found
@@ -232,10 +248,14 @@ class Study:
             },
         }
 
-    def _scores(self, name: str) -> dict[str, Any]:
+    def _scores(self, name: str, budgets: Sequence[Budget]) -> dict[str, Any]:
         result = self.result("scores", name)
         array = result["kl"]
-        found: dict[str, Any] = {dim: array.labels(dim) for dim in ("score", "budget", "layer")}
+        found: dict[str, Any] = {
+            "score": array.labels("score"),
+            "budget": list(budgets),
+            "layer": array.labels("layer"),
+        }
         for label, key in (("kl", "kl"), ("agreement", "agrees"), ("accuracy", "right"), ("overlap", "overlap")):
             values = result[key].values
             curve = self._bootstrap.curve(values.reshape(len(values), -1))

@@ -99,6 +99,7 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
         for part, spent in record["seconds"].items():
             seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
     shape = ModelShape.from_config(loaded.model.config.get_text_config())
+    study = Study(records)
     return {
         "schema": SCHEMA,
         "model": {
@@ -106,7 +107,7 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
             "class": type(loaded.model).__name__,
             "layers": shape.num_layers,
             "hidden_size": shape.hidden_size,
-            "visual_tokens": records[0]["visual_tokens"],
+            "visual_tokens": study.visual_tokens,
             "dtype": loaded.dtype,
             "attention": loaded.attn,
         },
@@ -115,11 +116,11 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
             "samples": len(records),
             "seed": job.seed,
             "max_new_tokens": job.max_new_tokens,
-            "plan": records[0]["plan"],
+            "plan": study.plan,
         },
         "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
         "seconds": {"by_part": seconds},
-        **Study(records).summary(),
+        **study.summary(),
     }
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from visipruner.cli.errors import CliError
 from visipruner.files import write_json
+from visipruner.report.words import some
 from visipruner.words import spans
 
 _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
@@ -103,7 +104,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     else:
         loss = chosen["loss"]
         console.print(
-            f"  (b) {chosen['budget']} tokens after layer {chosen['layer']}, loss "
+            f"  (b) {some(chosen['budget'])} tokens after layer {chosen['layer']}, loss "
             f"{loss['value']:.3f} ({loss['low']:.3f}-{loss['high']:.3f})"
         )
     for one in result["suggestions"]:

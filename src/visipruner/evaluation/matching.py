@@ -74,7 +74,7 @@ def with_share(pruner: Pruner, share: float, model: Any, prompts: Sequence[Mappi
     if own is not None:
         return own
     names = {field.name for field in fields(pruner)}
-    if "keep_ratio" in names:
+    if getattr(pruner, "keep_ratio", None) is not None:
         without = {"keep_tokens": None} if "keep_tokens" in names else {}
         return replace(pruner, keep_ratio=share, **without)  # type: ignore[call-arg]
     if "keep_ratios" in names:  # several cuts: each keeps the same share of what the one before left

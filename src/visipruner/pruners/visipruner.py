@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -51,7 +51,9 @@ class VisiPruner(DroppingPruner):
         exit_count: "consecutive" starts anew at every layer without a vote (paper), "cumulative" does not (reference).
         keep_tokens: budget mode: at the filter layer keep exactly this many tokens (all, if there are fewer), those
             with the largest ||c_j||, whatever `token_threshold` says.
-        scope: whether `keep_tokens` is for all images of the prompt together or for each (see `Budgeted`).
+        keep_ratio: the same as a fraction of the tokens, at least one of them: for models whose number of tokens
+            follows the picture's size. Not together with `keep_tokens`.
+        scope: whether this budget is for all images of the prompt together or for each (see `Budgeted`).
         filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision.
     """
 
@@ -74,6 +76,7 @@ class VisiPruner(DroppingPruner):
     exit_votes: int = 2
     exit_count: Literal["consecutive", "cumulative"] = "consecutive"
     keep_tokens: int | None = None
+    keep_ratio: float | None = None
     scope: Scope = "prompt"
     filter_layer: int | None = None
     exit_layer: int | None = None
@@ -95,8 +98,17 @@ class VisiPruner(DroppingPruner):
             raise ConfigError(f"token_threshold is a length and cannot be negative, got {self.token_threshold}.")
         if self.shallow_end < 0 or self.exit_votes < 1 or (self.keep_tokens is not None and self.keep_tokens < 0):
             raise ConfigError("shallow_end and keep_tokens cannot be negative, and exit_votes must be at least 1.")
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise ConfigError(f"keep_ratio is a fraction and must lie in (0, 1], got {self.keep_ratio}.")
+        if self.keep_ratio is not None and self.keep_tokens is not None:
+            raise ConfigError("keep_tokens and keep_ratio say the same thing: give one, and leave the other None.")
         if self.filter_layer is not None and self.exit_layer is not None and self.exit_layer <= self.filter_layer:
             raise ConfigError(f"exit_layer {self.exit_layer} must come after filter_layer {self.filter_layer}.")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values; `keep_ratio` only where given: without it files are as before."""
+        found = super().settings()
+        return {key: value for key, value in found.items() if key != "keep_ratio" or value is not None}
 
     @classmethod
     def paper(cls) -> Self:
@@ -176,9 +188,9 @@ class VisiPrunerRun(PromptRun):
         if config.filter_layer is None and not bool((influence.cosine < config.filter_threshold).any()):
             return None
         self.trigger_layer = layer
-        if config.keep_tokens is not None:
+        if config.keep_tokens is not None or config.keep_ratio is not None:
             parts = parts_of(view, config.scope)
-            some = best(influence.norm, parts, [config.keep_tokens] * len(parts))
+            some = best(influence.norm, parts, [_budget(config, len(part)) for part in parts])
             kept = torch.arange(influence.norm.numel(), device=view.visual.device) if some is None else some
         else:
             scale = influence.output_norm if config.relative else 1.0
@@ -246,6 +258,14 @@ class ReferenceRun(VisiPrunerRun):
 
     def _exit_follows(self, kept: int, present: int) -> bool:
         return 0 < kept < present
+
+
+def _budget(config: VisiPruner, present: int) -> int:
+    """How many of `present` tokens go on in budget mode."""
+    if config.keep_ratio is not None:
+        return max(1, round(config.keep_ratio * present))
+    assert config.keep_tokens is not None
+    return config.keep_tokens
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

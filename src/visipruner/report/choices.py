@@ -11,12 +11,14 @@ from visipruner.report.published import comparison
 from visipruner.report.words import (
     MEASURE_NAMES,
     basis,
+    budget,
     interval,
     loss,
     measure_of,
     percent,
     point,
     share,
+    some,
 )
 
 
@@ -29,13 +31,13 @@ def scores(document: Document) -> Section | None:
     whole, largest = document["model"]["visual_tokens"], data["budget"][-1]
     pictures = [
         Picture(
-            f"{budget} of {whole} tokens go on: {MEASURE_NAMES[measure]}",
-            budgets.scores(document, budget, measure),
-            f"When only the {budget} visual tokens with the highest score in a layer go on after it. {basis(document)} "
-            "Nothing else is pruned: no shallow stage, no exit.",
+            f"{some(tried, whole)} tokens go on: {MEASURE_NAMES[measure]}",
+            budgets.scores(document, tried, measure),
+            f"When only the {some(tried)} visual tokens with the highest score in a layer go on after it. "
+            f"{basis(document)} Nothing else is pruned: no shallow stage, no exit.",
         )
         for measure in measures
-        for budget in data["budget"]
+        for tried in data["budget"]
     ]
     pictures += [
         Picture(
@@ -45,9 +47,9 @@ def scores(document: Document) -> Section | None:
             "Budgets in between were not tried.",
         ),
         Picture(
-            f"Which tokens: overlap with influence's {largest}",
+            f"Which tokens: overlap with influence's {budget(largest)}",
             budgets.scores(document, largest, "overlap"),
-            f"Share of the {largest} tokens that a score chooses in common with influence. {basis(document)}",
+            f"Share of the {some(largest)} tokens that a score chooses in common with influence. {basis(document)}",
         ),
     ]
     tables = [_score_table(data, measure) for measure in measures]
@@ -66,7 +68,7 @@ def _score_table(data: dict[str, Any], measure: str) -> Table:
         points = [point(curve, place) for curve, (_, place) in zip(curves, cells, strict=True)]
         told = [interval(found, 1, 3, "") if measure == "kl" else interval(found) for found in points]
         rows.append((budgets.SCORES.get(name, name), *told))
-    head = [f"{data['budget'][b]} after layer {data['layer'][place]}" for b, place in cells]
+    head = [f"{budget(data['budget'][b])} after layer {data['layer'][place]}" for b, place in cells]
     return Table(
         f"Scores at equal budget: {MEASURE_NAMES[measure]}{', nats' if measure == 'kl' else ''}",
         ("score", *head),
@@ -107,7 +109,7 @@ def check(document: Document) -> Section | None:
                 f"{percent(choice['hits'])} of samples."
             )
         text.append(
-            f"The filter by itself: after layer {choice['layer']} the {choice['budget']} most influential tokens "
+            f"The filter by itself: after layer {choice['layer']} the {some(choice['budget'])} most influential tokens "
             f"can go on ({_loss(choice['loss'], stages['metric'])}); {fires}"
         )
     if stages and (attempts := stages.get("attempts")):

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visipruner.analysis.evidence import tokens_of
 from visipruner.errors import ConfigError
 from visipruner.images import open_image
+from visipruner.report.words import budget
 
 Record = dict[str, Any]
 MOST_SAMPLES = 12
@@ -38,7 +40,7 @@ def explorer_data(document: dict[str, Any], records: Sequence[Record]) -> dict[s
         samples.append(sample)
     if not samples:
         return None
-    kept = f"{choice['budget']} after layer {choice['layer']}" if choice else ""
+    kept = f"{budget(choice['budget'])} after layer {choice['layer']}" if choice else ""
     return {"layers": document["model"]["layers"], "kept": kept, "samples": samples}
 
 
@@ -84,7 +86,8 @@ def _sample(record: Record, choice: dict[str, Any] | None) -> dict[str, Any]:
         found["influence"] = _map(arrays["norm"]["values"], arrays["top"]["values"])
         if choice:
             norms = np.array(arrays["norm"]["values"][choice["layer"]], dtype=float)
-            found["kept"] = sorted(np.argsort(-norms, kind="stable")[: choice["budget"]].tolist())
+            kept = tokens_of(choice["budget"], norms.size)
+            found["kept"] = sorted(np.argsort(-norms, kind="stable")[:kept].tolist())
     if "lens" in parts:
         lens = parts["lens"]
         found["lens"] = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from visipruner.report.content import Table
-from visipruner.report.words import MEASURE_NAMES, interval, layers, loss, measure_of, percent, point, share
+from visipruner.report.words import MEASURE_NAMES, interval, layers, loss, measure_of, percent, point, share, some
 
 _PAPER_LAYERS = 32
 Row = tuple[str, str, str, str]
@@ -154,7 +154,7 @@ def _scores(document: dict[str, Any]) -> Iterator[Row]:
                 f"tokens kept by {words}",
                 paper,
                 f"{interval(point(found, place))}, after layer {data['layer'][place]}",
-                f"here {data['budget'][-1]} of {document['model']['visual_tokens']} tokens stay, nothing else pruned",
+                f"here {some(data['budget'][-1], document['model']['visual_tokens'])} tokens stay, nothing else pruned",
             )
 
 
@@ -172,11 +172,12 @@ def _tokens(document: dict[str, Any]) -> Iterator[Row]:
     )
     choice = stages["filter"]
     if choice:
-        whole = document["model"]["visual_tokens"]
+        budget, whole = choice["budget"], document["model"]["visual_tokens"]
+        part = share(budget) if isinstance(budget, float) else f"{budget} of {whole} ({share(budget / whole)})"
         yield (
             "visual tokens that go on after the filter layer",
             "10.3 of 576 (1.8 %), by a threshold",
-            f"{choice['budget']} of {whole} ({share(choice['budget'] / whole)}), a budget",
+            f"{part}, a budget",
             "ours: the cheapest tried budget within the tolerance",
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visipruner.analysis.evidence import Budget
+
 TEACHER_FORCED = "An answer counts as the same only token for token, read along the dense answer."
 MEASURE_NAMES = {"accuracy": "accuracy", "agreement": "same answer as dense", "kl": "KL divergence"}
 
@@ -45,6 +47,18 @@ def interval(found: Mapping[str, float] | None, scale: float = 100, digits: int 
         return "–"
     value, low, high = (found[name] * scale for name in ("value", "low", "high"))
     return f"{value:.{digits}f}{unit} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def budget(found: Budget) -> str:
+    """`144`, or `12.5 %` where it is a share of the tokens."""
+    return f"{100 * found:g} %" if isinstance(found, float) else f"{found}"
+
+
+def some(found: Budget, whole: int | None = None) -> str:
+    """What goes before "tokens": `144`, `144 of 576` where that is given, or `12.5 % of the`."""
+    if isinstance(found, float):
+        return f"{budget(found)} of the"
+    return f"{found}" if whole is None else f"{found} of {whole}"
 
 
 def point(curve: Mapping[str, Any], place: int) -> dict[str, float] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from visipruner.accounting.exact import Macs, work_macs
 from visipruner.accounting.kv import expected_kv_bytes
+from visipruner.analysis.evidence import tokens_of
 from visipruner.analysis.idle import idle_layers
 from visipruner.engine.trace import LayerWork
 from visipruner.errors import VisiPrunerError
@@ -76,7 +77,7 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
         chooser = None if chosen is None else max(inject, int(chosen["layer"]))
         if chooser is not None and leave is not None and chooser >= leave - 1:
             chooser = None  # nothing is left to be sparse
-        keep = None if chooser is None or chosen is None else int(chosen["budget"])
+        keep = None if chooser is None or chosen is None else tokens_of(chosen["budget"], visual)
         seen = range(layers if leave is None else leave)
         frozen = idle_layers(analysis, seen, "mean" if name == "estimate" else "high")
         found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep, frozen))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from visipruner.analysis.evidence import Budget
 from visipruner.report import style
 from visipruner.report.content import Document
 from visipruner.report.figures.drawing import drawn, factor, finish
+from visipruner.report.words import some
 
 SCORES = {
     "influence": "influence ‖c_j‖",
@@ -18,8 +20,8 @@ SCORES = {
 
 
 @drawn
-def scores(document: Document, budget: int, measure: str) -> Figure:
-    """Scores against each other: `budget` tokens go on after layer l."""
+def scores(document: Document, budget: Budget, measure: str) -> Figure:
+    """Scores against each other: `budget` tokens (or this share of them) go on after layer l."""
     data = document["scores"]
     place = data["budget"].index(budget)
     figure, axes = style.new_figure(5.0, 3.5)
@@ -64,7 +66,7 @@ def budgets(document: Document, measure: str) -> Figure:
     scale = factor(measure)
     for number, budget in enumerate(sorted(found)):
         color, marker = shades[number % len(shades)], style.MARKERS[number % len(style.MARKERS)]
-        label = f"{budget} of {document['model']['visual_tokens']} tokens"
+        label = f"{some(budget, document['model']['visual_tokens'])} tokens"
         layers, curve = found[budget]
         style.draw_curve(axes, layers, curve, color, label, scale=scale, marker=marker, band=0.14)
     finish(axes, document, measure)
