@@ -48,6 +48,14 @@ def test_every_check_runs_in_small(cli, name):
     assert all(isinstance(target["met"], bool) for target in check["targets"])
 
 
+def test_a_check_runs_with_the_attention_that_was_asked_for(cli):
+    small = ["--shape", "tiny", "--visual", 40, "--rounds", 1, "--dtype", "float32", "--json"]
+    result = cli("bench", "--check", "overhead", *small, "--attn", "eager")
+    assert result.exit_code == 0, result.output
+    (check,) = json.loads(result.stdout)["checks"]
+    assert check["model"]["attention"] == "eager"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -60,6 +68,8 @@ def test_every_check_runs_in_small(cli, name):
         (["--check", "prefill", "--after", "9"], "brings its own methods"),
         (["--model", "testbed", "--image", "missing.jpg"], "There is no file missing.jpg"),
         (["--model", "nothing"], "There is no model"),
+        (["--shape", "tiny", "--image", "missing.jpg"], "for a real checkpoint"),
+        (["--check", "prefill", "--question", "Why?"], "for a real checkpoint"),
         (["--shape", "tiny", "--dtype", "float32", "--method", "visionzip"], "looks at the vision tower"),
     ],
 )

@@ -73,10 +73,17 @@ class Effort:
     dtype: str = "auto"
     tie: bool | None = None
     device: str = "cpu"
+    attn: str = "sdpa"
 
     def subject(self, shape: str, rows: int = 624) -> Subject:
         return subject.from_shape(
-            self.shape or shape, dtype=self.dtype, layers=self.layers, tie=self.tie, device=self.device, rows=rows
+            self.shape or shape,
+            dtype=self.dtype,
+            attn=self.attn,
+            layers=self.layers,
+            tie=self.tie,
+            device=self.device,
+            rows=rows,
         )
 
     def sizes(self, *own: int) -> tuple[int, ...]:

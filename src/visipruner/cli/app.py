@@ -373,7 +373,10 @@ def bench(
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that ships")
     ] = None,
-    question: Annotated[str, typer.Option(metavar="TEXT", help="With --model: the question.")] = "Describe the image.",
+    question: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="With --model: the question.", show_default="Describe the image."),
+    ] = None,
     check: Annotated[
         list[str] | None,
         typer.Option(

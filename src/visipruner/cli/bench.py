@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from visipruner.pruners.base import Pruner
 
 SCHEMA = "visipruner.bench/1"
+QUESTION = "Describe the image."
 _WIDE = 1.25  # highest over lowest time beyond which a reader is warned
 
 
@@ -31,7 +32,7 @@ class Job:
     shape: str | None
     model: str | None
     image: Path | None
-    question: str
+    question: str | None
     checks: list[str]
     methods: list[str]
     schedule: str | None
@@ -55,6 +56,8 @@ def execute(job: Job) -> None:
     """Measures, shows tables and targets, and saves them. Raises CliError, ConfigError or MachineError."""
     from visipruner.bench import machine
 
+    if job.model is None and (job.image is not None or job.question is not None):
+        raise CliError("--image and --question are for a real checkpoint; give --model NAME too, or leave them out.")
     if job.out is not None:
         saving.prepare_folder(job.out)
     _check_device(job.device)
@@ -104,7 +107,16 @@ def _run_checks(job: Job, document: dict[str, Any], console: Console) -> None:
             raise CliError(
                 f"There is no check {name!r}; the checks are {', '.join(CHECKS)}, all.{did_you_mean(name, CHECKS)}"
             )
-    effort = Effort(job.shape, job.layers, tuple(job.visual) or None, job.rounds, job.dtype, job.tie, job.device)
+    effort = Effort(
+        shape=job.shape,
+        layers=job.layers,
+        visual=tuple(job.visual) or None,
+        rounds=job.rounds,
+        dtype=job.dtype,
+        tie=job.tie,
+        device=job.device,
+        attn=job.attn,
+    )
     document["checks"] = []
     for name in names:
         outcome = _one_check(name, effort, console)
@@ -228,7 +240,7 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
         loaded = models.load(name, job.dtype, job.attn, allow_download=False, device=job.device)
     found = Subject(name, loaded.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
     pruners = _pruners_of_model(job, found)
-    prompt = about_picture(loaded.model, loaded.processor, picture, job.question)
+    prompt = about_picture(loaded.model, loaded.processor, picture, job.question or QUESTION)
     text = prompt.width - prompt.visual[0]
     contenders = [Contender(DENSE, prompt)]
     contenders += [Contender(label, prompt, pruner) for label, pruner in pruners.items()]
