@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, StaticCache
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import visipruner as vp
 from tests.engine.cases import KEEPS_EVERYTHING, METHODS, PRUNERS
 from tests.engine.state import state_of
 from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
+from visipruner.engine.routing import PLAIN, Routing
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
@@ -118,6 +120,35 @@ def test_removing_twice_is_harmless() -> None:
     before = state_of(model)
     handle.remove()
     assert state_of(model) == before
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_tower"])
+def test_a_failed_attach_leaves_nothing_behind(part: str) -> None:
+    AttentionInterface.register("without_masks", sdpa_attention_forward)
+    model = llava_model()
+    getattr(model.model, part).config._attn_implementation = "without_masks"
+    before = state_of(model)
+    with pytest.raises(vp.UnsupportedModelError, match=r"without_masks.*load the model with"):
+        vp.attach(model, vp.FasterVLM(keep_ratio=0.25, vision_layer=-1))
+    assert state_of(model) == before
+    getattr(model.model, part).config._attn_implementation = "sdpa"
+    vp.attach(model, vp.FasterVLM(keep_ratio=0.25, vision_layer=-1)).remove()
+
+
+class _BreaksLate(vp.NoPruning):
+    def routing(self, layer: int) -> Routing:
+        if layer == LAYERS - 1:
+            raise RuntimeError("no routing")
+        return PLAIN
+
+
+def test_an_attach_that_breaks_half_way_leaves_nothing_behind() -> None:
+    model = llava_model()
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="no routing"):
+        vp.attach(model, _BreaksLate())
+    assert state_of(model) == before
+    vp.attach(model, vp.NoPruning()).remove()
 
 
 # ---- 8: no tensor of the host is changed in place -------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -200,14 +200,12 @@ class Probe:
 
     # ---- hooks ------------------------------------------------------------------------------------------------------
 
-    def _install(self) -> list[RemovableHandle]:
-        hooks = []
+    def _install(self) -> Iterator[RemovableHandle]:
         if self.host.embedder is not None and self._adapter.locate is not None:
-            hooks.append(self.host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True))
+            yield self.host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True)
         for layer, module in enumerate(self.host.layers):
-            hooks.append(module.register_forward_pre_hook(self._entering(layer), with_kwargs=True))
-            hooks.append(module.register_forward_hook(self._leaving(layer)))
-        return hooks
+            yield module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
+            yield module.register_forward_hook(self._leaving(layer))
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording is not None and not self._recording.lengths:

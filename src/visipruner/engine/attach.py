@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -90,10 +90,16 @@ class PruneHandle:
     ) -> None:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
-        self._attachment = Attachment(host, self._hooks, self._hooks.install())
-        self._refusals = None if model is None else Refusals(model, host.decoder)
-        if tap is not None:
-            tap.install()
+        with ExitStack() as undo:
+            self._attachment = Attachment(host, self._hooks, self._hooks.install())
+            undo.callback(self._attachment.remove)
+            self._refusals = None if model is None else Refusals(model, host.decoder)
+            if self._refusals is not None:
+                undo.callback(self._refusals.remove)
+            if tap is not None:
+                undo.callback(tap.remove)
+                tap.install()
+            undo.pop_all()  # only a failure undoes what was done
 
     @property
     def is_attached(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -17,20 +17,29 @@ _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Attachment:
-    """`owner` runs the attention of every layer of `host` until `remove`; `hooks` leave with it.
+    """`owner` runs the attention of every layer of `host` until `remove`; `hooks`, set as they are iterated over,
+    leave with it. Where it fails the model is as it was.
 
-    Raises VisiPrunerError when the model has an owner already (`check_free` tells before any hook is set).
+    Raises VisiPrunerError when the model has an owner already, UnsupportedModelError for an attention implementation
+    that ours cannot stand in for.
     """
 
-    def __init__(self, host: Host, owner: Attends, hooks: Sequence[RemovableHandle]) -> None:
+    def __init__(self, host: Host, owner: Attends, hooks: Iterable[RemovableHandle]) -> None:
         check_free(host)
-        self._host, self._hooks = host, hooks
         name = attention.register(host.implementation)
-        for layer, module in enumerate(host.attentions):
-            attention.own(module, owner, layer)
-        for config in host.configs:
-            config._attn_implementation = name
-        _ATTACHED.add(host.decoder)
+        self._host = host
+        self._hooks: list[RemovableHandle] = []
+        try:
+            for hook in hooks:
+                self._hooks.append(hook)
+            for layer, module in enumerate(host.attentions):
+                attention.own(module, owner, layer)
+            for config in host.configs:
+                config._attn_implementation = name
+            _ATTACHED.add(host.decoder)
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Hooks, config and attention implementation become what they were."""

@@ -58,46 +58,39 @@ class Hooks:
         self._session = self._found = self._embeds = self._uncached = None
         self._call = {}
 
-    def install(self) -> list[RemovableHandle]:
-        """Registers all hooks; none costs a text-only prompt more than a Python call per layer."""
+    def install(self) -> Iterator[RemovableHandle]:
+        """Registers hook after hook; none costs a text-only prompt more than a Python call per layer."""
         host = self._host
-        hooks = [
-            host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True),
-            host.decoder.register_forward_hook(uncompiled(self._end), always_call=True),
-        ]
+        yield host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True)
+        yield host.decoder.register_forward_hook(uncompiled(self._end), always_call=True)
         if host.embedder is not None:
-            hooks.append(host.embedder.register_forward_pre_hook(uncompiled(self._locate), with_kwargs=True))
+            yield host.embedder.register_forward_pre_hook(uncompiled(self._locate), with_kwargs=True)
         for layer, module in enumerate(host.layers):
-            hooks.append(module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True))
-            hooks += self._install_routing(layer)
+            yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
+            yield from self._install_routing(layer)
             if self._pruner.blends:
-                hooks.append(module.register_forward_hook(self._blend_hook(layer), with_kwargs=True))
-        hooks.append(host.layers[-1].register_forward_hook(self._leave_layers))
-        return hooks
+                yield module.register_forward_hook(self._blend_hook(layer), with_kwargs=True)
+        yield host.layers[-1].register_forward_hook(self._leave_layers)
 
-    def _install_routing(self, layer: int) -> list[RemovableHandle]:
+    def _install_routing(self, layer: int) -> Iterator[RemovableHandle]:
         """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
         routing, module = self._pruner.routing(layer), self._host.attentions[layer]
         if routing.freezes_visual and self._host.has_query_maps:
             queries = getattr(module, self._host.adapter.query)
-            return [
-                queries.register_forward_pre_hook(self._enter_queries),
-                queries.register_forward_hook(self._leave_queries),
-            ]
+            yield queries.register_forward_pre_hook(self._enter_queries)
+            yield queries.register_forward_hook(self._leave_queries)
+            return
         if not routing.visual_rows_attend:
-            return [
-                module.register_forward_pre_hook(self._enter_attention, with_kwargs=True),
-                module.register_forward_hook(self._leave_attention),
-            ]
-        hooks = []
+            yield module.register_forward_pre_hook(self._enter_attention, with_kwargs=True)
+            yield module.register_forward_hook(self._leave_attention)
+            return
         for name, needed in zip(
             self._host.adapter.key_value, (routing.visual_keys, routing.visual_values), strict=True
         ):
             projection = getattr(module, name, None)
             if isinstance(projection, nn.Module) and needed != "all":
-                hooks.append(projection.register_forward_pre_hook(partial(self._enter_projection, needed)))
-                hooks.append(projection.register_forward_hook(partial(self._leave_projection, needed)))
-        return hooks
+                yield projection.register_forward_pre_hook(partial(self._enter_projection, needed))
+                yield projection.register_forward_hook(partial(self._leave_projection, needed))
 
     # ---- around the decoder -------------------------------------------------------------------------------------
 

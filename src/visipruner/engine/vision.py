@@ -97,7 +97,9 @@ class VisionTap:
     """Runs the attention of a vision tower and remembers it for some layers, until `clear`.
 
     Args:
-        tower: a stock vision transformer. layers: numbers of the layers wanted; negative ones count from the end.
+        tower: a stock vision transformer. wanted: numbers of the layers wanted; negative ones count from the end.
+
+    Raises UnsupportedModelError for a tower without such layers, or whose attention ours cannot stand in for.
     """
 
     def __init__(self, tower: nn.Module, wanted: Sequence[int]) -> None:
@@ -110,6 +112,7 @@ class VisionTap:
         configs = {id(part.config): part.config for part in tower.modules() if hasattr(part, "config")}
         self._configs: list[Any] = list(configs.values())
         self._implementation: str = self._configs[0]._attn_implementation
+        self._name = attention.register(self._implementation)
         registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in self._configs)
         self._prefixes = (1 + registers, 0)
         self._seen: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
@@ -118,14 +121,13 @@ class VisionTap:
 
     def install(self) -> None:
         """Puts our attention function under every layer of the tower; only the wanted ones are remembered."""
-        name = attention.register(self._implementation)
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
             if number in self.wanted:
                 self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
         for config in self._configs:
-            config._attn_implementation = name
+            config._attn_implementation = self._name
 
     def remove(self) -> None:
         """The tower is as it was."""
