@@ -15,6 +15,7 @@ import visipruner as vp
 from tests.engine.cases import KEEPS_EVERYTHING, METHODS, PRUNERS
 from tests.engine.state import state_of
 from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
+from visipruner.analysis import Probe
 from visipruner.engine.routing import PLAIN, Routing
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -149,6 +150,40 @@ def test_an_attach_that_breaks_half_way_leaves_nothing_behind() -> None:
         vp.attach(model, _BreaksLate())
     assert state_of(model) == before
     vp.attach(model, vp.NoPruning()).remove()
+
+
+@pytest.mark.parametrize("pruner", [vp.VTW(layer=1), vp.FastV(layer=2, keep_tokens=4)])
+@pytest.mark.parametrize(("attn", "new"), [("sdpa", "eager"), ("eager", "sdpa")])
+def test_another_attention_implementation_under_a_pruner_is_an_error(attn: str, new: str, pruner: vp.Pruner) -> None:
+    model, inputs = llava_model(attn=attn), llava_inputs([[4, 0, 7]])
+    with torch.no_grad():
+        with vp.attach(model, pruner):
+            model.set_attn_implementation(new)
+            with pytest.raises(vp.VisiPrunerError, match=rf"set to '{new}'.*call .remove\(\)"):
+                model(**inputs)
+        assert model.config.text_config._attn_implementation == new, "the choice of the user stays"
+        fresh = llava_model(attn=new)
+        assert torch.equal(model(**inputs).logits, fresh(**inputs).logits)
+        with vp.attach(model, pruner), vp.attach(fresh, pruner):
+            assert torch.equal(model(**inputs).logits, fresh(**inputs).logits)
+
+
+def test_another_attention_implementation_in_the_tower_is_an_error_where_it_is_read() -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    with vp.attach(model, vp.FasterVLM(keep_ratio=0.25, vision_layer=-1)), torch.no_grad():
+        model.model.vision_tower.set_attn_implementation("eager")
+        with pytest.raises(vp.VisiPrunerError, match="set to 'eager'"):
+            model(**inputs)
+    assert model.model.vision_tower.config._attn_implementation == "eager"
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_another_attention_implementation_under_a_probe_is_an_error() -> None:
+    model = llava_model()
+    with Probe(model) as probe:
+        model.set_attn_implementation("eager")
+        with pytest.raises(vp.VisiPrunerError, match=r"a probe: .close\(\)"):
+            probe.read(llava_inputs([[4, 0, 7]]))
 
 
 # ---- 8: no tensor of the host is changed in place -------------------------------------------------------------------

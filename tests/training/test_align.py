@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AttentionInterface, AutoModelForImageTextToText
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import visipruner as vp
 from tests.engine.cases import generate
@@ -238,6 +239,31 @@ def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:
     model = copy.deepcopy(aligned(inject_layer=2))
     with pytest.raises(UnsupportedModelError, match="is a copy of one"):
         model(**llava_inputs([[4, 0, 6]]))
+
+
+def test_the_attention_implementation_can_be_set() -> None:
+    model, inputs = aligned(**STAGES["sparse"][0]), llava_inputs([[4, 0, 6]])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        kept = model.trace.kept
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(model(**inputs).logits, before)
+        assert model.trace.kept == kept
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(model(**inputs).logits, before)
+
+
+def test_an_attention_implementation_that_cannot_be_aligned_is_refused_until_another_is_set() -> None:
+    AttentionInterface.register("unmasked", sdpa_attention_forward)
+    model, inputs = aligned(**STAGES["sparse"][0]), llava_inputs([[4, 0, 6]])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with pytest.raises(UnsupportedModelError, match="'unmasked' cannot be attached to"):
+            model.set_attn_implementation("unmasked")
+        with pytest.raises(UnsupportedModelError, match=r"call set_attn_implementation\('sdpa'\)"):
+            model(**inputs)
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(model(**inputs).logits, before)
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "learnt"])

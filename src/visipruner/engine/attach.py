@@ -131,7 +131,8 @@ class PruneHandle:
             yield used
 
     def remove(self) -> None:
-        """Restores the model: hooks, config and attention implementation are what they were. Safe to call twice."""
+        """Restores the model: hooks, config and attention implementation are what they were, but for an implementation
+        that was set meanwhile, which stays. Safe to call twice."""
         if not self.is_attached:
             return
         self._attachment.remove()

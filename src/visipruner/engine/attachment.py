@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -11,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine import attention
 from visipruner.engine.attention import Attends
 from visipruner.engine.host import Host
+from visipruner.engine.implementation import Implementation
+from visipruner.engine.refusals import uncompiled
 from visipruner.errors import VisiPrunerError
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -26,30 +29,32 @@ class Attachment:
 
     def __init__(self, host: Host, owner: Attends, hooks: Iterable[RemovableHandle]) -> None:
         check_free(host)
-        name = attention.register(host.implementation)
-        self._host = host
+        self._host, self._implementation = host, Implementation(host.configs, host.implementation)
         self._hooks: list[RemovableHandle] = []
         try:
+            self._hooks.append(host.decoder.register_forward_pre_hook(uncompiled(self._check)))
             for hook in hooks:
                 self._hooks.append(hook)
             for layer, module in enumerate(host.attentions):
                 attention.own(module, owner, layer)
-            for config in host.configs:
-                config._attn_implementation = name
+            self._implementation.put()
             _ATTACHED.add(host.decoder)
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """Hooks, config and attention implementation become what they were."""
+        """Hooks and attention implementation become what they were."""
         for hook in self._hooks:
             hook.remove()
-        for config in self._host.configs:
-            config._attn_implementation = self._host.implementation
+        self._implementation.restore()
         for module in self._host.attentions:
             attention.disown(module)
         _ATTACHED.discard(self._host.decoder)
+
+    def _check(self, module: nn.Module, args: Any) -> None:
+        """Before the decoder runs."""
+        self._implementation.check()
 
 
 def check_free(host: Host) -> None:

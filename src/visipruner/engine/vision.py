@@ -18,7 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine import attention
 from visipruner.engine.arguments import scaling_of
 from visipruner.engine.attention import host_kernel
+from visipruner.engine.implementation import Implementation
 from visipruner.engine.masks import is_open
+from visipruner.engine.refusals import uncompiled
 from visipruner.engine.routed import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import TokenLayout, square
@@ -112,7 +114,7 @@ class VisionTap:
         configs = {id(part.config): part.config for part in tower.modules() if hasattr(part, "config")}
         self._configs: list[Any] = list(configs.values())
         self._implementation: str = self._configs[0]._attn_implementation
-        self._name = attention.register(self._implementation)
+        self._ours = Implementation(self._configs, self._implementation)
         registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in self._configs)
         self._prefixes = (1 + registers, 0)
         self._seen: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
@@ -121,13 +123,13 @@ class VisionTap:
 
     def install(self) -> None:
         """Puts our attention function under every layer of the tower; only the wanted ones are remembered."""
+        self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._check)))
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
             if number in self.wanted:
                 self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
-        for config in self._configs:
-            config._attn_implementation = self._name
+        self._ours.put()
 
     def remove(self) -> None:
         """The tower is as it was."""
@@ -137,8 +139,11 @@ class VisionTap:
         for layer in self._layers:
             for part in layer.modules():
                 attention.disown(part)
-        for config in self._configs:
-            config._attn_implementation = self._implementation
+        self._ours.restore()
+
+    def _check(self, module: nn.Module, args: Any) -> None:
+        """Before the tower runs."""
+        self._ours.check()
 
     def clear(self) -> None:
         """Forgets all images."""

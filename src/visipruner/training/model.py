@@ -53,8 +53,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
     @property
     def trace(self) -> PruneTrace:
         """What happened to the last prompt(s); see `PruneHandle.trace`."""
-        assert self._handle is not None
-        return self._handle.trace
+        return self._engine().trace
 
     @property
     def gates(self) -> VisualGates:
@@ -80,13 +79,34 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
             raise ConfigError("Aligned models need use_reentrant=False for gradient checkpointing.")
         super()._set_gradient_checkpointing(*args, **kwargs)
 
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As the stock model's; the engine is put under the layers anew, and the last trace is forgotten.
+
+        Raises UnsupportedModelError for an implementation that the engine cannot stand in for.
+        """
+        self._unstage()
+        super().set_attn_implementation(*args, **kwargs)
+        self.stage()
+
     def stage(self) -> None:
         """Puts the engine under the layers as they are now. Raises ConfigError where the settings do not fit them."""
-        if self._handle is not None:
-            self._handle.remove()
+        self._unstage()
         host = Host.of(self, ADAPTER)
         self.alignment.check(len(host.layers))
         self._handle = PruneHandle(host, Guide(source=lambda: self.gates), None)
+
+    def _unstage(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _engine(self) -> PruneHandle:
+        if self._handle is None:
+            raise UnsupportedModelError(
+                "An aligned model cannot run with the attention implementation that it was set to; call "
+                "set_attn_implementation('sdpa') or ('eager')."
+            )
+        return self._handle
 
     def _take_over(self, model: LlavaForConditionalGeneration) -> Self:
         """Modules, weights and sub-configs of a stock model in place of this one's own."""
@@ -103,6 +123,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
     @wraps(LlavaForConditionalGeneration.forward)
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """As the stock model's; `labels` also say where each prompt ends, which is where tokens are chosen."""
+        self._engine()
         gates = self.gates
         given = gates.asked if gates.asked is not None else _asked(labels, kwargs.get("attention_mask"))
         gates.expect(given)
