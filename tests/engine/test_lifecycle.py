@@ -3,6 +3,7 @@ place, and what cannot work says so."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -184,6 +185,24 @@ def test_another_attention_implementation_under_a_probe_is_an_error() -> None:
         model.set_attn_implementation("eager")
         with pytest.raises(vp.VisiPrunerError, match=r"a probe: .close\(\)"):
             probe.read(llava_inputs([[4, 0, 7]]))
+
+
+@pytest.mark.parametrize("pruner", ["prefix", "ffn", "fastv"])
+def test_a_copy_of_an_attached_model_never_runs_the_original(pruner: str) -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    ran: list[nn.Module] = []
+    with vp.attach(model, METHODS[pruner]) as handle, torch.no_grad():
+        copied = copy.deepcopy(model)
+        for layer in model.model.language_model.layers:
+            layer.mlp.register_forward_hook(lambda module, *_: ran.append(module))
+        for call in (lambda: copied(**inputs), lambda: copied.generate(**inputs, **GREEDY)):
+            with pytest.raises(vp.UnsupportedModelError, match="is a copy of one"):
+                call()
+        with pytest.raises(vp.VisiPrunerError, match="no trace"):
+            _ = handle.trace
+    with pytest.raises(vp.UnsupportedModelError, match="is a copy of one"):
+        copied.generate(**inputs, **GREEDY)
+    assert not ran
 
 
 # ---- 8: no tensor of the host is changed in place -------------------------------------------------------------------

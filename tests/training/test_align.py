@@ -241,6 +241,17 @@ def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:
         model(**llava_inputs([[4, 0, 6]]))
 
 
+def test_a_copy_of_the_module_takes_nothing_off_the_original() -> None:
+    model, inputs = aligned(inject_layer=2), llava_inputs([[4, 0, 6]])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        copied = copy.deepcopy(model)
+        copied.stage()
+        copied.model.language_model.layers[0].mlp.down_proj.weight.zero_()
+        assert torch.equal(model(**inputs).logits, before)
+        assert not torch.equal(copied(**inputs).logits, before)
+
+
 def test_the_attention_implementation_can_be_set() -> None:
     model, inputs = aligned(**STAGES["sparse"][0]), llava_inputs([[4, 0, 6]])
     with torch.no_grad():

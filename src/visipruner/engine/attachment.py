@@ -53,7 +53,9 @@ class Attachment:
         _ATTACHED.discard(self._host.decoder)
 
     def _check(self, module: nn.Module, args: Any) -> None:
-        """Before the decoder runs."""
+        """Before the decoder runs, or a copy's that has this hook from it."""
+        if module is not self._host.decoder:
+            raise attention.copied()
         self._implementation.check()
 
 

@@ -35,11 +35,16 @@ def attached_attention(
     """Registered with transformers under `visipruner_<implementation>`; same contract as its own functions."""
     owned = _OWNERS.get(module)
     if owned is None:
-        raise UnsupportedModelError(
-            "This model is a copy of one with a pruner attached; copy it without, or load it anew."
-        )
+        raise copied()
     owner, layer = owned
     return owner.attend(layer, module, (query, key, value), attention_mask, kwargs)
+
+
+def copied() -> UnsupportedModelError:
+    """What a deep copy of an attached model says: it has our hooks and our name in its config, but no engine."""
+    return UnsupportedModelError(
+        "This model is a copy of one with a pruner attached; copy it without, or load it anew."
+    )
 
 
 def own(module: nn.Module, owner: Attends, layer: int) -> None:

@@ -4,6 +4,7 @@ refused, and compilers are kept out of the decoder, whose row counts differ from
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -31,13 +32,15 @@ class Refusals:
         self._undo: list[Callable[[], None]] = []
         for name, refusal in _REFUSALS.items():
             if hasattr(type(model), name):
-                self._replace(model, name, refusal(getattr(model, name)))
-        self._replace(decoder, "forward", uncompiled(decoder.forward))
+                self._replace(model, name, refusal)
+        self._replace(decoder, "forward", uncompiled(_call))
 
-    def _replace(self, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-        before = vars(module).get(name)  # accelerate, too, replaces methods of instances
-        setattr(module, name, method)
-        self._undo.append(lambda: delattr(module, name) if before is None else setattr(module, name, before))
+    def _replace(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
+        """`module.name(...)` becomes `call(module.name, ...)`."""
+        before, method = vars(module).get(name), getattr(module, name)  # accelerate, too, replaces methods of instances
+        # Not a closure, which deep copies would share: a copy must not run the layers of the model it was made from.
+        setattr(module, name, update_wrapper(partial(call, method), method))
+        self._undo.append(partial(delattr, module, name) if before is None else partial(setattr, module, name, before))
 
     def remove(self) -> None:
         """The model's own methods are back."""
@@ -46,35 +49,32 @@ class Refusals:
         self._undo = []
 
 
-def _no_assistant(method: Callable[..., Any]) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
+def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return method(*args, **kwargs)
+
+
+def _no_assistant(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise UnsupportedModelError(
+        "Assisted decoding does not work while visual tokens are pruned; leave out assistant_model and "
+        "prompt_lookup_num_tokens, or remove the pruner."
+    )
+
+
+def _no_chunks(
+    method: Callable[..., Any], input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if generation_config.prefill_chunk_size is not None:
         raise UnsupportedModelError(
-            "Assisted decoding does not work while visual tokens are pruned; leave out assistant_model and "
-            "prompt_lookup_num_tokens, or remove the pruner."
+            "A prompt that is read in chunks cannot be pruned; leave out prefill_chunk_size, or remove the pruner."
         )
-
-    return refuse
-
-
-def _no_chunks(method: Callable[..., Any]) -> Callable[..., Any]:
-    def prefill(input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if generation_config.prefill_chunk_size is not None:
-            raise UnsupportedModelError(
-                "A prompt that is read in chunks cannot be pruned; leave out prefill_chunk_size, or remove the pruner."
-            )
-        return method(input_ids, generation_config, *args, **kwargs)
-
-    return prefill
+    return method(input_ids, generation_config, *args, **kwargs)
 
 
-def _no_static_cache(method: Callable[..., Any]) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise UnsupportedModelError(
-            "Visual tokens cannot be pruned from a static cache, whose length is fixed; use the default dynamic cache "
-            "(no cache_implementation, or 'dynamic'), or remove the pruner."
-        )
-
-    return refuse
+def _no_static_cache(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise UnsupportedModelError(
+        "Visual tokens cannot be pruned from a static cache, whose length is fixed; use the default dynamic cache "
+        "(no cache_implementation, or 'dynamic'), or remove the pruner."
+    )
 
 
 # `generate` makes a static cache by itself, and some hosts fail on it before the decoder could say so.
