@@ -228,9 +228,9 @@ def test_no_tensor_of_the_host_is_changed_in_place(pruner: str, attn: str) -> No
     for hook in hooks:
         hook.remove()
     assert len(seen) > LAYERS
-    for tensor, version, copy in seen:
+    for tensor, version, before in seen:
         assert tensor._version == version
-        assert torch.equal(tensor, copy)
+        assert torch.equal(tensor, before)
 
 
 # ---- 9: never a silent no-op ---------------------------------------------------------------------------------------
@@ -240,6 +240,33 @@ def test_unsupported_models_are_named_with_the_list() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
     with pytest.raises(vp.UnsupportedModelError, match=r"gpt2.*llama.*llava.*mistral.*qwen2.*qwen3"):
         vp.attach(model, vp.NoPruning())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda model: nn.DataParallel(model), r"DataParallel is no transformers model; .*its \.module"),
+        (lambda model: model.model, r"LlavaModel is a model without its head.*give the whole model"),
+        (lambda model: model.model.language_model, r"LlamaModel is a model without its head"),
+        (lambda model: "llava-1.5", r"not to a str; load one"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(vp.UnsupportedModelError, match=message):
+        vp.attach(wrong(llava_model()), vp.NoPruning())
+
+
+def test_a_part_called_alone_is_pruned_with_the_whole_model() -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    with vp.attach(model, vp.VTW(layer=2)) as handle, torch.no_grad():
+        model.model(**inputs)
+        assert [len(kept) for kept in handle.trace.kept[0]] == [16, 16, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(vp.FastV, r"FastV\(.*not the class"), ("fastv", "not 'fastv'")])
+def test_what_is_no_method_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        vp.attach(llava_model(), wrong)
 
 
 def test_a_text_model_needs_a_mask() -> None:

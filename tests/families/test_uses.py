@@ -126,6 +126,25 @@ def test_what_does_not_work_says_so(name: str, use: str) -> None:
     assert not {"_prefill", "_get_candidate_generator", "_prepare_static_cache", "forward"} & set(vars(model))
 
 
+@tries("assisted decoding", "torch.compile")
+@pytest.mark.parametrize("around", ["torch.compile", "peft", "peft, compiled"])
+@pytest.mark.parametrize("use", REFUSED)
+def test_what_does_not_work_says_so_through_a_wrapper(around: str, use: str) -> None:
+    model, (settings, message) = built("llava"), REFUSED[use]
+    if "peft" in around:
+        peft = pytest.importorskip("peft")
+        model = copy.deepcopy(model)  # shared, and peft changes it
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2)).eval()
+    wrapped = torch.compile(model, backend="eager") if "compile" in around else model
+    prepared = inputs("llava", [prompt("llava", [3, 0, 5])])
+    with vp.attach(wrapped, PRUNERS["schedule"]) as handle:
+        wrapped.generate(**prepared, **ONE)
+        assert len(handle.trace[0].kept[-1]) < handle.trace[0].num_visual
+        with pytest.raises(vp.UnsupportedModelError, match=message):
+            wrapped.generate(**prepared, **ONE, **settings)
+    torch.compiler.reset()
+
+
 @tries("assisted decoding")
 def test_an_assistant_is_refused_and_comes_back_when_the_pruner_is_gone() -> None:
     model, assistant = built("llava"), built("llava", "eager")

@@ -235,6 +235,19 @@ def test_beams_share_their_prompt() -> None:
     assert torch.equal(cached, model.generate(**inputs, **options, use_cache=False))
 
 
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        ({"prefill_chunk_size": 8}, "leave out prefill_chunk_size"),
+        ({"prompt_lookup_num_tokens": 2}, "Assisted decoding does not work"),
+        ({"cache_implementation": "static"}, "use the default dynamic cache"),
+    ],
+)
+def test_ways_to_generate_that_would_choose_by_another_row_are_refused(use: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        aligned(**STAGES["sparse"][0]).generate(**llava_inputs([[4, 0, 12]]), max_new_tokens=2, do_sample=False, **use)
+
+
 def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:
     model = copy.deepcopy(aligned(inject_layer=2))
     with pytest.raises(UnsupportedModelError, match="is a copy of one"):

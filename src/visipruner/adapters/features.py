@@ -61,7 +61,8 @@ USES: dict[str, tuple[str, str]] = {
     "static cache": ("error", "a static layer cannot hold fewer rows; leave out `cache_implementation`"),
     "torch.compile": (
         "yes",
-        "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt",
+        "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt; "
+        "`attach` takes compiled and peft models, too",
     ),
     "device_map": (
         "yes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.refusals import Refusals
+from visipruner.engine.stock import stock_model
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
@@ -28,7 +29,8 @@ def attach(
     """Makes `model` prune visual tokens until the handle is removed.
 
     Args:
-        model: a stock transformers model: a multimodal one, or a text decoder that is called with `inputs_embeds`.
+        model: a stock transformers model with its head: a multimodal one, or a text decoder that is called with
+            `inputs_embeds`. It may be compiled (`torch.compile`) or have adapters (peft).
         pruner: the method, for example `VisiPruner()`.
         visual_mask: `[batch, seq]` bool, True on the visual rows of the prompt. Needed for text decoders and for
             multimodal models called with ready-made `inputs_embeds`; others find their visual rows by themselves.
@@ -44,6 +46,9 @@ def attach(
         ConfigError: the pruner's settings do not fit the model, or it works on the picture.
         VisiPrunerError: the model has a pruner attached already.
     """
+    if not isinstance(pruner, Pruner):
+        raise ConfigError(_no_pruner(pruner))
+    model = stock_model(model)
     if pruner.shrinks:
         raise ConfigError(
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
@@ -60,7 +65,16 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_free(host)
-    return PruneHandle(host, pruner, visual_mask, _tap(host, pruner), model)
+    return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner))
+
+
+def _no_pruner(given: Any) -> str:
+    if isinstance(given, type):
+        return f"attach takes a method with its settings: {given.__name__}(...), not the class {given.__name__}."
+    return (
+        f"attach takes a method, for instance visipruner.VisiPruner(), not {given!r}; "
+        "visipruner.pruners.registry.make_from_spec makes one from its name."
+    )
 
 
 def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
@@ -82,20 +96,19 @@ class PruneHandle:
 
     def __init__(
         self,
+        model: nn.Module,
         host: Host,
         pruner: Pruner,
-        visual_mask: Tensor | None,
+        visual_mask: Tensor | None = None,
         tap: VisionTap | None = None,
-        model: nn.Module | None = None,
     ) -> None:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         with ExitStack() as undo:
             self._attachment = Attachment(host, self._hooks, self._hooks.install())
             undo.callback(self._attachment.remove)
-            self._refusals = None if model is None else Refusals(model, host.decoder)
-            if self._refusals is not None:
-                undo.callback(self._refusals.remove)
+            self._refusals = Refusals(model, host.decoder)
+            undo.callback(self._refusals.remove)
             if tap is not None:
                 undo.callback(tap.remove)
                 tap.install()
@@ -136,8 +149,7 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
-        if self._refusals is not None:
-            self._refusals.remove()
+        self._refusals.remove()
         if self._tap is not None:
             self._tap.remove()
         self._hooks.detach()

@@ -87,6 +87,6 @@ def _decoder(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[nn.Mod
         if isinstance(decoder, nn.Module) and isinstance(layers, nn.ModuleList) and len(layers):
             return decoder, list(layers)
     raise UnsupportedModelError(
-        f"No text decoder was found in {type(model).__name__} (looked at {', '.join(adapter.decoder)}); load it with "
-        "AutoModelForImageTextToText or AutoModelForCausalLM."
+        f"No text decoder was found in {type(model).__name__} (looked at {', '.join(adapter.decoder)}); give a model "
+        "loaded with AutoModelForImageTextToText or AutoModelForCausalLM, with nothing around it."
     )

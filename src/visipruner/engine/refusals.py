@@ -39,14 +39,24 @@ class Refusals:
         """`module.name(...)` becomes `call(module.name, ...)`."""
         before, method = vars(module).get(name), getattr(module, name)  # accelerate, too, replaces methods of instances
         # Not a closure, which deep copies would share: a copy must not run the layers of the model it was made from.
-        setattr(module, name, update_wrapper(partial(call, method), method))
-        self._undo.append(partial(delattr, module, name) if before is None else partial(setattr, module, name, before))
+        ours = update_wrapper(partial(call, method), method)
+        setattr(module, name, ours)
+        self._undo.append(partial(_put_back, module, name, ours, before))
 
     def remove(self) -> None:
         """The model's own methods are back."""
         for undo in self._undo:
             undo()
         self._undo = []
+
+
+def _put_back(module: nn.Module, name: str, ours: Any, before: Any) -> None:
+    if vars(module).get(name) is not ours:
+        return  # wrapped meanwhile by somebody who goes on to need it
+    if before is None:
+        delattr(module, name)
+    else:
+        setattr(module, name, before)
 
 
 def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -60,9 +70,7 @@ def _no_assistant(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _no_chunks(
-    method: Callable[..., Any], input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any
-) -> Any:
+def _no_chunks(method: Callable[..., Any], input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
     if generation_config.prefill_chunk_size is not None:
         raise UnsupportedModelError(
             "A prompt that is read in chunks cannot be pruned; leave out prefill_chunk_size, or remove the pruner."

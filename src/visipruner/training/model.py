@@ -93,7 +93,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
         self._unstage()
         host = Host.of(self, ADAPTER)
         self.alignment.check(len(host.layers))
-        self._handle = PruneHandle(host, Guide(source=lambda: self.gates), None)
+        self._handle = PruneHandle(self, host, Guide(source=lambda: self.gates))
 
     def _unstage(self) -> None:
         if self._handle is not None:

@@ -148,5 +148,5 @@ def staged(model: Any, arm: Arm) -> Iterator[tuple[PruneHandle | None, VisualGat
         yield None, None
         return
     gates = VisualGates(arm.alignment, model.config.text_config.num_hidden_layers)
-    with PruneHandle(Host.of(model, ADAPTER), Guide(source=lambda: gates), None) as handle:
+    with PruneHandle(model, Host.of(model, ADAPTER), Guide(source=lambda: gates)) as handle:
         yield handle, gates
