@@ -219,7 +219,7 @@ def test_the_default_can_be_overruled(positions: Any, renumbered: list[int]) -> 
 
 
 def test_positions_that_are_none() -> None:
-    with pytest.raises(vp.ConfigError, match="positions must be 'keep' or 'compact'"):
+    with pytest.raises(vp.ConfigError, match="positions takes 'keep' or 'compact' or none"):
         RandomPruner(positions="compress")  # type: ignore[arg-type]
     with pytest.raises(vp.ConfigError, match="positions takes 'keep' or 'compact'"):
         make("fastv", positions="compress")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,15 @@ def test_specifications_and_files(tmp_path: Path) -> None:
 def test_what_cannot_be_composed(make_it: Any, message: str) -> None:
     with pytest.raises(vp.ConfigError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize("looks", [vp.FastV(layer=2, keep_tokens=4), vp.FixedSchedule(layers=(1,), keep=(4,))])
+def test_a_part_cannot_look_where_another_keeps_visual_rows_out(looks: vp.Pruner) -> None:
+    without = vp.VisiPruner(shallow_end=3, shallow_visual="ffn", filter_layer=3, keep_tokens=2)
+    with pytest.raises(vp.ConfigError, match=rf"{looks.name} looks at the attention of layer 1, .*take no part"):
+        Composed(parts=(looks, without)).check(LAYERS)
+    Composed(parts=(looks, replace(without, shallow_visual="prefix"))).check(LAYERS)
+    Composed(parts=(looks, replace(without, shallow_end=1))).check(LAYERS)
 
 
 def test_visual_tokens_that_come_in_late_cannot_be_chosen_from_before() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import visipruner as vp
 from visipruner.pruners.registry import available, make, make_from_spec, method_class
+from visipruner.pruners.shortv import ShortV
+from visipruner.training.staged import StagedVision
 
 
 @pytest.mark.parametrize("name", sorted(available()))
@@ -49,6 +53,7 @@ def test_settings_of_a_newer_version_are_dropped_with_a_warning(tmp_path: Path) 
         ('{"format_version": 2, "method": "none", "settings": {}}', "newer"),
         ('{"format_version": 1, "method": "nune", "settings": {}}', "did you mean 'none'"),
         ('{"format_version": 1, "method": "visipruner", "settings": {"relative": 0.3}}', "relative"),
+        ('{"format_version": 1, "method": "fitprune", "settings": {}}', "fitprune needs remove"),
     ],
 )
 def test_files_that_are_none(content: str, message: str, tmp_path: Path) -> None:
@@ -72,3 +77,29 @@ def test_specifications() -> None:
         make_from_spec("visipruner:keep_token=1")
     with pytest.raises(vp.ConfigError, match="layers"):
         make("schedule")
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: vp.FastV(layer=2.5), "layer takes a whole number, not 2.5"),
+        (lambda: vp.FastV(keep_tokens=2.5), "keep_tokens takes a whole number or none"),
+        (lambda: vp.FastV(keep_ratio="0.5"), "keep_ratio takes a number, not '0.5'"),
+        (lambda: vp.VTW(layer=1.5), "layer takes a whole number"),
+        (lambda: vp.VisiPruner(keep_tokens=True), "keep_tokens takes a whole number or none, not True"),
+        (lambda: ShortV(layers=(1, 2.5)), "layers takes a list of a whole number"),
+        (lambda: StagedVision(keep_tokens=1.5, filter_layer=2), "keep_tokens takes"),
+        (lambda: vp.Downsample(keep_ratio=None), "keep_ratio takes a number"),
+        (lambda: vp.Composed(parts=("fastv",)), "parts takes a list of Pruner"),
+    ],
+)
+def test_settings_of_another_type_are_an_error_in_the_constructor(make_it: Any, message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        make_it()
+
+
+def test_numbers_are_made_what_is_declared() -> None:
+    pruner = vp.FastV(layer=np.int64(3), keep_tokens=4.0, keep_ratio=1)
+    assert pruner == vp.FastV(layer=3, keep_tokens=4, keep_ratio=1.0)
+    assert {type(value) for value in pruner.settings().values()} == {int, float, str, type(None)}
+    assert vp.FixedSchedule(layers=[1, 2], keep=[4, 2]).layers == (1, 2)

@@ -140,5 +140,5 @@ def test_scopes_as_settings() -> None:
     assert make_from_spec("dart:scope=image,keep_tokens=8") == Dart(scope="image", keep_tokens=8)
     with pytest.raises(vp.ConfigError, match="scope takes 'prompt' or 'image', not 'crop'"):
         make("fastv", scope="crop")
-    with pytest.raises(vp.ConfigError, match="scope must be 'prompt' or 'image'"):
+    with pytest.raises(vp.ConfigError, match="scope takes 'prompt' or 'image'"):
         FastV(scope="crop")  # type: ignore[arg-type]

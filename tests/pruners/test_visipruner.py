@@ -112,7 +112,8 @@ def test_exit_after_two_votes(count: Any, views: list[Any], votes: list[int]) ->
 def test_a_fixed_exit_layer() -> None:
     run = vp.VisiPruner(filter_layer=4, exit_layer=7).start()
     _select(run, 4, FIRES)
-    assert [_select(run, layer, BUSY) for layer in (5, 6)] == [None, []], "layer 7 is the first without vision"
+    assert not any(run.observes(layer) for layer in (5, 6)), "no votes are needed"
+    assert [run.observes_entry(layer) for layer in (5, 6, 7)] == [False, False, True]
 
 
 def test_stages_are_switched_one_by_one() -> None:
@@ -170,6 +171,47 @@ def test_a_filter_in_a_shallow_layer_is_shown_every_key_and_value() -> None:
     assert rows["k_proj"] == [27, 27, 11]
     assert rows["v_proj"] == [12, 27, 11]
     assert [len(tokens) for tokens in trace.kept[:3]] == [16, 16, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "trigger"),
+    [
+        ({"stages": ("middle", "deep"), "shallow_end": 0, "filter_threshold": -1.0, "exit_layer": 3}, [16, 16, 16], 2),
+        ({"stages": ("deep",), "exit_layer": 2}, [16, 16], 1),
+        ({"shallow_end": 3, "exit_layer": 1}, [16], 0),
+        ({"shallow_end": 3, "exit_layer": 0}, [], None),
+        ({"shallow_end": 3, "shallow_visual": "ffn", "exit_layer": 2}, [16, 16], 1),
+        ({"shallow_end": 1, "shallow_visual": "late", "filter_threshold": -1.0, "exit_layer": 2}, [0, 16], 1),
+        ({"shallow_end": 1, "filter_layer": 1, "keep_tokens": 4, "exit_layer": 4}, [16, 16, 4, 4], 1),
+    ],
+)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_a_fixed_exit_layer_is_the_first_without_vision_whatever_came_before(
+    settings: dict[str, Any], kept: list[int], trigger: int | None, attn: str
+) -> None:
+    model, (embeds, mask) = text_model("llama", attn), prompt()
+    with vp.attach(model, vp.VisiPruner(**settings), mask) as handle, torch.no_grad():
+        model(inputs_embeds=embeds, use_cache=True)
+        trace = handle.trace[0]
+    assert [len(tokens) for tokens in trace.kept] == kept + [0] * (7 - len(kept))
+    assert (trace.exit_layer, trace.trigger_layer) == (len(kept), trigger)
+    assert trace.key_lengths[len(kept) :] == [11] * (6 - len(kept))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shallow_end": 3, "shallow_visual": "ffn", "filter_layer": 1}, "it can be 3 at least"),
+        ({"shallow_end": 3, "shallow_visual": "late", "filter_layer": 2}, "it can be 3 at least"),
+        ({"shallow_end": 3, "shallow_visual": "late", "exit_layer": 3}, "exit_layer 3 must come after layer 3"),
+        ({"shallow_end": 2, "filter_layer": 5}, "it can be 4 at most"),
+        ({"stages": ("middle",), "shallow_end": 4}, "shallow_end can be 3 at most"),
+        ({"stages": ("shallow", "deep"), "shallow_end": 2}, "add that, or set exit_layer"),
+    ],
+)
+def test_a_stage_that_could_never_act_is_an_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        vp.attach(text_model("llama"), vp.VisiPruner(**settings), prompt()[1])
 
 
 @pytest.mark.parametrize(("after", "votes"), [(6, [2, 3]), (20, [2])])

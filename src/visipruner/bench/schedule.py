@@ -64,6 +64,4 @@ class _ScheduledRun(VisiPrunerRun):
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         config = self._config
         bool((view.influence.cosine < config.filter_threshold).any())  # the evidence, whatever it says
-        if self.trigger_layer is None and layer != config.filter_layer:
-            return None
-        return super().select(layer, view)
+        return super().select(layer, view) if layer == config.filter_layer else None

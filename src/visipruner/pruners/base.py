@@ -7,7 +7,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
+from visipruner.errors import ConfigError
 from visipruner.files import write_json
 from visipruner.pruners.about import About
 from visipruner.pruners.checked import checked
@@ -115,6 +116,12 @@ class Pruner(ABC):
     shrinks: ClassVar[bool] = False
     match_tolerance: ClassVar[float] = 0.01
 
+    def __post_init__(self) -> None:
+        """Holds every setting against its declared type; a subclass with checks of its own calls this first."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in checked(type(self), given).items():
+            object.__setattr__(self, name, value)
+
     @abstractmethod
     def start(self) -> PromptRun:
         """Begins one prompt of one example."""
@@ -173,7 +180,7 @@ class Pruner(ABC):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], *, drop_unknown: bool = False) -> Self:
-        """Builds the pruner from JSON values, held against the declared types. Raises ConfigError.
+        """Builds the pruner from JSON values. Raises ConfigError, also where a setting is missing.
 
         Unknown keys are an error too, or dropped with a warning (files written by a newer version).
         """
@@ -182,4 +189,12 @@ class Pruner(ABC):
         if unknown and drop_unknown:
             warnings.warn(f"{cls.name}: settings {unknown} are not known to this version; ignored.", stacklevel=3)
             settings = {key: value for key, value in settings.items() if key in known}
-        return cls(**checked(cls, settings))
+        settings = checked(cls, settings)
+        missing = [item.name for item in fields(cls) if _is_needed(item) and item.name not in settings]
+        if missing:
+            raise ConfigError(f"{cls.name} needs {', '.join(missing)}; `visipruner list` shows its settings.")
+        return cls(**settings)
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING

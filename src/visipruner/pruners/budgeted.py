@@ -13,7 +13,7 @@ from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
 from visipruner.pruners.base import PromptRun
 from visipruner.pruners.dropping import DroppingPruner
-from visipruner.pruners.scope import Scope, best, check_scope, chosen, parts_of
+from visipruner.pruners.scope import Scope, best, chosen, parts_of
 
 PUBLISHED_DEPTH = 32  # layers of LLaVA-1.5-7B's decoder, for which most methods' layers were chosen
 
@@ -49,7 +49,6 @@ class Budgeted(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scope(self.scope)
         if self.keep_tokens is not None and self.keep_tokens < 0:
             raise ConfigError(f"keep_tokens cannot be negative, got {self.keep_tokens}.")
         if not 0 <= self.keep_ratio <= 1:

@@ -1,9 +1,11 @@
-"""Settings that come from outside (a file, the command line) against a method's declared types."""
+"""A method's settings against their declared types."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import MISSING, fields
+from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,7 +19,7 @@ def checked(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, naming the setting and what it takes, for anything else. Unknown names too.
     """
-    hints = {item.name: get_type_hints(cls)[item.name] for item in fields(cls)}
+    hints = _hints(cls)
     method = getattr(cls, "name", cls.__name__)
     result = {}
     for key, value in values.items():
@@ -29,6 +31,12 @@ def checked(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
         if result[key] is _NO_VALUE:
             raise ConfigError(f"{method}: {key} takes {describe(hints[key])}, not {value!r}.")
     return result
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The declared types of a dataclass's fields."""
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
 
 
 def _fit(hint: Any, value: Any) -> Any:
@@ -45,16 +53,17 @@ def _fit(hint: Any, value: Any) -> Any:
         return None if value is None else _NO_VALUE
     if hint in {int, float}:
         return _fit_number(hint, value)
-    return value if hint is Any or (isinstance(hint, type) and isinstance(value, hint)) else _NO_VALUE
+    kind = origin or hint  # of lists, functions and the like only what they are
+    return value if hint is Any or (isinstance(kind, type) and isinstance(value, kind)) else _NO_VALUE
 
 
 def _fit_number(hint: type[int] | type[float], value: Any) -> Any:
     # bool is an int to Python, but nobody means `keep_tokens=true`.
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real, too
         return _NO_VALUE
     if hint is int and value != value // 1:
         return _NO_VALUE
-    return hint(value)
+    return math.floor(value) if hint is int else float(value)
 
 
 def describe(hint: Any) -> str:
@@ -72,8 +81,7 @@ def describe(hint: Any) -> str:
 
 def declared(cls: type[Any]) -> dict[str, dict[str, Any]]:
     """`{setting: {"takes": words, "default": value}}`; no "default" where the setting must be given."""
-    hints = get_type_hints(cls)
-    described: dict[str, dict[str, Any]] = {item.name: {"takes": describe(hints[item.name])} for item in fields(cls)}
+    described: dict[str, dict[str, Any]] = {name: {"takes": describe(hint)} for name, hint in _hints(cls).items()}
     for item in fields(cls):
         if item.default is not MISSING:
             described[item.name]["default"] = item.default

@@ -40,8 +40,8 @@ class Composed(Pruner):
     parts: tuple[Pruner, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts or not all(isinstance(part, Pruner) for part in self.parts):
+        super().__post_init__()
+        if not self.parts:
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
         object.__setattr__(self, "shrinks", any(part.shrinks for part in self.parts))
@@ -81,6 +81,18 @@ class Composed(Pruner):
             routed = [part.name for part in self.parts if not part.routing(layer).is_plain]
             if len(routed) > 1:
                 raise ConfigError(f"{' and '.join(routed)} both change the attention edges of layer {layer}.")
+            self._check_seen(layer)
+
+    def _check_seen(self, layer: int) -> None:
+        """Raises ConfigError where a part looks at a layer that another part keeps visual rows out of."""
+        if self.routing(layer).visual_rows_attend:
+            return
+        blind = [part.name for part in self.parts if part.start().observes(layer)]
+        if blind:
+            raise ConfigError(
+                f"{blind[0]} looks at the attention of layer {layer}, in which with these settings visual rows take no "
+                "part; let it look at a later layer, or the other method begin before it."
+            )
 
     def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
         for part in self.parts:

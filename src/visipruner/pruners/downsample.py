@@ -44,6 +44,7 @@ class Downsample(Pruner):
     keep_ratio: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep_ratio <= 1:
             raise ConfigError(f"keep_ratio must lie above 0 and at most at 1, got {self.keep_ratio}.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from visipruner.errors import ConfigError, UnsupportedModelError
+from visipruner.errors import UnsupportedModelError
 from visipruner.pruners.base import PromptRun, Pruner
 
 Positions = Literal["keep", "compact"]
@@ -26,10 +26,6 @@ class DroppingPruner(Pruner):
     published_positions: ClassVar[Positions] = "keep"
 
     positions: Positions | None = None
-
-    def __post_init__(self) -> None:
-        if self.positions not in (None, "keep", "compact"):
-            raise ConfigError(f"positions must be 'keep' or 'compact', got {self.positions!r}.")
 
     def begin(self, in_line: bool) -> PromptRun:
         if self.positions == "compact" and not in_line:

@@ -19,7 +19,7 @@ from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.pyramiddrop import check_stages
-from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.scope import Scope, best, parts_of
 from visipruner.pruners.selection import union
 
 
@@ -53,7 +53,6 @@ class Feather(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scope(self.scope)
         check_stages(self.layers, self.layers, "layers")
         if not 0 <= self.keep_ratio <= 1 or self.stride < 1:
             raise ConfigError("keep_ratio must lie in [0, 1] and stride must be at least 1.")

@@ -18,7 +18,7 @@ from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.dropping import DroppingPruner
-from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.scope import Scope, best, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,6 @@ class FitPrune(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scope(self.scope)
         if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
             raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")
 

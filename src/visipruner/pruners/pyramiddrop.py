@@ -17,7 +17,7 @@ from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.dropping import DroppingPruner, Positions
-from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.scope import Scope, best, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,6 @@ class PyramidDrop(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scope(self.scope)
         check_stages(self.layers, self.keep_ratios, "keep_ratios")
         if any(not 0 <= ratio <= 1 for ratio in self.keep_ratios):
             raise ConfigError(f"keep_ratios are fractions and must lie in [0, 1], got {self.keep_ratios}.")

@@ -61,13 +61,7 @@ def _classes_in(module: str) -> dict[str, type[Pruner]]:
 
 def make(name: str, **settings: Any) -> Pruner:
     """A method by name with settings as JSON values. Raises ConfigError for names and settings that do not exist."""
-    cls = method_class(name)
-    try:
-        return cls.from_settings(settings)
-    except TypeError as error:
-        raise ConfigError(
-            f"{name}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}; `visipruner list` shows its settings."
-        ) from error
+    return method_class(name).from_settings(settings)
 
 
 def make_from_spec(spec: str) -> Pruner:

@@ -10,17 +10,10 @@ from torch import Tensor
 
 from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.view import LayerView
-from visipruner.errors import ConfigError
 from visipruner.pruners.selection import top
 
 Scope = Literal["prompt", "image"]
 Choose = Callable[[EntryView, int], Tensor | Merge]
-
-
-def check_scope(scope: str) -> None:
-    """Raises ConfigError for anything but the two scopes."""
-    if scope not in ("prompt", "image"):
-        raise ConfigError(f"scope must be 'prompt' or 'image', got {scope!r}.")
 
 
 def parts_of(view: EntryView | LayerView, scope: Scope) -> list[Tensor]:

@@ -47,6 +47,7 @@ class ShortV(Pruner):
     layers: tuple[int, ...] = (0, 2, 3, 12, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         if any(layer < 0 for layer in self.layers):
             raise ConfigError(f"layers cannot be negative, got {list(self.layers)}.")

@@ -22,7 +22,7 @@ from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.clustering import cluster_means
 from visipruner.pruners.dropping import DroppingPruner, Positions
 from visipruner.pruners.pyramiddrop import check_stages
-from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.scope import Scope, best, parts_of
 from visipruner.pruners.selection import top
 
 # Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
@@ -67,7 +67,6 @@ class SparseVLM(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scope(self.scope)
         check_stages(self.layers, self.keep, "keep")
         if self.tokens < 1 or any(count < 0 for count in self.keep) or not 0 <= self.recycle_ratio <= 1:
             raise ConfigError("keep and tokens are counts, recycle_ratio is a fraction of 1.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from visipruner.engine.entry import EntryView
 from visipruner.engine.routing import PLAIN, Routing
 from visipruner.engine.view import LayerView
 from visipruner.errors import ConfigError
@@ -18,7 +19,7 @@ from visipruner.pruners.about import About
 from visipruner.pruners.base import PromptRun
 from visipruner.pruners.budgeted import scaled_layer
 from visipruner.pruners.dropping import DroppingPruner
-from visipruner.pruners.scope import Scope, best, check_scope, parts_of
+from visipruner.pruners.scope import Scope, best, parts_of
 
 Stage = Literal["shallow", "middle", "deep"]
 STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
@@ -37,7 +38,8 @@ class VisiPruner(DroppingPruner):
     exit; after `exit_votes` votes all visual tokens leave. A layer whose sliding window has passed them does not vote.
 
     Attributes:
-        stages: which of the three are on. "deep" needs "middle".
+        stages: which of the three are on; settings of one that is off do nothing. "deep" needs "middle", whose filter
+            layer it follows, or an `exit_layer`.
         shallow_end: number of shallow layers.
         shallow_visual: what visual rows do in shallow layers: "prefix" attends to the text before them, "ffn" takes no
             part in attention (no projections, no keys; the sink of layer 0 is then the first visual row, its logit
@@ -54,7 +56,8 @@ class VisiPruner(DroppingPruner):
         keep_ratio: the same as a fraction of the tokens, at least one of them: for models whose number of tokens
             follows the picture's size. Not together with `keep_tokens`.
         scope: whether this budget is for all images of the prompt together or for each (see `Budgeted`).
-        filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision.
+        filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision
+            instead of voting, whether or not there was a filter layer before it.
     """
 
     name: ClassVar[str] = "visipruner"
@@ -83,13 +86,6 @@ class VisiPruner(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "stages", tuple(self.stages))
-        check_scope(self.scope)
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown:
-            raise ConfigError(f"stages holds {unknown[0]!r}; the stages are {', '.join(STAGES)}.")
-        _one_of("shallow_visual", self.shallow_visual, ("prefix", "ffn", "late"))
-        _one_of("exit_count", self.exit_count, ("consecutive", "cumulative"))
         for field in ("filter_threshold", "exit_threshold"):
             value = getattr(self, field)
             if not -1 <= value <= 1:
@@ -145,6 +141,34 @@ class VisiPruner(DroppingPruner):
             layer = getattr(self, field)
             if layer is not None and not 0 <= layer < num_layers:
                 raise ConfigError(f"{field} is {layer} but the model's layers are 0 to {num_layers - 1}.")
+        self._check_stages(num_layers)
+
+    def _check_stages(self, num_layers: int) -> None:
+        """Raises ConfigError where a stage that is on could never do anything in a model of `num_layers` layers."""
+        chosen, leave = self.filter_layer, self.exit_layer if "deep" in self.stages else None
+        first, last = self.shallow_end if "shallow" in self.stages else 0, num_layers - 2  # none leave after the last
+        if "middle" in self.stages:
+            if chosen is not None and chosen < first and self.shallow_visual != "prefix":
+                raise ConfigError(
+                    f"filter_layer {chosen} lies in the shallow layers 0 to {first - 1}, in which visual rows take no "
+                    f"part in attention with shallow_visual={self.shallow_visual!r}; it can be {first} at least."
+                )
+            if chosen is not None and chosen > last:
+                raise ConfigError(
+                    f"No token can leave after filter_layer {chosen}, the model's last; it can be {last} at most."
+                )
+            if chosen is None and self.shallow_end >= last and not (leave is not None or "shallow" in self.stages):
+                raise ConfigError(
+                    f"The filter layer is looked for after layer {self.shallow_end} (shallow_end), where the model has "
+                    f"none left that tokens could leave after; shallow_end can be {last - 1} at most."
+                )
+        elif "deep" in self.stages and leave is None:
+            raise ConfigError('The stage "deep" follows the filter layer of "middle"; add that, or set exit_layer.')
+        if leave is not None and 0 < self.first_layer() >= leave:
+            raise ConfigError(
+                f"exit_layer {leave} must come after layer {self.first_layer()} (shallow_end), before which the model "
+                "sees nothing yet with shallow_visual='late'."
+            )
 
     def first_layer(self) -> int:
         return self.shallow_end if "shallow" in self.stages and self.shallow_visual == "late" else 0
@@ -168,6 +192,13 @@ class VisiPrunerRun(PromptRun):
         self._config = config
         self._has_left = False
 
+    def observes_entry(self, layer: int) -> bool:
+        return "deep" in self._config.stages and layer == self._config.exit_layer
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        """The fixed exit."""
+        return view.tokens[:0]
+
     def observes(self, layer: int) -> bool:
         config = self._config
         if "middle" not in config.stages or self._has_left:
@@ -176,7 +207,7 @@ class VisiPrunerRun(PromptRun):
             if config.filter_layer is not None:
                 return layer == config.filter_layer
             return layer > config.shallow_end
-        return "deep" in config.stages
+        return "deep" in config.stages and config.exit_layer is None
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         if self.trigger_layer is None:
@@ -204,11 +235,9 @@ class VisiPrunerRun(PromptRun):
 
     def _exit(self, layer: int, view: LayerView) -> Tensor | None:
         config = self._config
-        if config.exit_layer is not None:
-            self._has_left = layer + 1 >= config.exit_layer
-        elif not view.sees_visual:
+        if not view.sees_visual:
             return None  # no evidence: other layers, without a window, may still use the tokens
-        elif bool((view.influence.cosine < config.exit_threshold).any()):
+        if bool((view.influence.cosine < config.exit_threshold).any()):
             if config.exit_count == "consecutive":
                 self.exit_votes.clear()
         else:
@@ -238,9 +267,8 @@ class ReferenceVisiPruner(VisiPruner):
     size: Literal["7b", "13b"] = "7b"
     exit_count: Literal["consecutive", "cumulative"] = "cumulative"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of("size", self.size, ("7b", "13b"))
+    def _check_stages(self, num_layers: int) -> None:
+        """Stages that never do anything are the authors' code's, too."""
 
     def routing(self, layer: int) -> Routing:
         if "shallow" not in self.stages or layer >= self.shallow_end:
@@ -266,8 +294,3 @@ def _budget(config: VisiPruner, present: int) -> int:
         return max(1, round(config.keep_ratio * present))
     assert config.keep_tokens is not None
     return config.keep_tokens
-
-
-def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

@@ -39,6 +39,7 @@ class StagedVision(Pruner):
     frozen_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._alignment()
 
     def _alignment(self) -> Alignment:
