@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, PRUNERS, cells
-from tests.models import GRID, IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
+from tests.engine.cases import METHODS, PRUNERS, cells, generate
+from tests.models import GRID, IMAGE_TOKEN, LAYERS, llava_inputs, llava_model, prompt, text_model
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
 IMAGES = [1, 0, 2, 1]
@@ -64,6 +64,27 @@ def test_generating_in_a_batch(pruner: str, attn: str, cache: str) -> None:
         for example in range(len(LAYOUTS)):
             alone = model.generate(**_alone(inputs, example), **settings)[0, -5:]
             assert torch.equal(together[example], alone), example
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", METHODS)
+def test_an_example_of_padding_alone_changes_nothing_for_the_others(pruner: str, attn: str) -> None:
+    """Servers fill up batches with such examples; the plain model takes them."""
+    model = llava_model("clip", "llama", attn)
+    inputs = llava_inputs([[4, 0, 6], [26]])
+    inputs["attention_mask"][1] = 0
+    alone = {name: given[:1] for name, given in inputs.items()}
+    with vp.attach(model, METHODS[pruner]) as handle:
+        expected, kept = generate(model, 3, **alone), handle.trace.kept
+        together = generate(model, 3, **inputs)
+        assert handle.trace.kept == [*kept, [[]] * (LAYERS + 1)]
+        assert handle.trace[1].query_lengths == [0] * LAYERS
+        recorded = model(**inputs).logits  # with gradients
+    assert torch.equal(together.sequences[0], expected.sequences[0])
+    for logits, wanted in zip(together.logits, expected.logits, strict=True):
+        torch.testing.assert_close(logits[:1], wanted, atol=2e-5, rtol=1e-4)
+        assert bool(logits.isfinite().all())
+    torch.testing.assert_close(recorded[:1, -1], expected.logits[0], atol=2e-5, rtol=1e-4)
 
 
 def test_examples_of_a_batch_may_trigger_in_different_layers() -> None:

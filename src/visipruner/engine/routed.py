@@ -80,7 +80,7 @@ class Edges:
 
 
 def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
-    """The groups of rows in a layer of this routing; together they cover every row once."""
+    """The groups of rows in a layer of this routing; together they cover every row once, and none is empty."""
     columns, bias = part.rows + host.past, part.sink_bias
     visual = part.visual
     if part.others is not None:
@@ -133,6 +133,8 @@ def attend(
     `visual`, `[n keys]` bool, says which keys belong to visual rows of this forward.
     """
     q, k, v = qkv
+    if not edges:  # an example of padding alone
+        return v.new_zeros(1, 0, q.shape[1], v.shape[-1])
     outputs = []
     for group in edges:
         part_q = q if group.members is None else q.index_select(2, group.members)
