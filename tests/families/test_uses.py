@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -28,6 +29,7 @@ from tests.families.tried import tries
 from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, adapter_of, built, inputs, peaked, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
 from visipruner.adapters.base import submodule
+from visipruner.analysis.probe import Probe
 from visipruner.pruners.fastervlm import FasterVLM
 
 ONE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": list(range(80, 99))}
@@ -171,6 +173,19 @@ def test_attention_maps_are_whole_or_an_error(name: str) -> None:
             with pytest.raises(vp.UnsupportedModelError, match="leave out output_attentions"):
                 model.generate(**prepared, **ONE, output_attentions=True, return_dict_in_generate=True)
             assert torch.isfinite(model(**prepared).logits).all(), "the same handle goes on working"
+
+
+@tries("flash and flex attention")
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3", "flex_attention", "paged|eager"])
+@each_family
+def test_kernels_without_masks_by_row_are_refused(name: str, kernel: str) -> None:
+    model = copy.deepcopy(built(name, _attn(name)))
+    model.get_decoder().config._attn_implementation = kernel
+    before = state_of(model)
+    for attach in (lambda: vp.attach(model, vp.NoPruning()), lambda: Probe(model)):
+        with pytest.raises(vp.UnsupportedModelError, match=rf"{re.escape(repr(kernel))}.*attn_implementation='sdpa'"):
+            attach()
+        assert state_of(model) == before
 
 
 # ---- hidden states -------------------------------------------------------------------------------------------------

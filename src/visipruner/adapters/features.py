@@ -53,6 +53,12 @@ USES: dict[str, tuple[str, str]] = {
         "`output_attentions` under eager attention, as soon as a layer runs on fewer rows; attach `NoPruning()` to see "
         "the plain model's",
     ),
+    "flash and flex attention": (
+        "error",
+        "`flash_attention_2` and the like, `flex_attention`: such kernels are not told row by row which keys to see; "
+        "load with `attn_implementation='sdpa'` (or `'eager'`). A function of your own works if it is registered with "
+        "the mask function of one of the two and takes the masks that it takes",
+    ),
     "assisted decoding": (
         "error",
         "`assistant_model`, `prompt_lookup_num_tokens`: guesses would be read as the end of the prompt; nor "

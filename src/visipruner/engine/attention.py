@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    AttentionMaskInterface,
+    eager_mask,
+    flash_attention_mask,
+    flex_attention_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from visipruner.errors import UnsupportedModelError
@@ -61,14 +67,34 @@ def register(implementation: str) -> str:
     """Registers the attached attention beside `implementation`, with the same mask function; returns its name."""
     name = PREFIX + implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
-        raise UnsupportedModelError(
-            f"Attention implementation {implementation!r} cannot be attached to; load the model with "
-            "attn_implementation='sdpa' or 'eager'."
-        )
+        raise _unsupported(implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, attached_attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     return name
+
+
+def check_masks(implementation: str) -> None:
+    """Raises UnsupportedModelError unless kernels of this implementation are told row by row which keys to see.
+
+    What pruning leaves to a row is no longer said by causality and padding alone, and flash kernels know only these;
+    flex kernels are given compiled blocks of the unpruned rows.
+    """
+    makes = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
+    if makes in (None, flash_attention_mask, flex_attention_mask):
+        raise _unsupported(implementation)
+
+
+def is_additive(implementation: str) -> bool:
+    """Whether kernels of this implementation need a mask always, a float one that is added to the logits."""
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is eager_mask
+
+
+def _unsupported(implementation: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"Attention implementation {implementation!r} cannot be attached to; load the model with "
+        "attn_implementation='sdpa' or 'eager'."
+    )
 
 
 def host_kernel(module: nn.Module, implementation: str) -> Kernel:

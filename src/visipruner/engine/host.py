@@ -10,7 +10,7 @@ from torch import nn
 
 from visipruner.adapters import adapter_for
 from visipruner.adapters.base import Adapter, submodule
-from visipruner.engine.attention import PREFIX, Kernel, host_kernel
+from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive
 from visipruner.errors import UnsupportedModelError
 from visipruner.shape import ModelShape
 
@@ -40,13 +40,15 @@ class Host:
 
     @classmethod
     def of(cls, model: nn.Module, adapter: Adapter) -> Host:
-        """Takes `model` apart. Raises UnsupportedModelError where it is not what the adapter says."""
+        """Takes `model` apart. Raises UnsupportedModelError where it is not what the adapter says, or its attention
+        cannot be told which keys a row may see."""
         decoder, layers = _decoder(model, adapter)
         attentions = [getattr(layer, adapter.attention) for layer in layers]
         configs = {id(config): config for config in (decoder.config, *(part.config for part in attentions))}
         implementation: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
         # The config may be a copy of an attached model's.
         implementation = implementation.removeprefix(PREFIX)
+        check_masks(implementation)
         embedder = submodule(model, adapter.embedder)
         return cls(
             adapter=adapter,
@@ -72,7 +74,9 @@ class Host:
 
     @property
     def is_eager(self) -> bool:
-        return self.implementation == "eager"
+        """Whether attention is eager, or a function registered with eager's masks: it takes nothing but these, and
+        may give attention maps."""
+        return is_additive(self.implementation)
 
 
 def depth_of(model: nn.Module) -> int:

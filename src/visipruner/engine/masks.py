@@ -13,8 +13,8 @@ class HostMask:
     """The mask a host layer was given for a forward of `seq` rows after `past` older ones.
 
     Attributes:
-        tensor: `[batch or 1, 1, seq, columns]`, bool or additive; `[batch, columns]` (padding only, flash kernels); or
-            None where plain causality says all. A sliding window's mask may start later than logical column 0.
+        tensor: `[batch or 1, 1, seq, columns]`, bool or additive, or None where plain causality says all. A sliding
+            window's mask may start later than logical column 0.
     """
 
     tensor: Tensor | None
@@ -23,25 +23,12 @@ class HostMask:
 
     def allowed(self, example: int, rows: Tensor, columns: Tensor) -> Tensor:
         """`[len(rows), len(columns)]` bool: which logical columns host rows (counted within the forward) may see."""
-        causal = columns[None] <= rows[:, None] + self.past
         if self.tensor is None:
-            return causal
+            return columns[None] <= rows[:, None] + self.past
         places = columns - (self.past + self.seq - self.tensor.shape[-1])
         inside = places >= 0
         mask = self.tensor[example if self.tensor.shape[0] > 1 else 0]
-        if mask.ndim == 1:
-            return causal & inside & mask[places.clamp(min=0)].bool()
         return is_open(mask[0, rows][:, places.clamp(min=0)]) & inside
-
-    def open_keys(self, example: int, row: int, keys: int) -> Tensor | None:
-        """`[keys]` bool: which of the last `keys` columns one host row may see; None for all."""
-        if self.tensor is None:
-            return None
-        mask = self.tensor[example if self.tensor.shape[0] > 1 else 0]
-        if mask.ndim == 1:
-            causal = torch.arange(keys, device=mask.device) <= keys - self.seq + row
-            return mask[-keys:].bool() & causal
-        return is_open(mask[0, row, -keys:])
 
 
 def is_open(mask: Tensor) -> Tensor:
