@@ -40,6 +40,50 @@ def test_modes_agree_with_and_without_a_cache(pruner: str, mode: str, attn: str)
     assert torch.equal(*results)
 
 
+def _asks(inputs: dict[str, Any], *words: int) -> dict[str, Any]:
+    """The prompt with `words` after it."""
+    ids = torch.cat([inputs["input_ids"], torch.tensor([words]).long()], 1)
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.mark.parametrize("before", [[()], [(), (5,)], [(), (5,), (5, 6)], [(5,)]])
+@pytest.mark.parametrize("pruner", WAYS)
+def test_without_a_cache_a_prompt_does_not_depend_on_the_one_before(pruner: str, before: list[tuple[int, ...]]) -> None:
+    """As when options of one question are scored: prompts that begin alike, and are no continuations."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 6]])
+    option = _asks(inputs, 8, 9, 10) if len(before) == 3 else _asks(inputs, 8, 9)
+    with torch.no_grad():
+        with vp.attach(model, WAYS[pruner]) as handle:
+            expected, trace = model(**option, use_cache=False).logits, handle.trace.to_dict()
+        with vp.attach(model, WAYS[pruner]) as handle:
+            for words in before:
+                model(**_asks(inputs, *words), use_cache=False)
+            assert torch.equal(model(**option, use_cache=False).logits, expected)
+            assert handle.trace.to_dict() == trace
+
+
+@pytest.mark.parametrize("between", ["text", "interrupted"])
+def test_without_a_cache_another_forward_ends_a_prompt(between: str) -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 6]])
+    with vp.attach(model, PRUNERS["budget"]) as handle, torch.no_grad():
+        longer = _asks(inputs, 5)
+        expected = model(**longer, use_cache=False).logits
+        model(**inputs, use_cache=False)
+        if between == "text":
+            model(**llava_inputs([[9]]), use_cache=False)
+        else:
+            hook = model.model.language_model.norm.register_forward_pre_hook(_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model(**inputs, use_cache=False)
+            hook.remove()
+        assert torch.equal(model(**longer, use_cache=False).logits, expected)
+        assert handle.trace[0].prompt_length == longer["input_ids"].shape[1]
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_beams_of_a_batch_are_the_beams_of_its_examples(pruner: str) -> None:
     model = text_model("qwen2")

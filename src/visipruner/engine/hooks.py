@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix
 from visipruner.engine.refusals import uncompiled
-from visipruner.engine.replay import ReplayRun
+from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.routed import QKV
 from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
@@ -45,9 +46,9 @@ class Hooks:
         self._session: PromptSession | None = None
         self._found: Tensor | None = None
         self._call: Mapping[str, Any] = {}
-        self._embeds: Tensor | None = None
-        # The last prompt that ran without a cache: its embeddings, and runs that repeat its selections.
-        self._uncached: tuple[Tensor, list[ReplayRun]] | None = None
+        # Forwards without a cache: the last one, and the one that is running.
+        self._uncached: Uncached | None = None
+        self._running: Uncached | None = None
         self._is_projecting = self._spares_queries = False
         self._query_rows = 0
         self._image_cache: ImageCache | None = None
@@ -55,7 +56,7 @@ class Hooks:
     def detach(self) -> None:
         """Lets go of everything that belongs to a forward."""
         self.is_attached = False
-        self._session = self._found = self._embeds = self._uncached = None
+        self._session = self._found = self._running = self._uncached = None
         self._call = {}
 
     def install(self) -> Iterator[RemovableHandle]:
@@ -104,7 +105,8 @@ class Hooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""
-        self._session = None  # one left by an interrupted forward is of no use
+        self._session = self._running = None  # those left by an interrupted forward are of no use
+        before, self._uncached = self._uncached, None
         outer, self._call = self._call, {}
         call = bound(module, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call["cache"]
@@ -122,6 +124,10 @@ class Hooks:
         asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
         wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
         in_line = is_in_line(call.get("position_ids"), real[:, past:])
+        # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
+        if cache is None and embeds is not None and not torch.is_grad_enabled():
+            again = None if before is None else before.continued_by(embeds)
+            self._running = again or Uncached(embeds, seq)
         self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps, in_line)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
@@ -141,18 +147,15 @@ class Hooks:
     ) -> PromptSession:
         """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
         seq = real.shape[1] - past
-        uncached = None if is_cached else embeds
-        repeated = self._uncached if self._repeats_prompt(uncached) else None
-        prompt_end = seq if repeated is None else repeated[0].shape[1]
+        prompt_end = seq if self._running is None else self._running.prompt_end
         found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
         vision: list[Vision | None] = [None] * len(found)
         runs: list[PromptRun] = [self._pruner.begin(in_line) for _ in found]
-        if repeated is not None:
-            runs = list(repeated[1])
+        if self._running is not None and self._running.runs:
+            runs = list(self._running.runs)
         elif self._tap is not None:
             found, vision = read_tower(self._tap, found)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_maps)
-        self._embeds = uncached
         owner = weakref.ref(self)
         shared = None if past or wants_maps or not is_cached else self._shared_prefix(embeds, found)
         return PromptSession(self._pruner, self._host, owner, found, runs, forward, self._run_ahead, vision, shared)
@@ -204,28 +207,21 @@ class Hooks:
         assert self._host.embedder is not None
         return self._host.adapter.arranged(self._host.embedder, call, found)
 
-    def _repeats_prompt(self, embeds: Tensor | None) -> bool:
-        """Whether a forward without a cache continues the last prompt, whose selections then still hold."""
-        if self._uncached is None or embeds is None:
-            return False
-        before = self._uncached[0]
-        length = before.shape[1]
-        same_batch = embeds.shape[0] == before.shape[0] and embeds.shape[1] > length
-        return same_batch and torch.equal(embeds[:, :length], before)
-
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the decoder, also when it failed (without output)."""
         session, self._session = self._session, None
-        embeds, self._embeds = self._embeds, None
+        uncached, self._running = self._running, None
         if self._tap is not None:
             self._tap.clear()
-        if session is None or output is None or isinstance(session.runs[0], ReplayRun):
+        if session is None or output is None:
+            return
+        self._uncached = uncached
+        if uncached is not None and uncached.runs:
             return
         self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
         replays = zip(self.trace.kept, session.merged, session.closed, strict=True)
-        # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
-        embeds = None if torch.is_grad_enabled() else embeds
-        self._uncached = None if embeds is None else (embeds, [ReplayRun(*decided) for decided in replays])
+        if uncached is not None:
+            self._uncached = replace(uncached, runs=[ReplayRun(*decided) for decided in replays])
 
     # ---- around a layer -------------------------------------------------------------------------------------------
 

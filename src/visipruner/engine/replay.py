@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,3 +35,31 @@ class ReplayRun(PromptRun):
         if layer in self._merged:
             return Merge(positions, self._merged[layer])
         return positions
+
+
+@dataclass(frozen=True, eq=False)
+class Uncached:
+    """The last forward without a cache.
+
+    Attributes:
+        embeds: `[batch, seq, d]`. prompt_end: rows from this one on were generated after the prompt.
+        runs: per example what repeats the prompt's selections; none while the prompt itself is read.
+    """
+
+    embeds: Tensor
+    prompt_end: int
+    runs: Sequence[ReplayRun] = ()
+
+    def continued_by(self, embeds: Tensor) -> Uncached | None:
+        """The forward of `embeds`, where it is this one and the next row generated, as decoding without a cache gives
+        it (beams may have moved within the batch); any other is a prompt of its own, also where it begins alike.
+        """
+        batch, seq = self.embeds.shape[:2]
+        if embeds.shape[:2] != (batch, seq + 1):
+            return None
+        if not torch.equal(embeds[:, : self.prompt_end], self.embeds[:, : self.prompt_end]):
+            return None
+        before, now = self.embeds[:, self.prompt_end :], embeds[:, self.prompt_end : seq]
+        if not all(any(torch.equal(mine, other) for other in before) for mine in now):
+            return None
+        return replace(self, embeds=embeds)
