@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -52,6 +52,10 @@ class TokenLayout:
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> TokenLayout:
+        """The same with its tensors on `device`."""
+        return replace(self, real=self.real.to(device), visual=self.visual.to(device))
 
     def per_image(self, tokens: Tensor) -> list[Tensor]:
         """For each image, which of `tokens` (numbers of visual tokens, `[n_v]` long) are its own, `[k]` long."""

@@ -72,7 +72,8 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "device_map": (
         "yes",
-        "through accelerate, layers on the disk included: the same numbers to the last bit",
+        "through accelerate, layers on the disk or on several accelerators included: the same numbers to the last bit. "
+        "Several accelerators were tried on a CPU, with tensors that say they are on unlike devices and may not meet",
     ),
     "8- and 4-bit weights": (
         "yes",

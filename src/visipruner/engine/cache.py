@@ -182,6 +182,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             rows = torch.arange(self.logical, self.logical + queries, device=old.device)
             narrow = (columns[:, None, None] <= rows[:, None]) & (columns != PADDING)[:, None, None]
         else:
+            mask = mask.to(old.device)  # hosts make one mask for all layers, on whichever device these are
             # A sliding host mask may start later than column 0; what lies before is out of every query's window.
             places = columns - (self.logical + queries - mask.shape[-1])
             inside = (places >= 0) & (columns != PADDING)

@@ -16,7 +16,6 @@ from visipruner.engine.routed import QKV
 from visipruner.engine.rows import Rows
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
-from visipruner.layout import TokenLayout
 from visipruner.pruners.base import PromptRun
 
 
@@ -52,16 +51,15 @@ class Entering:
     def __init__(
         self,
         present: Present,
-        layouts: Sequence[TokenLayout],
         runs: Sequence[PromptRun],
         run_ahead: RunAhead,
         drop: Drop,
         vision: Sequence[Vision | None],
     ) -> None:
         self._vision = vision
-        self._present, self._layouts, self._runs = present, layouts, runs
+        self._present, self._runs = present, runs
         self._run_ahead, self._drop = run_ahead, drop
-        self.merged: list[dict[int, Tensor]] = [{} for _ in layouts]
+        self.merged: list[dict[int, Tensor]] = [{} for _ in runs]
 
     def look(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Hidden states, new ones where tokens were merged, and per example the pairs and rows that scores took."""
@@ -89,9 +87,8 @@ class Entering:
     def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
         visual = self._present.visual_among(example).nonzero().flatten()
         project = partial(self._project, layer, example, kwargs)
-        return EntryView(
-            states, visual, self._present.tokens[example], self._layouts[example], project, self._vision[example]
-        )
+        tokens, layout = self._present.tokens[example], self._present.layouts[example]
+        return EntryView(states, visual, tokens, layout, project, self._vision[example])
 
     def _project(
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool

@@ -120,7 +120,7 @@ class EntryView:
     def vision(self, layer: int) -> list[VisionView]:
         """The images in a layer of the vision tower, one of those that `Pruner.vision_layers` named, in the order of
         `images()`; token i of an image is its patch i."""
-        return self._tower().views(layer)
+        return [view.to(self.states.device) for view in self._tower().views(layer)]
 
     @property
     def vision_depth(self) -> int:

@@ -26,11 +26,17 @@ class Waiting:
     tokens: list[Tensor]
     is_seen: bool
 
+    def to(self, device: torch.device) -> Waiting:
+        """The same with its tensors on `device`."""
+        tokens = [part.to(device) for part in self.tokens]
+        return Waiting(self.rows.to(device), self.placed.to(device), self.states.to(device), tokens, self.is_seen)
+
 
 class Present:
     """Rows of a batch of prompts that have not been dropped.
 
     Attributes:
+        layouts: one per example.
         rows: rows that the current layer runs. attending: those of them that take part in its self-attention.
         placed: the host rows whose positions they have: their own, but for rows that closed a gap (see `drop`).
         tokens: per example `[k]` long, the visual tokens still present (indices among the prompt's).
@@ -40,7 +46,7 @@ class Present:
     """
 
     def __init__(self, layouts: Sequence[TokenLayout], seq: int) -> None:
-        self._layouts, self._seq = layouts, seq
+        self.layouts, self._seq = list(layouts), seq
         self.rows = self.attending = self.placed = Rows(tuple(layout.real for layout in layouts), seq)
         self.tokens = [torch.arange(len(layout.visual), device=layout.visual.device) for layout in layouts]
         self._is_visual = [_flags(layout.visual, seq) for layout in layouts]
@@ -48,6 +54,18 @@ class Present:
         self._closed = [torch.zeros_like(visual) for visual in self._is_visual]
         self._waiting: Waiting | None = None
         self._first = 0
+
+    def to(self, device: torch.device) -> None:
+        """Goes on on the device that the next layer runs on."""
+        if self.layouts[0].real.device == device:
+            return
+        self.layouts = [layout.to(device) for layout in self.layouts]
+        moved = {rows: rows.to(device) for rows in (self.rows, self.attending, self.placed)}  # they may be one object
+        self.rows, self.attending, self.placed = (moved[rows] for rows in (self.rows, self.attending, self.placed))
+        self.tokens = [tokens.to(device) for tokens in self.tokens]
+        self._is_visual = [flags.to(device) for flags in self._is_visual]
+        self._closed = [flags.to(device) for flags in self._closed]
+        self._waiting = None if self._waiting is None else self._waiting.to(device)
 
     @property
     def waiting(self) -> Waiting:
@@ -63,7 +81,7 @@ class Present:
         if self.has_dropped:
             hidden = self.repack(hidden)
         visual = Rows(
-            tuple(layout.visual[tokens] for layout, tokens in zip(self._layouts, self.tokens, strict=True)), self._seq
+            tuple(layout.visual[tokens] for layout, tokens in zip(self.layouts, self.tokens, strict=True)), self._seq
         )
         states = hidden.index_select(1, visual.within(self.rows)) if self.is_packed else _all_of(visual, hidden)
         self._waiting = Waiting(visual, self._places_of(visual), states, self.tokens, is_seen)
@@ -97,7 +115,7 @@ class Present:
         """
         if kept.numel() < self.tokens[example].numel():
             self.tokens[example] = self.tokens[example][kept]
-            self._closed[example][self._layouts[example].visual[closed]] = True
+            self._closed[example][self.layouts[example].visual[closed]] = True
             self.has_dropped = True
 
     def repack(self, hidden: Tensor) -> Tensor:
@@ -107,7 +125,7 @@ class Present:
     def _index(self, tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Per example the rows that run where `tokens` do."""
         index = []
-        for layout, own, visual in zip(self._layouts, tokens, self._is_visual, strict=True):
+        for layout, own, visual in zip(self.layouts, tokens, self._is_visual, strict=True):
             alive = ~visual
             alive[layout.visual[own]] = True
             index.append(layout.real[alive[layout.real] & (layout.real >= self._first)])
@@ -124,7 +142,7 @@ class Present:
         if not any(bool(closed.any()) for closed in self._closed):
             return rows
         index = []
-        for layout, mine, closed in zip(self._layouts, rows.index, self._closed, strict=True):
+        for layout, mine, closed in zip(self.layouts, rows.index, self._closed, strict=True):
             closed_after = closed.sum() - closed.cumsum(0)[mine]
             index.append(layout.real[torch.searchsorted(layout.real, mine) + closed_after])
         return Rows(tuple(index), self._seq)
@@ -137,7 +155,7 @@ class Present:
     def unfold(self, resting: Tensor, hidden: Tensor) -> Tensor:
         """The rows that rested run again, with states `resting` `[1, n, d]`; none of them has been dropped."""
         self._first = 0
-        self.rows = self.placed = Rows((self._layouts[0].real,), self._seq)
+        self.rows = self.placed = Rows((self.layouts[0].real,), self._seq)
         return torch.cat([resting, hidden], dim=1)
 
     def route(self, routing: Routing) -> None:

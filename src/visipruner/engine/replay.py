@@ -24,7 +24,7 @@ class ReplayRun(PromptRun):
         self._kept, self._merged, self._closed = kept, merged, closed
 
     def closes_gaps(self, gone: Tensor) -> Tensor:
-        return torch.isin(gone, self._closed)
+        return torch.isin(gone, self._closed.to(gone.device))
 
     def observes_entry(self, layer: int) -> bool:
         return layer == 0 or layer in self._merged or len(self._kept[layer]) < len(self._kept[layer - 1])

@@ -23,6 +23,10 @@ class Rows:
     index: tuple[Tensor, ...]
     seq: int
 
+    def to(self, device: torch.device) -> Rows:
+        """The same with its tensors on `device`."""
+        return Rows(tuple(rows.to(device) for rows in self.index), self.seq)
+
     @cached_property
     def lengths(self) -> list[int]:
         return [rows.numel() for rows in self.index]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer
+from visipruner.engine.devices import Copies, device_of
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
 from visipruner.engine.frozen import frozen_keys
@@ -86,14 +87,15 @@ class PromptSession:
         self._kernel, self._eager = host.kernel, host.is_eager
         self._run_ahead, self._spares_queries = run_ahead, host.has_query_maps
         self._features: AddedFeatures | None = None
-        self._layouts, self.runs, self._forward = layouts, runs, forward
+        self.runs, self._forward = runs, forward
         self._present = Present(layouts, forward.seq)
+        self._layers, self._home, self._copies = host.layers, layouts[0].real.device, Copies()
         self._first_layer = pruner.first_layer()
         self._routing, self._looked_at = PLAIN, False
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._others: list[OtherKeys | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
-        self._entering = Entering(self._present, layouts, runs, run_ahead, self._drop, vision)
+        self._entering = Entering(self._present, runs, run_ahead, self._drop, vision)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
         self._plans: dict[tuple[int, Routing, int], tuple[Rows, Tensor | None, list[Edges]]] = {}
         self.examples = [
@@ -129,6 +131,10 @@ class PromptSession:
         """Narrows a layer's inputs to the rows in play. Returns new objects; the host's tensors are not touched."""
         self._routing = self._pruner.routing(layer)
         present = self._present
+        hidden = hidden.to(device_of(self._layers[layer], hidden))
+        present.to(hidden.device)
+        if hidden.device != self._home:
+            kwargs = self._copies.on(hidden.device, kwargs)
         if layer == 0 < self._first_layer:
             hidden = present.hold_back(hidden, is_seen=False)
         if present.is_waiting and self._returns(layer):
@@ -155,7 +161,7 @@ class PromptSession:
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
-        frozen: list[OtherKeys | None] = [None] * len(self._layouts)
+        frozen: list[OtherKeys | None] = [None] * len(self._present.layouts)
         if self._routing.freezes_visual:
             frozen = frozen_keys(layer, present.waiting, self._forward.past, self._run_ahead, kwargs)
         held = self._prepare_cache(layer, cache_of(kwargs), frozen)
@@ -320,9 +326,9 @@ class PromptSession:
         as_is = self._present.rows.is_whole and self._forward.past == 0 and self._stores_all()
         if not self._present.is_packed or (as_is and not isinstance(held, PrunedLayer) and self._shared is None):
             return held
-        pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._layouts), self._owner)
+        pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._present.layouts), self._owner)
         if self._forward.past:
-            turns = [_turns_before(pruned, example) for example in range(len(self._layouts))]
+            turns = [_turns_before(pruned, example) for example in range(len(self._present.layouts))]
             self._others = [
                 turn if rows is None else turn.joined(rows) for turn, rows in zip(turns, frozen, strict=True)
             ]
@@ -371,7 +377,7 @@ class PromptSession:
             return joined(outputs), None
         q, k, v = qkv
         output, weights = self._kernel(module, q, k, v, mask, **kwargs)
-        for example, layout in enumerate(self._layouts):
+        for example, layout in enumerate(self._present.layouts):
             self.examples[example].work[layer].attention_pairs += q.shape[-2] * k.shape[-2]
             if self._is_observed(layer, example):
                 older = k.shape[-2] - self._forward.seq
@@ -482,7 +488,7 @@ class PromptSession:
             rows.columns,
             rows.visual,
             rows.tokens,
-            self._layouts[example],
+            self._present.layouts[example],
             scaling,
             allowed,
             softcap,
@@ -503,13 +509,13 @@ class PromptSession:
     def _drop(self, example: int, kept: Tensor, trigger: int) -> None:
         run, tokens = self.runs[example], self._present.tokens[example]
         if kept.numel() < tokens.numel() and run.trigger_layer is None and trigger >= 0:
-            first = len(self._layouts[example].visual) == tokens.numel()
+            first = len(self._present.layouts[example].visual) == tokens.numel()
             run.trigger_layer = trigger if first else None
         stays = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, kept, True)
         gone = tokens[~stays]
         closed = gone[run.closes_gaps(gone)]
         if closed.numel():
-            self.closed[example] = torch.cat([self.closed[example], closed])
+            self.closed[example] = torch.cat([self.closed[example].to(closed), closed])
             renumbered = self.examples[example].renumbered
             if trigger + 1 not in renumbered:
                 renumbered.append(trigger + 1)

@@ -48,6 +48,11 @@ class VisionView:
     prefix: int
     window: int = 1
 
+    def to(self, device: torch.device) -> VisionView:
+        """The same with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("queries", "all_keys", "outputs")}
+        return replace(self, **moved)
+
     @property
     def keys(self) -> Tensor:
         """`[heads, p, head_dim]`."""

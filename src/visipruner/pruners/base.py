@@ -30,7 +30,8 @@ FILE_NAME = "pruner.json"
 
 
 class PromptRun:
-    """A method at work on one prompt of one example. Holds what it must remember from layer to layer.
+    """A method at work on one prompt of one example. Holds what it must remember from layer to layer; the next layer
+    may run on another device, so tensors among it are brought to the view's before they meet.
 
     It can look at two points of a layer: at the rows on their way in, and at the attention once it ran. What is
     dropped at the first leaves before this layer, what is dropped at the second leaves before the next.

@@ -130,7 +130,7 @@ class _ComposedRun(PromptRun):
         self._closed: list[Tensor] = []
 
     def closes_gaps(self, gone: Tensor) -> Tensor:
-        return torch.isin(gone, torch.cat([gone[:0], *self._closed]))
+        return torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))
 
     def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
         """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""

@@ -94,9 +94,10 @@ class _DartRun(PromptRun):
         return chosen(view, parts, [self._config.budget(len(part)) for part in parts], self._choose)
 
     def _choose(self, view: EntryView, count: int) -> Tensor:
-        present = self._by_length[torch.isin(self._by_length, view.tokens)]
+        by_length, text_pivots = self._by_length.to(view.tokens.device), self._text_pivots.to(view.tokens.device)
+        present = by_length[torch.isin(by_length, view.tokens)]
         pivots = torch.searchsorted(view.tokens, present[: min(self._config.pivot_image, count)])
-        anchors = torch.cat([view.embeddings[pivots], view.states[view.text[self._text_pivots]]]).float()
+        anchors = torch.cat([view.embeddings[pivots], view.states[view.text[text_pivots]]]).float()
         return least_alike(view.embeddings.float(), pivots, anchors, count)
 
 

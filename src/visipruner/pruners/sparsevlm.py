@@ -106,7 +106,7 @@ class _SparseRun(PromptRun):
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         """Rates; who leaves is settled once the rows left this layer, where they can be merged."""
-        raters = view.text_rows[self._raters]
+        raters = view.text_rows[self._raters.to(view.text_rows.device)]
         total = torch.zeros(view.visual.numel(), device=view.visual.device)
         for weights in view.attention_of(raters):
             total += weights[..., view.visual].mean(0).sum(0)
@@ -123,6 +123,7 @@ class _SparseRun(PromptRun):
         if layer - 1 not in self._stages or self._scores is None:
             return None
         counts = [round(self._stages[layer - 1] * first / self._config.tokens) for first in self._first]
+        self._scores = self._scores.to(view.tokens.device)
         kept = best(self._scores, parts_of(view, self._config.scope), counts)
         return None if kept is None else self._recycle(view, kept)
 
