@@ -92,7 +92,11 @@ def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
 
 
 class PruneHandle:
-    """A pruner attached to a model, made by `attach`. `trace` tells what happened to the last prompt(s)."""
+    """A pruner attached to a model, made by `attach`. `trace` tells what happened to the last prompt(s).
+
+    Several threads may run the model at once, each with its own prompts; attaching and removing is for one of them
+    while the others wait.
+    """
 
     def __init__(
         self,
@@ -120,7 +124,10 @@ class PruneHandle:
 
     @property
     def trace(self) -> PruneTrace:
-        """What happened to the last prompt(s). Raises VisiPrunerError before the first."""
+        """What happened to the last prompt(s) of the thread that asks, or of any thread where it ran none itself.
+
+        Raises VisiPrunerError before the first.
+        """
         if self._hooks.trace is None:
             raise VisiPrunerError("There is no trace yet: run the model on a prompt first.")
         return self._hooks.trace

@@ -19,6 +19,7 @@ from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix
+from visipruner.engine.per_thread import PerThread, Threads
 from visipruner.engine.refusals import uncompiled
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.routed import QKV
@@ -32,26 +33,39 @@ from visipruner.pruners.base import PromptRun, Pruner
 
 
 class Hooks:
-    """The engine of one attached model.
+    """The engine of one attached model. What belongs to a forward, or to `generate` without a cache, is its thread's.
 
     Attributes:
-        trace: what happened to the last prompt(s), None before the first.
         is_attached: False once the handle was removed; pruned caches refuse to go on then.
     """
 
+    _traced = PerThread[PruneTrace | None](lambda: None)
+    _session = PerThread[PromptSession | None](lambda: None)
+    _found = PerThread[Tensor | None](lambda: None)
+    _call = PerThread[Mapping[str, Any]](dict)
+    # Forwards without a cache: the last one, and the one that is running.
+    _uncached = PerThread[Uncached | None](lambda: None)
+    _running = PerThread[Uncached | None](lambda: None)
+    _is_projecting = PerThread[bool](bool)
+    _spares_queries = PerThread[bool](bool)
+    _query_rows = PerThread[int](int)
+
     def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
         self._host, self._pruner, self._visual_mask, self._tap = host, pruner, visual_mask, tap
-        self.trace: PruneTrace | None = None
+        self.threads = Threads()
+        self._last_trace: PruneTrace | None = None
         self.is_attached = True
-        self._session: PromptSession | None = None
-        self._found: Tensor | None = None
-        self._call: Mapping[str, Any] = {}
-        # Forwards without a cache: the last one, and the one that is running.
-        self._uncached: Uncached | None = None
-        self._running: Uncached | None = None
-        self._is_projecting = self._spares_queries = False
-        self._query_rows = 0
         self._image_cache: ImageCache | None = None
+
+    @property
+    def trace(self) -> PruneTrace | None:
+        """What happened to the last prompt(s) of this thread, or of any where this one ran none; None before the
+        first."""
+        return self._last_trace if self._traced is None else self._traced
+
+    @trace.setter
+    def trace(self, trace: PruneTrace) -> None:
+        self._traced = self._last_trace = trace
 
     def detach(self) -> None:
         """Lets go of everything that belongs to a forward."""
@@ -168,8 +182,7 @@ class Hooks:
             raise VisiPrunerError(
                 "Under image_cache() prompts are read one at a time; pass one example and no beams, or leave it out."
             )
-        prefix = self._image_cache.prefix_for(embeds, int(found[0].visual[-1]) + 1)
-        return SharedPrefix(prefix, embeds.shape[1])
+        return SharedPrefix(self._image_cache, embeds, int(found[0].visual[-1]) + 1)
 
     @contextmanager
     def image_cache(self, cache: ImageCache) -> Iterator[None]:
@@ -218,8 +231,8 @@ class Hooks:
         self._uncached = uncached
         if uncached is not None and uncached.runs:
             return
-        self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
-        replays = zip(self.trace.kept, session.merged, session.closed, strict=True)
+        trace = self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
+        replays = zip(trace.kept, session.merged, session.closed, strict=True)
         if uncached is not None:
             self._uncached = replace(uncached, runs=[ReplayRun(*decided) for decided in replays])
 

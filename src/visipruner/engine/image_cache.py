@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
@@ -54,6 +54,10 @@ class Prefix:
             return True
         return placed.keys() == self.placed.keys() and all(_equal(placed[name], self.placed[name]) for name in placed)
 
+    def copied(self) -> Prefix:
+        """The same states in lists of their own."""
+        return replace(self, placed={**self.placed}, hidden=[*self.hidden], seen=[*self.seen], stored=[*self.stored])
+
     def forget(self) -> None:
         """Keeps only which rows these are."""
         self.placed = {}
@@ -82,8 +86,7 @@ class ImageCache:
         self.reused = self.read = 0
         self._owner: Any = None
         self._prefix: Prefix | None = None
-        self._call: tuple[Any, Any] | None = None
-        self._features: Any = None
+        self._features: tuple[Any, Any] | None = None  # a call's arguments, and the features
 
     def bind(self, owner: Any) -> None:
         """Forgets everything where `owner`, what the states belong to, is another than before."""
@@ -93,17 +96,24 @@ class ImageCache:
 
     def clear(self) -> None:
         """Forgets the image."""
-        self._owner = self._prefix = self._call = self._features = None
+        self._owner = self._prefix = self._features = None
 
     def prefix_for(self, embeds: Tensor, length: int) -> Prefix:
-        """The known prefix of a prompt `[1, seq, d]` whose first `length` rows end with its image, or a new one."""
+        """The known prefix of a prompt `[1, seq, d]` whose first `length` rows end with its image, or a new one.
+
+        It is the prompt's own, for another thread may read one meanwhile; `keep` makes it known.
+        """
         known = self._prefix
         if known is not None and known.length == length and known.matches(embeds):
             self.reused += 1
-            return known
+            return known.copied()
         self.read += 1
-        self._prefix = Prefix(length, embeds[:, :length].clone())
-        return self._prefix
+        self._prefix = known = None  # its memory goes before the new one's comes
+        return Prefix(length, embeds[:, :length].clone())
+
+    def keep(self, prefix: Prefix) -> None:
+        """Remembers the prefix of a prompt that was read."""
+        self._prefix = prefix
 
     @contextmanager
     def remembering(self, embedder: nn.Module) -> Iterator[None]:
@@ -115,10 +125,11 @@ class ImageCache:
 
         @wraps(original)  # `generate` asks for its signature
         def remembered(*args: Any, **kwargs: Any) -> Any:
-            if self._call is None or not _same(self._call, (args, kwargs)):
-                self._features = original(*args, **kwargs)
-                self._call = _copied((args, kwargs))
-            return self._features
+            known = self._features  # looked at once: another thread may ask for its own image meanwhile
+            if known is None or not _same(known[0], (args, kwargs)):
+                features = original(*args, **kwargs)
+                known = self._features = (_copied((args, kwargs)), features)
+            return known[1]
 
         embedder.get_image_features = remembered  # type: ignore[assignment]
         try:
@@ -152,9 +163,9 @@ class SharedPrefix:
         is_folded: True while the prefix rows rest.
     """
 
-    def __init__(self, prefix: Prefix, seq: int) -> None:
+    def __init__(self, cache: ImageCache, embeds: Tensor, length: int) -> None:
         self.is_folded = False
-        self._prefix, self._seq = prefix, seq
+        self._cache, self._prefix, self._seq = cache, cache.prefix_for(embeds, length), embeds.shape[1]
         self._is_untouched = True  # until a visual token leaves or is merged; those that stay then run in every layer
         self._held: PrunedLayer | None = None
 
@@ -221,6 +232,7 @@ class SharedPrefix:
     def complete(self, layers: int, hidden: Tensor, present: Present) -> Tensor:
         """After the last layer: all rows, for hosts that want them all."""
         self._note_entry(layers, hidden, present)
+        self._cache.keep(self._prefix)
         return self._unfolded(layers, hidden, present)
 
     def _knows(self, layer: int) -> bool:

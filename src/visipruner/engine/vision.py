@@ -20,6 +20,7 @@ from visipruner.engine.arguments import scaling_of
 from visipruner.engine.attention import host_kernel
 from visipruner.engine.implementation import Implementation
 from visipruner.engine.masks import is_open
+from visipruner.engine.per_thread import PerThread, Threads
 from visipruner.engine.refusals import uncompiled
 from visipruner.engine.routed import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
@@ -101,13 +102,16 @@ class VisionView:
 
 
 class VisionTap:
-    """Runs the attention of a vision tower and remembers it for some layers, until `clear`.
+    """Runs the attention of a vision tower and remembers it for some layers, for each thread until its `clear`.
 
     Args:
         tower: a stock vision transformer. wanted: numbers of the layers wanted; negative ones count from the end.
 
     Raises UnsupportedModelError for a tower without such layers, or whose attention ours cannot stand in for.
     """
+
+    _seen = PerThread[dict[int, list[tuple[Tensor, Tensor, float]]]](dict)
+    _outputs = PerThread[dict[int, list[Tensor]]](dict)
 
     def __init__(self, tower: nn.Module, wanted: Sequence[int]) -> None:
         self._layers = tower_layers(tower)
@@ -122,8 +126,7 @@ class VisionTap:
         self._ours = Implementation(self._configs, self._implementation)
         registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in self._configs)
         self._prefixes = (1 + registers, 0)
-        self._seen: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
-        self._outputs: dict[int, list[Tensor]] = {}
+        self.threads = Threads()
         self._hooks: list[RemovableHandle] = []
 
     def install(self) -> None:
@@ -151,7 +154,7 @@ class VisionTap:
         self._ours.check()
 
     def clear(self) -> None:
-        """Forgets all images."""
+        """Forgets all images of this thread."""
         self._seen.clear()
         self._outputs.clear()
 
