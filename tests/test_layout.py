@@ -58,6 +58,15 @@ def test_images_go_to_the_examples_that_hold_them() -> None:
     assert found[2].grids == [(3, 1)]
 
 
+def test_images_of_masked_rows_are_not_given_to_the_next_example() -> None:
+    mask = torch.tensor([[1] * 12 + [0]] * 3).bool()
+    real = torch.ones_like(mask)
+    real[0], real[1, :6] = False, False
+    images = [ImageTokens(12, grid) for grid in ((3, 4), (4, 3), (2, 6))]
+    found = layouts(VisualRows(mask, images), real)
+    assert [layout.grids for layout in found] == [[], [None], [(2, 6)]]
+
+
 @given(flags=Flags, past=st.integers(0, 50), seq=st.integers(1, 50), repeats=st.integers(1, 3))
 def test_a_prompts_mask_cut_to_a_forward(flags: list[bool], past: int, seq: int, repeats: int) -> None:
     mask = torch.tensor([flags])

@@ -79,13 +79,15 @@ def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> 
     """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
 
     The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
-    it holds image features: the next token is read from it, so it must stay.
+    it holds image features: the next token is read from it, so it must stay. Images of masked rows are passed over.
     """
     found = []
     images = list(visual.images or ())
-    for mask, rows in zip(visual.mask & real, real, strict=True):
-        held = mask.nonzero().flatten()
-        mine, images = _take(images, held.numel())
+    for mask, rows in zip(visual.mask, real, strict=True):
+        held = (mask & rows).nonzero().flatten()
+        mine, images = _take(images, int(mask.sum()))
+        if held.numel() != mask.sum():
+            mine = None
         last = rows[:prompt_end].nonzero().flatten()[-1:]
         found.append(_layout(held, last, rows.nonzero().flatten(), mine or _runs(held)))
     return found

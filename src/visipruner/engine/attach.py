@@ -138,7 +138,8 @@ class PruneHandle:
 
         What belongs to the image is computed for the first of them; after it a question costs little more than a
         prompt without an image. Answers are those of separate runs up to rounding. One example at a time, read into
-        a cache of keys and values (as `generate` does); only the last image is remembered.
+        a cache of keys and values (as `generate` does); only the last image is remembered. Weights must stay
+        as they are: after changing them (another LoRA adapter, say) call `clear()` on what this gives.
 
         Args:
             cache: one to go on with, for instance after attaching the same method again; a new one by default.
