@@ -28,7 +28,9 @@ demo: $(VENV)/.demo-ready ## Answer questions about a picture with and without p
 	$(BIN)/visipruner run $(DEMO_DRAWING) -q "Where is the cross?" -q "What color is the cross?" -q "What word is written?" --compare --out out/demo/drawing
 	$(BIN)/visipruner run $(DEMO_PHOTOS) $(DEMO_QUESTIONS) --compare --out out/demo/photos
 
+# The answers in the repository are not taken for this machine's; those of an interrupted run, beside its settings, are.
 compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model: table, chart and numbers in docs/comparison
+	test -e docs/comparison/settings.json || rm -f docs/comparison/samples.jsonl
 	$(BIN)/visipruner eval --method all --match flops --cut 0.5 --cut 0.7 --cut 0.85 --samples 40 --out docs/comparison \
 	  --method 'visipruner:shallow_end=0,filter_layer=0,keep_tokens=144,exit_layer=24' \
 	  --method capa:layer=2 --method 'feather:layers=[2,8]' --method 'pyramiddrop:layers=[2,4,8]' \

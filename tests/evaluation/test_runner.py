@@ -142,6 +142,14 @@ def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> N
         list(evaluate(*tiny, pictures(tmp_path, 1), METHODS, max_new_tokens=1, folder=tmp_path))
 
 
+def test_answers_without_their_settings_are_not_taken(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    samples, out = pictures(tmp_path, 1), tmp_path / "out"
+    list(evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out))
+    (out / "settings.json").unlink()
+    with pytest.raises(ConfigError, match=r"no settings\.json that says what gave them; choose another --out"):
+        list(evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out))
+
+
 def test_bad_methods_and_pictures(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     sample = pictures(tmp_path, 1)[0]
     with pytest.raises(ConfigError, match="always measured"):

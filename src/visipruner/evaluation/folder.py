@@ -32,11 +32,16 @@ def key_of(sample: Sample) -> str:
 
 
 def claim(folder: Path, methods: Mapping[str, Pruner], identity: Mapping[str, Any]) -> None:
-    """Marks the folder as this evaluation's. Raises ConfigError where it is another's."""
+    """Marks the folder as this evaluation's. Raises ConfigError where it is another's, or does not say whose."""
     described = {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()}
     settings = json.loads(json.dumps({"format_version": _FORMAT, **identity, "methods": described}))
     path = folder / SETTINGS_FILE
     if not path.exists():
+        if (folder / SAMPLES_FILE).exists():
+            raise ConfigError(
+                f"{folder} holds answers, but no {SETTINGS_FILE} that says what gave them; choose another --out or "
+                "delete it."
+            )
         write_json(path, settings)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
