@@ -277,7 +277,9 @@ def eval_(
     ] = None,
     cut: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=1, metavar="X", help="Share to cut of what --match names. Repeatable."),
+        typer.Option(
+            metavar="X", help="Share to cut of what --match names, above 0 and below 1 (0.5 is half). Repeatable."
+        ),
     ] = None,
     share_images: Annotated[
         bool,

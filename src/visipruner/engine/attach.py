@@ -40,10 +40,11 @@ def attach(
         A handle, usable as a context manager, with `.remove()` and `.trace`.
 
     Raises:
-        UnsupportedModelError: the model's family or attention implementation is not supported, or it has no vision
-            tower that the pruner could look at.
+        UnsupportedModelError: the model's family or attention implementation is not supported (flash and flex
+            attention are not), it is no transformers model with its head, or it has no vision tower that the pruner
+            could look at.
         LayoutError: the mask is malformed, or missing where it is needed.
-        ConfigError: the pruner's settings do not fit the model, or it works on the picture.
+        ConfigError: `pruner` is no method with its settings, these do not fit the model, or it works on the picture.
         VisiPrunerError: the model has a pruner attached already.
     """
     if not isinstance(pruner, Pruner):
