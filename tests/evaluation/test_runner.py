@@ -50,7 +50,8 @@ def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -
         assert "kept" not in schedule
         early = record["given"]["early"]
         assert 0 < early["selection_seconds"] < early["prefill_seconds"]
-        assert dense["selection_seconds"] < early["selection_seconds"]
+    spent = {name: min(record["given"][name]["selection_seconds"] for record in records) for name in (DENSE, "early")}
+    assert spent[DENSE] < spent["early"]  # the least of all samples: a busy machine may hold up any one of them
     plain = chat_inputs(*tiny, open_image(samples[0].image), samples[0].question)
     said = tiny[0].generate(**plain, max_new_tokens=3, do_sample=False)[0, plain["input_ids"].shape[1] :]
     assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
