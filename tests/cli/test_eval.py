@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FastV, VisiPruner
@@ -77,6 +79,23 @@ def test_answers_to_other_data_are_not_mixed(cli, planted_folder, data, tmp_path
     refused = cli(*common, "--data", other)
     assert (refused.exit_code, "an evaluation with other data;" in refused.stderr) == (1, True)
     assert (out / "samples.jsonl").read_text() == before
+
+
+def test_answers_of_other_weights_are_not_mixed(cli, planted_folder, data, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(planted_folder, folder)
+    evaluated = ["eval", "--model", folder, "--data", data, "--samples", 1, "--max-new-tokens", 1, "--method", "random"]
+    analysed = ["analyze", "--model", folder, "--data", data, "--samples", 1, "--max-new-tokens", 1, "--only", "lens"]
+    for command in (evaluated, analysed):
+        assert cli(*command, "--out", out / command[0]).exit_code == 0
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.language_model.layers[-1].mlp.up_proj.weight.mul_(1.01)
+    model.save_pretrained(folder)
+    for command in (evaluated, analysed):
+        refused = cli(*command, "--out", out / command[0])
+        assert refused.exit_code == 1
+        assert "weights; choose another --out" in refused.stderr
 
 
 def test_matched_budgets(cli, planted_folder, data, tmp_path):

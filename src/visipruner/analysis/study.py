@@ -31,7 +31,7 @@ class Task:
     """What to analyse.
 
     Attributes:
-        model: its name, as the report shows it. dtype, attn: as it was loaded.
+        model: its name, as the report shows it. dtype, attn: as it was loaded. weights: their `fingerprint`.
         parts: names from `PARTS`. max_new_tokens: longest answer.
     """
 
@@ -40,6 +40,7 @@ class Task:
     attn: str
     parts: tuple[str, ...] = tuple(PARTS)
     max_new_tokens: int = 32
+    weights: str = ""
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]

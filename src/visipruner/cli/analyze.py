@@ -53,6 +53,7 @@ def execute(job: Job) -> None:
     Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
     from visipruner.analysis.study import Task, check_folder, measure
+    from visipruner.fingerprint import fingerprint
     from visipruner.report.analysis import write_report  # what it needs is missed now, not after hours
     from visipruner.samples import spread
 
@@ -69,7 +70,7 @@ def execute(job: Job) -> None:
     status = Console(stderr=True)
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
-    task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens)
+    task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens, fingerprint(loaded.model))
     check_folder(job.out, task)
     started = time.perf_counter()
     measuring = measure(loaded.model, loaded.processor, chosen, task, job.out)

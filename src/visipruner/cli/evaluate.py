@@ -211,6 +211,7 @@ def _records(
     """One a sample, in their order; complete on the main process."""
     from visipruner.evaluation import evaluate
     from visipruner.evaluation.folder import join, key_of
+    from visipruner.fingerprint import fingerprint
 
     running = evaluate(
         loaded.model,
@@ -221,6 +222,7 @@ def _records(
         folder=job.out,
         identity={
             "model": job.model,
+            "weights": fingerprint(loaded.model),
             "dtype": loaded.dtype,
             "attention": loaded.attn,
             "data": {"file": task.questions.name, "sha256": sha256_of(task.questions)},
