@@ -290,6 +290,16 @@ def test_an_attention_implementation_that_cannot_be_aligned_is_refused_until_ano
         assert torch.equal(model(**inputs).logits, before)
 
 
+def test_an_attention_implementation_that_transformers_refuses_changes_nothing() -> None:
+    model, inputs = aligned(**STAGES["sparse"][0]), llava_inputs([[4, 0, 6]])
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with pytest.raises(ValueError, match="not supported"):
+            model.set_attn_implementation("no such function")
+        assert torch.equal(model(**inputs).logits, before)
+        assert [len(kept) for kept in model.trace[0].kept[:-1]] == STAGES["sparse"][1]
+
+
 @pytest.mark.parametrize("stage", [*STAGES, "learnt"])
 def test_gradient_checkpointing_changes_no_gradient(stage: str) -> None:
     settings = (

@@ -82,11 +82,14 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """As the stock model's; the engine is put under the layers anew, and the last trace is forgotten.
 
-        Raises UnsupportedModelError for an implementation that the engine cannot stand in for.
+        Raises UnsupportedModelError for an implementation that the engine cannot stand in for. One that transformers
+        refuses changes nothing.
         """
         self._unstage()
-        super().set_attn_implementation(*args, **kwargs)
-        self.stage()
+        try:
+            super().set_attn_implementation(*args, **kwargs)
+        finally:
+            self.stage()
 
     def stage(self) -> None:
         """Puts the engine under the layers as they are now. Raises ConfigError where the settings do not fit them."""
