@@ -97,6 +97,20 @@ def test_an_interrupted_forward_leaves_the_model_as_it_was(pruner: str, where: s
             assert torch.equal(model(**inputs).logits, expected), "the same handle goes on working"
 
 
+@pytest.mark.parametrize("where", ["vision_tower.encoder.layers.1", "language_model.layers.3"])
+def test_images_of_an_interrupted_prompt_are_not_the_next_one_s(where: str) -> None:
+    """With two beams the images before and the new ones would be as many as the examples."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    with vp.attach(model, METHODS["fastervlm"]) as handle:
+        expected = model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+        kept = handle.trace.kept
+        _fail_once(model.model.get_submodule(where))
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**llava_inputs([[4, 0, 7]], seed=2), max_new_tokens=2, do_sample=False)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False), expected)
+        assert handle.trace.kept == kept
+
+
 def _fail_once(module: nn.Module) -> None:
     def fail(*_: Any) -> None:
         hook.remove()

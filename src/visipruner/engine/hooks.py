@@ -120,6 +120,8 @@ class Hooks:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""
         self._session = self._running = None  # those left by an interrupted forward are of no use
+        if self._tap is not None:
+            self._tap.spend()
         before, self._uncached = self._uncached, None
         outer, self._call = self._call, {}
         call = bound(module, args, kwargs)

@@ -112,6 +112,8 @@ class VisionTap:
 
     _seen = PerThread[dict[int, list[tuple[Tensor, Tensor, float]]]](dict)
     _outputs = PerThread[dict[int, list[Tensor]]](dict)
+    # Whether what was seen is of no use to another prompt: its prompt was begun, or the tower did not get through.
+    _is_spent = PerThread[bool](bool)
 
     def __init__(self, tower: nn.Module, wanted: Sequence[int]) -> None:
         self._layers = tower_layers(tower)
@@ -131,12 +133,13 @@ class VisionTap:
 
     def install(self) -> None:
         """Puts our attention function under every layer of the tower; only the wanted ones are remembered."""
-        self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._check)))
+        self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._begin)))
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
             if number in self.wanted:
                 self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
+        self._hooks.append(self._tower.register_forward_hook(uncompiled(self._finish)))
         self._ours.put()
 
     def remove(self) -> None:
@@ -149,9 +152,20 @@ class VisionTap:
                 attention.disown(part)
         self._ours.restore()
 
-    def _check(self, module: nn.Module, args: Any) -> None:
-        """Before the tower runs."""
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        """Before the tower runs, which it may do several times for one prompt."""
         self._ours.check()
+        if self._is_spent:
+            self.clear()
+        self._is_spent = True
+
+    def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After it, unless it was interrupted."""
+        self._is_spent = False
+
+    def spend(self) -> None:
+        """What was seen belongs to the prompt that begins now: the next images are another's, even if it never ends."""
+        self._is_spent = True
 
     def clear(self) -> None:
         """Forgets all images of this thread."""
