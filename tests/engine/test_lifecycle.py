@@ -4,6 +4,7 @@ place, and what cannot work says so."""
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.engine.state import state_of
 from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from visipruner.analysis import Probe
 from visipruner.engine.routing import PLAIN, Routing
+from visipruner.engine.session import PromptSession
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
@@ -95,6 +97,20 @@ def test_an_interrupted_forward_leaves_the_model_as_it_was(pruner: str, where: s
             with pytest.raises(KeyboardInterrupt):
                 model(**inputs)
             assert torch.equal(model(**inputs).logits, expected), "the same handle goes on working"
+
+
+@pytest.mark.parametrize("pruner", ["budget", "frozen", "fastervlm", "sparsevlm"])
+def test_a_session_ends_with_its_forward(pruner: str) -> None:
+    """Its masks and waiting rows do not stay in memory until Python looks for cycles."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    gc.collect()
+    gc.disable()
+    try:
+        with vp.attach(model, METHODS[pruner]), torch.no_grad():
+            model(**inputs)
+            assert not [kept for kept in gc.get_objects() if type(kept) is PromptSession]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("where", ["vision_tower.encoder.layers.1", "language_model.layers.3"])

@@ -53,16 +53,21 @@ class Entering:
         present: Present,
         runs: Sequence[PromptRun],
         run_ahead: RunAhead,
-        drop: Drop,
         vision: Sequence[Vision | None],
     ) -> None:
         self._vision = vision
         self._present, self._runs = present, runs
-        self._run_ahead, self._drop = run_ahead, drop
+        self._run_ahead = run_ahead
         self.merged: list[dict[int, Tensor]] = [{} for _ in runs]
 
-    def look(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Hidden states, new ones where tokens were merged, and per example the pairs and rows that scores took."""
+    def look(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Hidden states, new ones where tokens were merged, and per example the pairs and rows that scores took.
+
+        `drop` takes out what the runs say; it is not kept, for its owner keeps this object and both would stay in
+        memory until Python looks for cycles.
+        """
         work = [(0, 0)] * len(self._runs)
         places: list[Tensor] = []
         states: list[Tensor] = []
@@ -79,7 +84,7 @@ class Entering:
                 self.merged[example][layer] = answer.states
                 answer = answer.kept
             if answer is not None:
-                self._drop(example, answer, trigger=layer - 1)
+                drop(example, answer, trigger=layer - 1)
         if places:
             hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(states)).view_as(hidden)
         return hidden, work

@@ -95,7 +95,7 @@ class PromptSession:
         self._host_mask = HostMask(None, forward.past, forward.seq)
         self._others: list[OtherKeys | None] = [None] * len(layouts)
         self._narrowed: dict[str, tuple[Any, Rows, Any]] = {}
-        self._entering = Entering(self._present, runs, run_ahead, self._drop, vision)
+        self._entering = Entering(self._present, runs, run_ahead, vision)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
         self._plans: dict[tuple[int, Routing, int], tuple[Rows, Tensor | None, list[Edges]]] = {}
         self.examples = [
@@ -144,7 +144,7 @@ class PromptSession:
         hidden = self._with_features(layer - 1, hidden)
         if self._shared is not None:
             hidden = self._shared.before_look(layer, hidden, kwargs, present, self.runs[0])
-        hidden, entry_work = self._entering.look(layer, hidden, kwargs)
+        hidden, entry_work = self._entering.look(layer, hidden, kwargs, self._drop)
         if self._shared is not None:
             is_changed = layer in self.merged[0]
             hidden = self._shared.after_look(layer, hidden, present, is_changed, self._reads_queries(layer))
