@@ -80,3 +80,21 @@ def test_a_thread_that_ran_nothing_is_told_of_the_last_prompt() -> None:
     with vp.attach(model, METHODS["fastv"]) as handle:
         (_, trace), *_ = _in_threads(model, handle, PROMPTS[:1])
         assert handle.trace.to_dict() == trace
+
+
+def test_a_living_thread_keeps_its_trace_and_no_tensor_after_remove() -> None:
+    """Without a cache a forward is remembered for the next, and images for the prompt that they belong to."""
+    model, prompt = llava_model(), PROMPTS[0]
+    with ThreadPoolExecutor(1) as pool, vp.attach(model, METHODS["fastervlm"]) as handle:
+
+        def remembered() -> tuple[Any, Any]:
+            assert handle._tap is not None
+            return handle._hooks._uncached, handle._tap._seen
+
+        _, trace = pool.submit(_answered, model, handle, prompt, use_cache=False).result()
+        pool.submit(model.model.get_image_features, prompt["pixel_values"]).result()
+        _answered(model, handle, PROMPTS[1])
+        assert all(pool.submit(remembered).result())
+        handle.remove()
+        assert not any(pool.submit(remembered).result())
+        assert pool.submit(lambda: handle.trace.to_dict()).result() == trace

@@ -39,7 +39,6 @@ class Hooks:
         is_attached: False once the handle was removed; pruned caches refuse to go on then.
     """
 
-    _traced = PerThread[PruneTrace | None](lambda: None)
     _session = PerThread[PromptSession | None](lambda: None)
     _found = PerThread[Tensor | None](lambda: None)
     _call = PerThread[Mapping[str, Any]](dict)
@@ -52,8 +51,7 @@ class Hooks:
 
     def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
         self._host, self._pruner, self._visual_mask, self._tap = host, pruner, visual_mask, tap
-        self.threads = Threads()
-        self._last_trace: PruneTrace | None = None
+        self.threads, self._traces = Threads(), _Traces()
         self.is_attached = True
         self._image_cache: ImageCache | None = None
 
@@ -61,17 +59,16 @@ class Hooks:
     def trace(self) -> PruneTrace | None:
         """What happened to the last prompt(s) of this thread, or of any where this one ran none; None before the
         first."""
-        return self._last_trace if self._traced is None else self._traced
+        return self._traces.of_any if self._traces.own is None else self._traces.own
 
     @trace.setter
     def trace(self, trace: PruneTrace) -> None:
-        self._traced = self._last_trace = trace
+        self._traces.own = self._traces.of_any = trace
 
     def detach(self) -> None:
-        """Lets go of everything that belongs to a forward."""
+        """Lets go of everything that belongs to a forward, in every thread; traces stay."""
         self.is_attached = False
-        self._session = self._found = self._running = self._uncached = None
-        self._call = {}
+        self.threads = Threads()
 
     def install(self) -> Iterator[RemovableHandle]:
         """Registers hook after hook; none costs a text-only prompt more than a Python call per layer."""
@@ -331,6 +328,16 @@ class Hooks:
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)
+
+
+class _Traces:
+    """Attributes: `own`, what happened to the last prompt(s) of this thread; `of_any`, to the last of all threads."""
+
+    own = PerThread[PruneTrace | None](lambda: None)
+
+    def __init__(self) -> None:
+        self.threads = Threads()
+        self.of_any: PruneTrace | None = None
 
 
 class _ProjectedError(Exception):

@@ -144,7 +144,7 @@ class VisionTap:
 
     def remove(self) -> None:
         """The tower is as it was."""
-        self.clear()
+        self.threads = Threads()  # no thread remembers an image
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
