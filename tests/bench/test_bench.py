@@ -83,6 +83,13 @@ def test_a_schedule_is_kept_and_its_evidence_computed(tiny):
     assert run.flops - without.flops == 2 * 2 * 128 * (29 + 14)  # evidence of layer 1, and of layer 3 for the exit
 
 
+def test_a_schedule_takes_the_place_of_a_budget(tiny):
+    prompt = embedded(tiny, [Rows(5, 20, 4)])
+    for budget in ({"keep_ratio": 0.5}, {"keep_tokens": 9}):
+        pruner = SCHEDULE.applied(VisiPruner(shallow_end=0, **budget), 6)
+        assert run_once(tiny, prompt, pruner, 1).visual == [20, 20, 20, 5, 0, 0]
+
+
 @pytest.mark.parametrize("text", ["filter=2", "filter=a,keep=1,exit=2", "2,3,4", "filter=1,keep=1,exit=2,more=3"])
 def test_schedules_that_make_no_sense(text):
     with pytest.raises(ConfigError, match="filter=14,keep=10,exit=20"):

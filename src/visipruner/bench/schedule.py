@@ -36,10 +36,11 @@ class Schedule:
         return cls(middle, 10, min(num_layers - 1, max(middle + 1, round(20 * num_layers / 32))))
 
     def applied(self, pruner: VisiPruner, num_layers: int) -> Scheduled:
-        """`pruner` on this schedule. Raises ConfigError where it does not fit the model."""
+        """`pruner` on this schedule, whose budget takes the place of its own. Raises ConfigError where it does not fit
+        the model."""
         settings = {name: getattr(pruner, name) for name in (item.name for item in fields(VisiPruner))}
-        layers = {"filter_layer": self.filter, "exit_layer": self.exit, "keep_tokens": self.keep}
-        scheduled = Scheduled(**{**settings, **layers})
+        fixed = {"filter_layer": self.filter, "exit_layer": self.exit, "keep_tokens": self.keep, "keep_ratio": None}
+        scheduled = Scheduled(**{**settings, **fixed})
         scheduled.check(num_layers)
         if self.filter <= pruner.shallow_end:
             raise ConfigError(f"Filter layer {self.filter} must come after layer {pruner.shallow_end} (shallow_end).")
