@@ -82,6 +82,14 @@ def test_a_thread_that_ran_nothing_is_told_of_the_last_prompt() -> None:
         assert handle.trace.to_dict() == trace
 
 
+def test_a_thread_is_told_of_its_own_prompt_after_another_s() -> None:
+    model = llava_model()
+    with vp.attach(model, METHODS["fastv"]) as handle:
+        _, mine = _answered(model, handle, PROMPTS[1])
+        (_, other), *_ = _in_threads(model, handle, PROMPTS[:1])
+        assert handle.trace.to_dict() == mine != other
+
+
 def test_a_living_thread_keeps_its_trace_and_no_tensor_after_remove() -> None:
     """Without a cache a forward is remembered for the next, and images for the prompt that they belong to."""
     model, prompt = llava_model(), PROMPTS[0]

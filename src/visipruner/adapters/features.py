@@ -42,7 +42,11 @@ USES: dict[str, tuple[str, str]] = {
         "questions about an image of the first turn, in one prompt by the processor's chat template, and turn by turn "
         "on the same cache: what was kept of the image stays as it is",
     ),
-    "streaming": ("yes", "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`"),
+    "streaming": (
+        "yes",
+        "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`; ask for `handle.trace` in "
+        "the thread that runs `generate`, as another one that read a prompt before is told of its own",
+    ),
     "hidden states": (
         "yes",
         "`output_hidden_states`: entry i > 0 holds the rows that layer i - 1 ran, the examples' one after another "
