@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_without_variation_there_is_no_interval(tmp_path: Path) -> None:
     assert "| -100.0 (no interval) n.s. | 1 | 1 |" in table
     draw(one, tmp_path / "chart.png")
     ranking.draw(one, tmp_path / "ranking.png")
+    assert Image.open(tmp_path / "ranking.png").size[0] > 400
+
+
+def test_a_long_path_leaves_room_for_the_chart(tmp_path: Path) -> None:
+    rows = summarize([_record(n, "cat", "dog" if n % 3 else "cat") for n in range(12)])
+    rows[1]["method"] = "/home/" + 120 * "x" + "/pruner.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of axes without room
+        ranking.draw(rows, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 

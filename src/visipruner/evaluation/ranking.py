@@ -51,9 +51,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _wrapped(label: str, most: int = 40) -> str:
-    """A long name on several lines, whole settings each: what tells two names apart may stand in their middle."""
+    """A long name on several lines, whole settings each (but for longer ones, such as the path of a --config): what
+    tells two names apart may stand in their middle."""
     spaced = ", ".join(part.strip() for part in label.split(","))
-    return fill(spaced, most, break_long_words=False, break_on_hyphens=False)
+    return fill(spaced, most, break_on_hyphens=False)
 
 
 def _told(row: dict[str, Any], is_known: bool) -> dict[str, Any]:
