@@ -19,6 +19,8 @@ from visipruner.pruners.pool import Pool
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.random import RandomPruner
 from visipruner.pruners.registry import make, make_from_spec, method_class
+from visipruner.pruners.schedule import FixedSchedule
+from visipruner.pruners.sparsevlm import SparseVLM
 from visipruner.pruners.uniform import UniformPruner
 
 
@@ -86,6 +88,24 @@ def test_merged_tokens_are_what_the_next_part_sees() -> None:
     other = min((j for j in range(4) if j != start), key=lambda j: float(likeness[start, j]))
     places = [5, 7, 13, 15]
     assert kept == sorted([places[start], places[other]])
+
+
+@pytest.mark.parametrize("scored_first", [True, False])
+def test_scores_of_a_layer_stay_with_their_tokens(scored_first: bool) -> None:
+    """SparseVLM rates tokens inside a layer and chooses after it, when another method may have dropped some."""
+    model = text_model("llama")
+    embeds, mask = prompt()
+    rated, chosen = (SparseVLM(layers=(2,), keep=(n,), tokens=16, recycle_ratio=0) for n in (16, 4))
+    every_second = FixedSchedule(layers=(2,), keep=(8,), pattern="uniform")
+    order = [len(kept_by(model, replace(rated, keep=(n,)), embeds, mask)[3]) for n in range(1, 17)]
+    assert order == list(range(1, 17))
+    best_first: list[int] = []
+    for n in range(1, 17):
+        best_first += [t for t in kept_by(model, replace(rated, keep=(n,)), embeds, mask)[3] if t not in best_first]
+    left = kept_by(model, every_second, embeds, mask)[3]
+    expected = sorted([t for t in best_first if t in left][:4])
+    parts = (chosen, every_second) if scored_first else (every_second, chosen)
+    assert kept_by(model, Composed(parts=parts), embeds, mask)[3] == expected
 
 
 def test_after_one_attention_the_common_tokens_stay() -> None:

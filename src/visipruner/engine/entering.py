@@ -97,8 +97,9 @@ class Entering:
 
     def _project(
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
-    ) -> tuple[Tensor, Tensor, float]:
-        """Queries `[heads, n, head_dim]`, keys and logits' factor of some of an example's rows in the layer to come."""
+    ) -> tuple[Tensor, Tensor, float, float | None]:
+        """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
+        come."""
         rows = self._present.placed
         index = [part[:0] for part in rows.index]
         index[example] = rows.index[example][places]
@@ -112,4 +113,4 @@ class Entering:
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
         (queries, keys, _), used = self._run_ahead(layer, states[None], given)
-        return queries[0], keys[0], scaling_of(used, queries)
+        return queries[0], keys[0], scaling_of(used, queries), used.get("softcap")

@@ -55,16 +55,17 @@ class Image:
 @dataclass(frozen=True, eq=False)
 class Projected:
     """Queries and keys of one layer: `query` `[heads, head_dim]` of the last row, `keys` `[kv_heads, n_v, head_dim]` of
-    the visual tokens, and the factor of their product in the logits."""
+    the visual tokens, the factor of their product in the logits, and the logits' softcap (None for none)."""
 
     query: Tensor
     keys: Tensor
     scaling: float
+    softcap: float | None
 
 
 # States of some rows [n, d], their places among the example's rows [n], with rotary embedding or without
-# -> their queries [heads, n, head_dim], keys, and the logits' factor.
-Project = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, float]]
+# -> their queries [heads, n, head_dim], keys, the logits' factor and softcap.
+Project = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, float, float | None]]
 
 
 class EntryView:
@@ -138,15 +139,15 @@ class EntryView:
         `rotary=False` leaves positions out: what the queries and keys are before RoPE.
         """
         wanted = torch.cat([self.visual, self.visual.new_tensor([len(self.states) - 1])])
-        queries, keys, scaling = self._project(self.states[wanted], self._places[wanted], rotary)
+        queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
         self.projected_rows += wanted.numel()
-        return Projected(queries[:, -1], keys[:, :-1], scaling)
+        return Projected(queries[:, -1], keys[:, :-1], scaling, softcap)
 
     def attention(self, rotary: bool = True) -> Tensor:
         """`[heads, n_v]` float32: softmax of the last row over the visual tokens alone, in the layer to come."""
         found = self.project(rotary)
         self.pairs += self.visual.numel()
-        return last_row_attention(found.query, found.keys, found.scaling)
+        return last_row_attention(found.query, found.keys, found.scaling, softcap=found.softcap)
 
     def narrowed(self, answer: Tensor | Merge) -> EntryView:
         """The view once an answer was followed: for a second method at the same layer."""

@@ -98,6 +98,7 @@ class _SparseRun(PromptRun):
         self._config = config
         self._stages = dict(zip(config.layers, config.keep, strict=True))
         self._raters = torch.empty(0, dtype=torch.long)
+        self._scored = torch.empty(0, dtype=torch.long)
         self._scores: Tensor | None = None
         self._first: list[int] = []
 
@@ -110,7 +111,7 @@ class _SparseRun(PromptRun):
         total = torch.zeros(view.visual.numel(), device=view.visual.device)
         for weights in view.attention_of(raters):
             total += weights[..., view.visual].mean(0).sum(0)
-        self._scores = total / raters.numel()
+        self._scored, self._scores = view.tokens, total / raters.numel()
         return None
 
     def observes_entry(self, layer: int) -> bool:
@@ -123,7 +124,10 @@ class _SparseRun(PromptRun):
         if layer - 1 not in self._stages or self._scores is None:
             return None
         counts = [round(self._stages[layer - 1] * first / self._config.tokens) for first in self._first]
-        self._scores = self._scores.to(view.tokens.device)
+        # Other methods of a composition may have taken tokens out since they were rated.
+        self._scores = self._scores.to(view.tokens.device)[
+            torch.searchsorted(self._scored.to(view.tokens.device), view.tokens)
+        ]
         kept = best(self._scores, parts_of(view, self._config.scope), counts)
         return None if kept is None else self._recycle(view, kept)
 
