@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.analysis.planted import pictures, planted
+from tests.models import llava_inputs, llava_model
 from visipruner.analysis import Probe, Stages, discard
+from visipruner.analysis.dictation import greedy_logprobs
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.joint import TRIES, Trial, settle
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
@@ -50,6 +53,20 @@ def test_losses_are_those_of_the_discard_experiment(studied: tuple[Any, ...], me
     losses = Trial(model, processor, samples, metric, 3).losses(leaves_at(3))
     np.testing.assert_allclose(losses, expected, atol=1e-4)
     assert losses.max() > 0.01
+
+
+def test_a_checkpoints_repetition_penalty_is_no_loss() -> None:
+    """It would make the model say what it does not hold most likely, and every run, altered or not, another answer."""
+    model = llava_model()
+    model.generation_config.repetition_penalty = 1.3
+    inputs = llava_inputs([[5, 0, 6]], seed=1)
+    with Probe(model) as probe:
+        reading = probe.read(inputs, max_new_tokens=12)
+        assert discard(probe, reading)["agrees"].values[-1] == 1
+    said, logprobs = greedy_logprobs(model, inputs, 12)
+    assert torch.equal(said, logprobs.argmax(-1))
+    penalized = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, -len(said) :]
+    assert not torch.equal(penalized, said)
 
 
 def test_accuracy_lost_is_right_answers_lost(studied: tuple[Any, ...]) -> None:

@@ -12,7 +12,11 @@ from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, built, inputs, prompt
 from tests.oracle import oracle
 from visipruner.analysis.probe import Probe
+from visipruner.analysis.removal import freeze
 from visipruner.analysis.variants import knockout
+from visipruner.engine.attach import attach
+from visipruner.pruners.divergence import next_token
+from visipruner.pruners.shortv import ShortV
 
 LAYERS_CUT = [1, 2]
 
@@ -34,3 +38,17 @@ def test_a_knockout_equals_edited_maps(name: str, attn: str) -> None:
     assert outcome.logprob == pytest.approx(float(picked), abs=2e-3)
     assert outcome.kl == pytest.approx(kl(reading.logprobs, expected), abs=1e-3)
     assert outcome.kl > 1e-6
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
+def test_frozen_rows_keep_what_the_host_adds_between_layers(name: str) -> None:
+    """What freezing loses is the layer's work, as ShortV measures it, and not DeepStack's features on top."""
+    model = built(name, "eager")
+    prepared = inputs(name, [prompt(name, [6, 0, 8])])
+    with Probe(model) as probe:
+        lost = freeze(probe, probe.read(prepared, max_new_tokens=1))["kl"].values
+    dense = next_token(model, prepared)
+    for layer, expected in enumerate(lost):
+        with attach(model, ShortV(layers=(layer,))):
+            frozen = next_token(model, prepared)
+        assert float((dense.exp() * (dense - frozen)).sum()) == pytest.approx(expected, abs=1e-6)

@@ -23,6 +23,18 @@ class Dictate(LogitsProcessor):  # type: ignore[misc]
         return forced
 
 
+PLAINLY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+"""Greedy decoding of what the model itself holds most likely: a checkpoint's own penalties would say something else
+than the logits by which an altered run is judged."""
+
+
 @torch.no_grad()
 def greedy_logprobs(
     model: Any, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None = None
@@ -38,12 +50,9 @@ def greedy_logprobs(
     forced = [] if dictated is None else [Dictate(dictated)]
     out = model.generate(
         **inputs,
-        do_sample=False,
-        num_beams=1,
+        **PLAINLY,
         max_new_tokens=max_new_tokens if dictated is None else len(dictated),
         logits_processor=LogitsProcessorList(forced),
-        return_dict_in_generate=True,
-        output_logits=True,
     )
     logits = torch.cat([part.float().cpu() for part in out.logits])
     return out.sequences[0, -len(out.logits) :].cpu(), logits.log_softmax(-1)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from visipruner.adapters import Adapter, adapter_for
-from visipruner.analysis.dictation import Dictate
+from visipruner.analysis.dictation import PLAINLY, Dictate
 from visipruner.analysis.outcome import Outcome, outcomes
 from visipruner.analysis.reading import Continuation, Reading
 from visipruner.analysis.recorder import Recording
@@ -126,12 +126,9 @@ class Probe:
         try:
             out = self.model.generate(
                 **inputs,
-                do_sample=False,
-                num_beams=1,
+                **PLAINLY,
                 max_new_tokens=max_new_tokens,
                 logits_processor=LogitsProcessorList(processors),
-                return_dict_in_generate=True,
-                output_logits=True,
             )
         finally:
             self._recording = None

@@ -49,9 +49,9 @@ class Rerun:
             states = self._reading.layers[layer]
             output = self._host.layers[layer](hidden, **self._arguments(states))
             output = output[0] if isinstance(output, tuple) else output
-            if states.added is not None:
-                output = output + torch.stack([states.added[self._rows[number]] for number in self._alive])
             hidden = self._rest(layer, hidden, output)
+            if states.added is not None:  # by the host between layers: rows that rested get it, too
+                hidden = hidden + torch.stack([states.added[self._rows[number]] for number in self._alive])
         hidden = self._join(layers, hidden)
         place = {number: position for position, number in enumerate(self._alive)}
         return hidden[[place[number] for number in range(len(self._variants))]]
