@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from visipruner.testbed.assembly.sources import language_weights, sha256, vision_weights
+from visipruner.files import sha256_of
+from visipruner.testbed.assembly.sources import language_weights, vision_weights
 
 MANIFEST = "manifest.json"
 IMAGE_SIZE = 336
@@ -51,9 +52,9 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
     inputs = {
         "format": _FORMAT,
         "image_size": image_size,
-        "language": sha256(language_weights()),
-        "vision": sha256(vision_weights()),
-        "trained": sha256(trained) if trained.exists() else "missing",
+        "language": sha256_of(language_weights()),
+        "vision": sha256_of(vision_weights()),
+        "trained": sha256_of(trained) if trained.exists() else "missing",
     }
     root = cache_root(cache_dir)
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

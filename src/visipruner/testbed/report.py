@@ -12,11 +12,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visipruner.errors import VisiPrunerError
-from visipruner.files import write_json
+from visipruner.files import sha256_of, write_json
 from visipruner.heads import give_whole_rows
 from visipruner.scoring import is_right
 from visipruner.testbed.answerlog import AnswerLog
-from visipruner.testbed.assembly.sources import sha256
 from visipruner.testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
 from visipruner.testbed.evaluate import Row, answer, as_records, tabulate
 from visipruner.testbed.testset import TEST_FOLDER, Sample, load_test_set
@@ -48,7 +47,7 @@ def run_test(
     settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
     log = AnswerLog(
         None if json_file is None else json_file.with_suffix(".unfinished.jsonl"),
-        {**settings, "weights": sha256((checkpoint or WEIGHTS_FOLDER) / TRAINED_FILE)},
+        {**settings, "weights": sha256_of((checkpoint or WEIGHTS_FOLDER) / TRAINED_FILE)},
     )
     loaded = _model(checkpoint, dtype, attn, image_size)
     began = time.monotonic()

@@ -1,6 +1,5 @@
 """Where the pretrained weights lie: files inside two installed packages, found without importing those packages."""
 
-import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,12 +33,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[distribution] = "unknown"
     return versions
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _file_in(module: str, distribution: str, relative: str) -> Path:

@@ -13,8 +13,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visipruner.errors import ConfigError
-from visipruner.files import write_atomic, write_json
-from visipruner.testbed.assembly.sources import sha256
+from visipruner.files import sha256_of, write_atomic, write_json
 from visipruner.testbed.assembly.trained import (
     PROJECTOR,
     RECIPE_FILE,
@@ -186,7 +185,7 @@ def _forget_after(log: Path, images_seen: int) -> None:
 def _provenance(folder: Path) -> dict[str, Any]:
     """What went before: the recipe of the weights in `folder`, and their hash."""
     recipe: dict[str, Any] = json.loads((folder / RECIPE_FILE).read_text())
-    return recipe | {"sha256": sha256(folder / TRAINED_FILE)}
+    return recipe | {"sha256": sha256_of(folder / TRAINED_FILE)}
 
 
 def train(
