@@ -18,7 +18,7 @@ from visipruner.errors import ConfigError
 from visipruner.pruners.about import About
 from visipruner.pruners.budgeted import EntryPruner
 from visipruner.pruners.dropping import Positions
-from visipruner.pruners.selection import shares, top
+from visipruner.pruners.selection import shares
 
 STEP = 8  # tokens dropped at a time, as in the released code
 
@@ -26,10 +26,11 @@ STEP = 8  # tokens dropped at a time, as in the released code
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(EntryPruner):
     """Per image: the patches with most class attention (as `FasterVLM`) take `important_ratio` of the budget. The
-    others are thinned out: split into every other one, the 8 of the first half that are most alike (cosine) to any of
-    the second are dropped, again and again until the rest of the budget is met.
+    others, in the order of their attention, are thinned out: split into every other one, the 8 of the first half that
+    are most alike (cosine) to any of the second are dropped, again and again until the rest of the budget is met.
 
-    Likeness is that of the vision tower's own features in `vision_layer`, as in the released code.
+    As in the released code, likeness is that of the vision tower's own features in `vision_layer`, and what is left of
+    a first half goes on in the order of its likeness, before the second.
 
     Attributes:
         important_ratio: fraction of the budget that goes by attention. vision_layer: of the tower.
@@ -61,17 +62,15 @@ class VisPruner(EntryPruner):
         numbers = shares(count, [len(image.tokens) for image in images])
         kept = [view.tokens[:0]]
         for image, seen, number in zip(images, view.vision(self.vision_layer), numbers, strict=True):
-            important = top(seen.salience[image.tokens], int(number * self.important_ratio))
-            others = torch.ones_like(image.tokens, dtype=torch.bool)
-            others[important] = False
-            rest = others.nonzero().flatten()
+            order = seen.salience[image.tokens].argsort(descending=True, stable=True)
+            important, rest = order.tensor_split([int(number * self.important_ratio)])
             diverse = rest[thinned(seen.features[image.tokens[rest]], number - len(important))]
             kept.append(image.positions[torch.cat([important, diverse]).sort().values])
         return torch.cat(kept)
 
 
 def thinned(features: Tensor, count: int) -> Tensor:
-    """Ascending positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`."""
+    """Positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`."""
     unit = functional.normalize(features.float(), dim=-1)
     left = torch.arange(len(unit), device=features.device)
     if not count:
@@ -80,8 +79,6 @@ def thinned(features: Tensor, count: int) -> Tensor:
         first, second = left[::2], left[1::2]
         drop = min(STEP, len(left) - count, len(first))
         likeness = (unit[first] @ unit[second].T).max(-1).values
-        gone = likeness.argsort(descending=True, stable=True)[:drop]
-        stays = torch.ones_like(first, dtype=torch.bool)
-        stays[gone] = False
-        left = torch.cat([first[stays], second]).sort().values
+        order = likeness.argsort(descending=True, stable=True)
+        left = torch.cat([first[order[drop:]], second])
     return left
