@@ -98,6 +98,6 @@ def test_fitprune_keeps_the_largest() -> None:
     embeds, mask = prompt()
     kept = kept_by(model, FitPrune(remove=(0.5, *[0.0] * (LAYERS - 1))), embeds, mask)[1]
     weights = attention_of(model, embeds)[0]
-    cross, own = weights[:, 21:, 5:21].sum(1).amax(0), weights[:, 5:21, 5:21].sum(1).amax(0)
+    cross, own = weights[:, 21:, 5:21].amax(0).sum(0), weights[:, 5:21, 5:21].amax(0).sum(0)
     order = (cross * own).argsort(descending=True).tolist()
     assert kept == sorted(order[:8]) != sorted(order[8:])

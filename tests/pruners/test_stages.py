@@ -204,8 +204,8 @@ def test_fitprune_scores() -> None:
         text, image = range(BEFORE + 16, n), [_column(j) for j in tokens]
         scores = []
         for j in tokens:
-            cross = max(sum(float(head[row, _column(j)]) for row in text) for head in weights)
-            own = max(sum(float(head[row, _column(j)]) for row in image) for head in weights)
+            cross = sum(max(float(head[row, _column(j)]) for head in weights) for row in text)
+            own = sum(max(float(head[row, _column(j)]) for head in weights) for row in image)
             scores.append(cross * own)
         count = 16 - round(16 * sum(remove[: layer + 1]))
         tokens = [tokens[i] for i in largest(scores, count)]

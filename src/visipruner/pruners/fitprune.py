@@ -24,7 +24,7 @@ from visipruner.pruners.scope import Scope, best, parts_of
 @dataclass(frozen=True, kw_only=True)
 class FitPrune(DroppingPruner):
     """Score = cross_j * self_j: the attention that token j receives in a layer from the text rows after the image
-    and from the visual rows, each summed over rows, the largest over heads.
+    and from the visual rows, each the sum over rows of the largest over heads, as in the released code.
 
     Attributes:
         remove: per layer, the fraction of the prompt's visual tokens that leaves after it; `fit` finds it. The paper's
@@ -93,15 +93,15 @@ class _FitPruneRun(PromptRun):
 
 
 def received(view: LayerView) -> tuple[Tensor, Tensor]:
-    """What each visual token receives from text rows after the image and from visual rows, both `[n_v]`: summed over
-    rows, largest over heads."""
+    """What each visual token receives from text rows after the image and from visual rows, both `[n_v]`: of every row
+    the largest over heads, summed over rows."""
     text = view.text_rows[view.text_rows > view.visual_rows[0]]
     sums = []
     for rows in (text, view.visual_rows):
-        total = torch.zeros(1, view.visual.numel(), device=view.visual.device)
+        total = torch.zeros(view.visual.numel(), device=view.visual.device)
         for weights in view.attention_of(rows):
-            total = total + weights[..., view.visual].sum(1)
-        sums.append(total.max(0).values)
+            total = total + weights[..., view.visual].amax(0).sum(0)
+        sums.append(total)
     return sums[0], sums[1]
 
 
