@@ -54,7 +54,10 @@ def test_a_model_that_ignores_the_image_shows_no_stages(tmp_path: Path) -> None:
     assert found.overall.shallow_end is None
     assert found.overall.exit_layer is None
     assert found.pruner is None
-    assert found.notes == ["Without the image nothing more than the tolerance is lost: these samples show no stages."]
+    assert found.notes == [
+        "Only 3 images were analysed: the 95 % intervals of so few are too narrow; take 10 or more.",
+        "Without the image nothing more than the tolerance is lost: these samples show no stages.",
+    ]
 
 
 def staged_evidence(**changes: object) -> Evidence:
@@ -148,6 +151,12 @@ def test_a_threshold_that_finds_the_filter_layer() -> None:
     assert found.filter is not None
     assert found.filter.hits == 0.5
     assert any("No threshold finds filter layer 4" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("images", "warned"), [(1, True), (9, True), (10, False), (12, False)])
+def test_few_images_are_said_to_be_few(images: int, warned: bool) -> None:
+    found = stages_from(staged_evidence(images=[number % images for number in range(12)]))
+    assert any("too narrow" in note for note in found.notes) == warned
 
 
 def test_tolerance_decides_what_counts_as_a_loss() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from visipruner.analysis.results import Array
 
 RESAMPLES = 2000
+ENOUGH = 10  # images; of fewer a percentile bootstrap covers clearly less than it says
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""How often a 95 % interval holds what it is an interval of: far less often than it says where images are few."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from visipruner.analysis.intervals import ENOUGH, Bootstrap
+
+DRAWS = 4000
+
+
+def _coverage(images: int) -> float:
+    bootstrap = Bootstrap(range(images))
+    values = np.random.default_rng(0).normal(size=(images, DRAWS))  # each column an experiment whose true mean is 0
+    curve = bootstrap.curve(values)
+    return float(((curve["low"] <= 0) & (curve["high"] >= 0)).mean())
+
+
+@pytest.mark.parametrize(
+    ("images", "least", "most"),
+    [(1, 0.0, 0.0), (2, 0.48, 0.52), (5, 0.81, 0.85), (ENOUGH, 0.88, 0.92), (32, 0.92, 0.96)],
+)
+def test_coverage(images: int, least: float, most: float) -> None:
+    assert least <= _coverage(images) <= most
