@@ -1,6 +1,7 @@
 """A miniature of the training: the warm start names patches, the loss falls, resuming changes nothing."""
 
 import dataclasses
+import errno
 import json
 import sys
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ from safetensors.torch import load_file
 
 from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
-from visipruner.testbed.assembly.trained import TRAINED_FILE, export_trained, fold_trained, load_trained
+from visipruner.files import write_atomic
+from visipruner.testbed.assembly.trained import PROJECTOR, TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
-from visipruner.testbed.training import course, curve
+from visipruner.testbed.training import course, curve, loop
 from visipruner.testbed.training.attention import Blocks, use_packed_attention
 from visipruner.testbed.training.lessons import Lessons
-from visipruner.testbed.training.loop import train
+from visipruner.testbed.training.loop import Trainer, train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
 from visipruner.testbed.training.recipe import LARGE, SMALL, Recipe, WarmRound
 from visipruner.testbed.training.sequence import Packer
@@ -100,14 +102,20 @@ def test_loss_falls_and_the_result_can_be_folded(model, processor, emoji, tmp_pa
     assert shipped.stat().st_size < weights.stat().st_size
 
 
-def test_resuming_gives_the_same_weights(model, processor, emoji, tmp_path):
+@pytest.fixture
+def fresh(model):
+    """Makes the same untrained model again: a training leaves its updates in the one it is given."""
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def fresh():
+    def make():
         made = type(model)(model.config).eval()
         made.load_state_dict(start)
         return made
 
+    return make
+
+
+def test_resuming_gives_the_same_weights(fresh, processor, emoji, tmp_path):
     recipe = dataclasses.replace(RECIPE, images=8)
     train(fresh(), processor, emoji, tmp_path / "once", recipe)
     # The first half of a long run has no decay yet, so stopping it there and going on with 8 must be the same.
@@ -123,16 +131,66 @@ def test_resuming_gives_the_same_weights(model, processor, emoji, tmp_path):
         train(fresh(), processor, emoji, tmp_path / "twice", recipe)
 
 
-def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_path):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    train(model, processor, emoji, tmp_path / "first", dataclasses.replace(RECIPE, images=4))
+@pytest.fixture
+def trainer(fresh, processor, emoji):
+    """Makes a `Trainer` that has learnt nothing, not even a warm start."""
+
+    def make():
+        made = fresh()
+        projector = made.model.multi_modal_projector.state_dict()
+        start = {PROJECTOR + name: value.clone() for name, value in projector.items()}
+        return Trainer(made, processor, RECIPE, emoji, start)
+
+    return make
+
+
+def learnt(trainer):
+    return {name: value.clone() for name, value in trainer.trained_state().items()}
+
+
+def same(some, others):
+    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+
+
+@pytest.mark.parametrize(("full", "images"), [("optimizer.pt", 2), (TRAINED_FILE, 4)])
+def test_a_checkpoint_that_stops_between_its_files_is_one_all_the_same(full, images, trainer, tmp_path, monkeypatch):
+    def write(path, content):
+        if path.name == full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomic(path, content)
+
+    first, states = trainer(), {}
+    first.step()
+    first.save(tmp_path)
+    states[2] = learnt(first)
+    first.step()
+    states[4] = learnt(first)
+    monkeypatch.setattr(loop, "write_atomic", write)
+    with pytest.raises(OSError, match="No space"):
+        first.save(tmp_path)
+    again = trainer()
+    again.resume(tmp_path)
+    assert again.images_seen == images
+    assert same(again.trained_state(), states[images])
+    assert not same(states[2], states[4])
+
+
+def test_an_older_checkpoint_has_its_weights_beside_it(trainer, tmp_path):
+    first = trainer()
+    first.step()
+    first.save(tmp_path)
+    state = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    del state["trained"]
+    torch.save(state, tmp_path / "optimizer.pt")
+    again = trainer()
+    again.resume(tmp_path)
+    assert again.images_seen == 2
+    assert same(again.trained_state(), first.trained_state())
+
+
+def test_going_on_starts_from_the_earlier_weights(fresh, processor, emoji, tmp_path):
+    train(fresh(), processor, emoji, tmp_path / "first", dataclasses.replace(RECIPE, images=4))
     earlier = load_file(tmp_path / "first" / TRAINED_FILE)
-
-    def fresh():
-        made = type(model)(model.config).eval()
-        made.load_state_dict(start)
-        return made
-
     # With rates of nothing, what comes out is what went in.
     still = dataclasses.replace(RECIPE, images=2, lora_rate=0.0, projector_rate=0.0)
     train(fresh(), processor, emoji, tmp_path / "next", still, continue_from=tmp_path / "first")
@@ -147,15 +205,8 @@ def test_going_on_starts_from_the_earlier_weights(model, processor, emoji, tmp_p
         train(fresh(), processor, emoji, tmp_path / "wider", wider, continue_from=tmp_path / "first")
 
 
-def test_the_course_goes_from_parts_to_weights_and_resumes(model, processor, emoji, tmp_path, monkeypatch):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def fresh(image_size):
-        made = type(model)(model.config).eval()
-        made.load_state_dict(start)
-        return SimpleNamespace(model=made, processor=processor)
-
-    monkeypatch.setattr(course, "assemble", fresh)
+def test_the_course_goes_from_parts_to_weights_and_resumes(fresh, processor, emoji, tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "assemble", lambda size: SimpleNamespace(model=fresh(), processor=processor))
     first, second, third = (dataclasses.replace(RECIPE, seed=f"train-{n}", images=2 * n) for n in (1, 2, 3))
     monkeypatch.setattr(course, "EARLIER_PARTS", {"first": first, "second": second})
     monkeypatch.setattr(course, "LAST_PART", third)

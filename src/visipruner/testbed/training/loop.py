@@ -147,17 +147,19 @@ class Trainer:
         return state
 
     def save(self, folder: Path) -> None:
-        """Checkpoint, each file replaced at once so that an interruption leaves the last one whole."""
-        state = {"optimizer": self.optimizer.state_dict(), "images_seen": self.images_seen}
-        write_atomic(folder / TRAINED_FILE, lambda part: save_file(self.trained_state(), part))
+        """A checkpoint, replaced at once, and then its weights alone for those who only read them."""
+        trained = self.trained_state()
+        state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "images_seen": self.images_seen}
         write_atomic(folder / _STATE_FILE, lambda part: torch.save(state, part))
+        write_atomic(folder / TRAINED_FILE, lambda part: save_file(trained, part))
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
-        state = load_file(folder / TRAINED_FILE)
-        self.projector.load_state_dict(part_of(state, PROJECTOR))
-        load_lora(self.adapted, language_part(state))
         saved = torch.load(folder / _STATE_FILE, weights_only=True)
+        # An older checkpoint has its weights beside it.
+        trained = saved["trained"] if "trained" in saved else load_file(folder / TRAINED_FILE)
+        self.projector.load_state_dict(part_of(trained, PROJECTOR))
+        load_lora(self.adapted, language_part(trained))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.images_seen = saved["images_seen"]
 
