@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
-from visipruner.files import write_atomic
+from visipruner.files import sha256_of, write_atomic
 from visipruner.testbed.assembly.trained import PROJECTOR, TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example
 from visipruner.testbed.scenes.scene import Background, Item
 from visipruner.testbed.training import course, curve, loop
 from visipruner.testbed.training.attention import Blocks, use_packed_attention
+from visipruner.testbed.training.claim import STATE_FILE, check_claim
 from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.loop import Trainer, train
 from visipruner.testbed.training.lora import add_lora, fold_lora, remove_lora
@@ -152,7 +153,7 @@ def same(some, others):
     return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
 
 
-@pytest.mark.parametrize(("full", "images"), [("optimizer.pt", 2), (TRAINED_FILE, 4)])
+@pytest.mark.parametrize(("full", "images"), [(STATE_FILE, 2), (TRAINED_FILE, 4)])
 def test_a_checkpoint_that_stops_between_its_files_is_one_all_the_same(full, images, trainer, tmp_path, monkeypatch):
     def write(path, content):
         if path.name == full:
@@ -179,13 +180,67 @@ def test_an_older_checkpoint_has_its_weights_beside_it(trainer, tmp_path):
     first = trainer()
     first.step()
     first.save(tmp_path)
-    state = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
     del state["trained"]
-    torch.save(state, tmp_path / "optimizer.pt")
+    torch.save(state, tmp_path / STATE_FILE)
     again = trainer()
     again.resume(tmp_path)
     assert again.images_seen == 2
     assert same(again.trained_state(), first.trained_state())
+
+
+def _interrupted(folder, recipe, sha256=None):
+    record = {"recipe": dataclasses.asdict(recipe)}
+    if sha256 is not None:
+        record["continued_from"] = {"sha256": sha256}
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.json").write_text(json.dumps(record))
+    (folder / STATE_FILE).write_text("")
+
+
+def test_a_training_goes_on_with_the_settings_it_was_begun_with(tmp_path):
+    run, earlier = tmp_path / "run", tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / TRAINED_FILE).write_text("weights")
+    check_claim(run, RECIPE, None, resume=False)
+    _interrupted(run, RECIPE)
+    check_claim(run, dataclasses.replace(RECIPE, images=80), None, resume=True)
+    with pytest.raises(ConfigError, match="--resume and the settings it was begun with"):
+        check_claim(run, RECIPE, None, resume=False)
+    other = dataclasses.replace(RECIPE, dtype="bfloat16", rank=8)
+    with pytest.raises(
+        ConfigError, match=r"\(rank 4 instead of 8, dtype 'float32' instead of 'bfloat16'\); give those"
+    ):
+        check_claim(run, other, None, resume=True)
+    with pytest.raises(ConfigError, match="continued from no earlier weights instead of weights of sha256"):
+        check_claim(run, RECIPE, earlier, resume=True)
+    _interrupted(run, RECIPE, sha256_of(earlier / TRAINED_FILE))
+    check_claim(run, RECIPE, earlier, resume=True)
+    for another in (None, tmp_path / "gone"):
+        with pytest.raises(ConfigError, match=r"instead of no earlier weights"):
+            check_claim(run, RECIPE, another, resume=True)
+
+
+def test_settings_that_another_version_did_not_know_do_not_count(tmp_path):
+    _interrupted(tmp_path, RECIPE)
+    record = json.loads((tmp_path / "recipe.json").read_text())
+    del record["recipe"]["tallying"]
+    record["recipe"]["even_images"] = 240
+    (tmp_path / "recipe.json").write_text(json.dumps(record))
+    check_claim(tmp_path, RECIPE, None, resume=True)
+
+
+def test_a_warm_start_that_was_interrupted_goes_on_with_its_own_settings(
+    fresh, processor, emoji, tmp_path, monkeypatch
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "warm_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), processor, emoji, tmp_path, RECIPE)
+    with pytest.raises(ConfigError, match="dtype 'float32' instead of 'bfloat16'"):
+        train(fresh(), processor, emoji, tmp_path, dataclasses.replace(RECIPE, dtype="bfloat16"), resume=True)
 
 
 def test_going_on_starts_from_the_earlier_weights(fresh, processor, emoji, tmp_path):
@@ -224,6 +279,14 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(fresh, processor, emo
     with pytest.raises(ConfigError, match="--resume"):
         course.run_course(emoji, tmp_path / "run")
     course.run_course(emoji, tmp_path / "run", resume=True)  # finished long ago
+    # Refused before anything is trained: what is in the folder went on from other weights than it would now.
+    (tmp_path / "run" / "second").rename(tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"continued from weights of sha256 \w{8} instead of no earlier weights"):
+        course.run_course(emoji, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "second").exists()
+    (tmp_path / "second").rename(tmp_path / "run" / "second")
+    with pytest.raises(ConfigError, match="seed 'train-3' instead of 'other'"):
+        course.run_course(emoji, tmp_path / "run", resume=True, seed="other")
     alone = course.run_course(emoji, tmp_path / "alone", continue_from=tmp_path / "run" / "second")
     for path in (weights, alone):
         again = load_file(path)

@@ -117,7 +117,9 @@ def train(
     images: Annotated[
         int | None, typer.Option(min=2, help="Pictures of the last part. [default: (the recipe's)]")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue from the last checkpoint in OUT; only --images may be another.")
+    ] = False,
     continue_from: Annotated[
         Path | None,
         typer.Option(help="Folder of an earlier training to go on from, in place of all parts but the last."),

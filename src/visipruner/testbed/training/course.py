@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from visipruner.testbed.assembly.llava import PATCH_SIZE, assemble
+from visipruner.testbed.training.claim import check_claim
 from visipruner.testbed.training.loop import LOG_FILE, train
 from visipruner.testbed.training.recipe import EARLIER_PARTS, LAST_PART, SMALL, Recipe
 
@@ -21,17 +22,21 @@ def run_course(
 
     `continue_from` is a folder with earlier weights and their recipe, taken in place of the earlier parts. `images`,
     `dtype` and `seed` replace those of the last part (`dtype` those of all).
+
+    Raises ConfigError when a part is there already and `resume` is not set, or it was begun with other settings.
     """
-    if continue_from is None:
-        for name, recipe in EARLIER_PARTS.items():
-            _part(replace(recipe, dtype=dtype or recipe.dtype), emoji, out / name, resume, continue_from)
-            continue_from = out / name
     last = replace(
         LAST_PART,
         seed=seed or LAST_PART.seed,
         images=images or LAST_PART.images,
         dtype=dtype or LAST_PART.dtype,
     )
+    # Before hours go into the earlier parts.
+    check_claim(out, last, continue_from or out / list(EARLIER_PARTS)[-1], resume)
+    if continue_from is None:
+        for name, recipe in EARLIER_PARTS.items():
+            _part(replace(recipe, dtype=dtype or recipe.dtype), emoji, out / name, resume, continue_from)
+            continue_from = out / name
     return _part(last, emoji, out, resume, continue_from)
 
 

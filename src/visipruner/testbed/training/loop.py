@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visipruner.errors import ConfigError
-from visipruner.files import sha256_of, write_atomic, write_json
+from visipruner.files import write_atomic, write_json
 from visipruner.testbed.assembly.trained import (
     PROJECTOR,
     RECIPE_FILE,
@@ -25,6 +23,7 @@ from visipruner.testbed.assembly.trained import (
     part_of,
 )
 from visipruner.testbed.training.attention import Blocks, use_packed_attention
+from visipruner.testbed.training.claim import STATE_FILE, check_claim, record_of
 from visipruner.testbed.training.lessons import Lessons
 from visipruner.testbed.training.lora import LoraLinear, add_lora, load_lora
 from visipruner.testbed.training.memory import keep_freed_memory
@@ -33,7 +32,6 @@ from visipruner.testbed.training.sequence import PackedBatch, Packer
 from visipruner.testbed.training.sight import as_pixels, vision_features
 from visipruner.testbed.training.warmstart import warm_start
 
-_STATE_FILE = "optimizer.pt"
 LOG_FILE = "log.jsonl"
 
 
@@ -150,12 +148,12 @@ class Trainer:
         """A checkpoint, replaced at once, and then its weights alone for those who only read them."""
         trained = self.trained_state()
         state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "images_seen": self.images_seen}
-        write_atomic(folder / _STATE_FILE, lambda part: torch.save(state, part))
+        write_atomic(folder / STATE_FILE, lambda part: torch.save(state, part))
         write_atomic(folder / TRAINED_FILE, lambda part: save_file(trained, part))
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
-        saved = torch.load(folder / _STATE_FILE, weights_only=True)
+        saved = torch.load(folder / STATE_FILE, weights_only=True)
         # An older checkpoint has its weights beside it.
         trained = saved["trained"] if "trained" in saved else load_file(folder / TRAINED_FILE)
         self.projector.load_state_dict(part_of(trained, PROJECTOR))
@@ -184,12 +182,6 @@ def _forget_after(log: Path, images_seen: int) -> None:
     log.write_text("".join(line for line in lines if json.loads(line)["images"] <= images_seen))
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    """What went before: the recipe of the weights in `folder`, and their hash."""
-    recipe: dict[str, Any] = json.loads((folder / RECIPE_FILE).read_text())
-    return recipe | {"sha256": sha256_of(folder / TRAINED_FILE)}
-
-
 def train(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
@@ -207,20 +199,21 @@ def train(
     the decay: a run can be cut short or prolonged as long as its decay has not begun. `continue_from` is a folder with
     the weights and recipe of another training, taken in place of a warm start.
 
-    Raises ConfigError when `folder` holds a run already and `resume` is not set.
+    Raises ConfigError when `folder` holds a run already and `resume` is not set, or one with other settings.
     """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"recipe": asdict(recipe)}
-    continued = (folder / _STATE_FILE).exists()
-    if continued and not resume:
-        raise ConfigError(f"{folder} holds a training already; continue it with --resume or choose another folder.")
+    check_claim(folder, recipe, continue_from, resume)
+    continued = (folder / STATE_FILE).exists()
     if continue_from is None:
+        # Recorded before the warm start, which is not to go on with other settings either.
+        record = record_of(recipe, None)
+        write_json(folder / RECIPE_FILE, record, indent=1)
         start = warm_start(model, processor, emoji, recipe, folder)
         record["warm_start"] = json.loads((folder / "warm_start.json").read_text())
     else:
         start = load_trained(continue_from / TRAINED_FILE)
-        record["continued_from"] = _provenance(continue_from)
+        record = record_of(recipe, continue_from)
     write_json(folder / RECIPE_FILE, record, indent=1)
     trainer = Trainer(model, processor, recipe, emoji, start)
     if continued:
