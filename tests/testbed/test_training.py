@@ -189,6 +189,38 @@ def test_an_older_checkpoint_has_its_weights_beside_it(trainer, tmp_path):
     assert same(again.trained_state(), first.trained_state())
 
 
+def test_a_log_holds_each_step_once_also_after_a_stop_before_the_first_checkpoint(
+    fresh, processor, emoji, trainer, tmp_path, monkeypatch
+):
+    start = {PROJECTOR + name: value for name, value in trainer().projector.state_dict().items()}
+    (tmp_path / "warm_start.json").write_text("{}")
+    monkeypatch.setattr(loop, "warm_start", lambda *args: start)
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"images": 2}\n{"images": 4}\n{"imag')
+    train(fresh(), processor, emoji, tmp_path, RECIPE, stop_at=4)
+    assert [json.loads(line)["images"] for line in log.read_text().splitlines()] == [2, 4]
+    with log.open("a") as file:
+        file.write('{"images": 6}\n{"imag')
+    train(fresh(), processor, emoji, tmp_path, RECIPE, resume=True, stop_at=6)
+    assert [json.loads(line)["images"] for line in log.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_a_full_disk_leaves_the_log(tmp_path, monkeypatch):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"images": 2}\n{"images": 4}\n')
+    whole = log.read_bytes()
+
+    def full(path, text):
+        with path.open("w") as file:
+            file.write(text[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(log), "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        loop._forget_after(log, 2)
+    assert log.read_bytes() == whole
+
+
 def _interrupted(folder, recipe, sha256=None):
     record = {"recipe": dataclasses.asdict(recipe)}
     if sha256 is not None:

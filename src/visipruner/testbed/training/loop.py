@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from visipruner.files import write_atomic, write_json
+from visipruner.files import whole_lines, write_atomic, write_json
 from visipruner.testbed.assembly.trained import (
     PROJECTOR,
     RECIPE_FILE,
@@ -178,8 +178,9 @@ def _count_by_type(types: list[str], right: list[bool]) -> dict[str, tuple[int, 
 
 def _forget_after(log: Path, images_seen: int) -> None:
     """Drop the log's lines about steps after the last checkpoint: they are about to be done again."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    log.write_text("".join(line for line in lines if json.loads(line)["images"] <= images_seen))
+    lines = whole_lines(log) if log.exists() else []
+    kept = "".join(f"{line}\n" for line in lines if json.loads(line)["images"] <= images_seen)
+    write_atomic(log, lambda part: part.write_text(kept))
 
 
 def train(
@@ -204,7 +205,6 @@ def train(
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
     check_claim(folder, recipe, continue_from, resume)
-    continued = (folder / STATE_FILE).exists()
     if continue_from is None:
         # Recorded before the warm start, which is not to go on with other settings either.
         record = record_of(recipe, None)
@@ -216,9 +216,9 @@ def train(
         record = record_of(recipe, continue_from)
     write_json(folder / RECIPE_FILE, record, indent=1)
     trainer = Trainer(model, processor, recipe, emoji, start)
-    if continued:
+    if (folder / STATE_FILE).exists():
         trainer.resume(folder)
-        _forget_after(folder / LOG_FILE, trainer.images_seen)
+    _forget_after(folder / LOG_FILE, trainer.images_seen)
     saved = time.monotonic()
     progress = tqdm(total=recipe.images, initial=trainer.images_seen, desc="training", unit="image", disable=None)
     with (folder / LOG_FILE).open("a") as log:
