@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,8 @@ from visipruner.testbed.guidelines.summary import as_markdown, draw, summarize
 from visipruner.testbed.scenes import Question
 from visipruner.testbed.training.lora import add_lora
 from visipruner.testbed.training.sequence import Packer
-from visipruner.training.planning import Suggestion, choices
+from visipruner.training.planning import Suggestion, choices, suggestions
+from visipruner.training.settings import Alignment
 
 WORDS = ["<image>", "<|im_end|>", "what", "is", "where", "this", "red", "blue", "left", "right"]
 STAGES = Stages(inject=2, exit=5, chooser=3, keep=6, also=(Span.read("1-5"),))
@@ -187,6 +189,62 @@ def test_asking_alone_and_together_agree() -> None:
     test = lessons(5, 8)
     together = runner._examined(made, test, None, alone=False)
     assert together == runner._examined(made, test, None, alone=True)
+
+
+def analysed(layers: int, start: Any, end: Any, chosen: Any, blocks: list[int]) -> dict[str, Any]:
+    def interval(found: Any) -> Any:
+        return None if found is None else dict(zip(("low", "value", "high"), found, strict=True))
+
+    return {
+        "model": {"layers": layers, "visual_tokens": 576},
+        "stages": {
+            "overall": {"shallow_end": interval(start), "exit_layer": interval(end)},
+            "filter": None if chosen is None else {"layer": chosen, "budget": 64},
+            "metric": "kl",
+            "tolerance": 0.05,
+        },
+        "settings": {"plan": {"block": 4}},
+        "freeze_blocks": {"layer": blocks, "kl": {"mean": [0.01] * len(blocks), "high": [0.02] * len(blocks)}},
+    }
+
+
+ANALYSES = {
+    "the testbed's": json.loads((Path(__file__).parents[2] / "docs/analysis/analysis.json").read_text()),
+    "frozen on both sides of the filter": analysed(32, (4, 8, 12), (20, 24, 28), 10, [2, 16]),
+    "frozen up to the exit": analysed(30, (3, 4, 6), (23, 24, 25), 12, [20]),
+    "filter before the last layer": analysed(24, None, None, 22, [0, 18]),
+    "no layer needs to see": analysed(32, (30, 32, 32), (31, 31, 31), None, []),
+    "a middle of one layer": analysed(32, (7, 8, 8), (9, 9, 9), 8, [4]),
+    "no evidence": analysed(32, None, None, None, []),
+}
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_each_row_of_a_plan_can_be_built(analysis: str) -> None:
+    shape = ModelShape.from_config(llava_model(text="llama-mha").config)
+    for suggestion, layers in product(suggestions(ANALYSES[analysis]), (1, 2, 3, 5, 12, 24, 28, 30, 32, 40, 64, 80)):
+        for choice in choices(replace(shape, num_layers=layers), 144, 74, suggestion):
+            seen = [layer for layer, rows in enumerate(choice.rows) if rows]
+            full = [layer for layer in seen if choice.rows[layer] == 144]
+            is_sparse = full != seen
+            Alignment(
+                inject_layer=seen[0],
+                exit_layer=seen[-1] + 1,
+                filter_layer=full[-1] if is_sparse else None,
+                keep_tokens=choice.rows[seen[-1]] if is_sparse else None,
+                frozen_layers=choice.frozen,
+            ).check(layers)
+            assert ("f" in choice.guidelines) == bool(choice.frozen)
+
+
+def test_a_sparse_middle_is_planned_with_the_frozen_layers_below_it() -> None:
+    shape = replace(ModelShape.from_config(llava_model(text="llama-mha").config), num_layers=32)
+    estimate, _ = suggestions(ANALYSES["frozen on both sides of the filter"])
+    found = {choice.guidelines: choice for choice in choices(shape, 576, 74, estimate)}
+    assert found["f+b+c"].frozen == (2, 3, 4, 5)
+    assert found["f+c"].frozen == (2, 3, 4, 5, 16, 17, 18, 19)
+    estimate, _ = suggestions(ANALYSES["frozen up to the exit"])
+    assert "f+b+c" not in {choice.guidelines for choice in choices(shape, 576, 74, estimate)}
 
 
 def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

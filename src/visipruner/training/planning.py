@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from visipruner.analysis.idle import idle_layers
 from visipruner.engine.trace import LayerWork
 from visipruner.errors import VisiPrunerError
 from visipruner.shape import ModelShape
+from visipruner.training.settings import Alignment
 
 # Matrix products of a training step in forward passes: the forward, the gradient of every input, that of every weight.
 FULL_TRAINING, FROZEN_TRAINING = 3, 2
@@ -37,6 +38,29 @@ class Suggestion:
     keep_tokens: int | None
     frozen_layers: tuple[int, ...] = ()
 
+    @classmethod
+    def fitting(
+        cls,
+        name: str,
+        num_layers: int,
+        visual_tokens: int,
+        inject_layer: int,
+        exit_layer: int | None,
+        filter_layer: int | None,
+        keep_tokens: int | None,
+        frozen_layers: Iterable[int],
+    ) -> Suggestion:
+        """Of these numbers as many as go together in such a model."""
+        inject = min(inject_layer, num_layers - 1)
+        leave = exit_layer if exit_layer is not None and inject < exit_layer < num_layers else None
+        end = num_layers if leave is None else leave
+        chooser, keep = None, None
+        # At the last layer with vision nothing is left to be sparse.
+        if filter_layer is not None and keep_tokens is not None and max(inject, filter_layer) < end - 1:
+            chooser, keep = max(inject, filter_layer), keep_tokens
+        frozen = tuple(layer for layer in frozen_layers if layer < end)
+        return cls(name, num_layers, visual_tokens, inject, leave, chooser, keep, frozen)
+
     def scaled(self, num_layers: int, visual_tokens: int) -> Suggestion:
         """The same relative depth, and share of the visual tokens, in a model of another size."""
 
@@ -46,10 +70,7 @@ class Suggestion:
         kept = (
             None if self.keep_tokens is None else max(1, round(self.keep_tokens * visual_tokens / self.visual_tokens))
         )
-        frozen = tuple(
-            layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers
-        )
-        return Suggestion(
+        return Suggestion.fitting(
             name=self.name,
             num_layers=num_layers,
             visual_tokens=visual_tokens,
@@ -57,7 +78,22 @@ class Suggestion:
             exit_layer=depth(self.exit_layer),
             filter_layer=depth(self.filter_layer),
             keep_tokens=kept,
-            frozen_layers=frozen,
+            frozen_layers=(
+                layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers
+            ),
+        )
+
+    def alignment(self, guidelines: str) -> Alignment:
+        """The settings that a combination of the letters a, b, c and f stands for, without those there is no evidence
+        for. Of the frozen layers (b) leaves those below its own."""
+        chooser = self.filter_layer if "b" in guidelines else None
+        below = self.num_layers if chooser is None else chooser
+        return Alignment(
+            inject_layer=self.inject_layer if "a" in guidelines else 0,
+            exit_layer=self.exit_layer if "c" in guidelines else None,
+            filter_layer=chooser,
+            keep_tokens=None if chooser is None else self.keep_tokens,
+            frozen_layers=tuple(layer for layer in self.frozen_layers if "f" in guidelines and layer < below),
         )
 
 
@@ -71,16 +107,12 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
     found = []
     for name, first, last in (("estimate", "value", "value"), ("cautious", "low", "high")):
         inject = 0 if start is None else int(start[first])
-        leave = None if end is None or int(end[last]) >= layers else int(end[last])
-        if leave is not None and leave <= inject:
-            leave = None
-        chooser = None if chosen is None else max(inject, int(chosen["layer"]))
-        if chooser is not None and leave is not None and chooser >= leave - 1:
-            chooser = None  # nothing is left to be sparse
-        keep = None if chooser is None or chosen is None else tokens_of(chosen["budget"], visual)
+        leave = None if end is None or not inject < int(end[last]) < layers else int(end[last])
+        keep = None if chosen is None else tokens_of(chosen["budget"], visual)
+        chooser = None if chosen is None else int(chosen["layer"])
         seen = range(layers if leave is None else leave)
         frozen = idle_layers(analysis, seen, "mean" if name == "estimate" else "high")
-        found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep, frozen))
+        found.append(Suggestion.fitting(name, layers, visual, inject, leave, chooser, keep, frozen))
     return found
 
 
@@ -112,21 +144,18 @@ class Choice:
 
 def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -> list[Choice]:
     """Plain, (a), (b), (c), frozen layers (f) and their combinations for a prompt of `visual` and `text` rows; the
-    output head, which is the same for all, is left out. Layers are frozen only where a suggestion names some."""
+    output head, which is the same for all, is left out. Layers are frozen only where a suggestion names some, with (b)
+    where it names some below the filter layer."""
     layers = shape.num_layers
     own = suggestion.scaled(layers, visual)
     found = []
-    combinations = ["-", "a", "b", "c", "a+c", "a+b+c", *(["f", "f+c", "f+b+c"] if own.frozen_layers else [])]
-    for letters in combinations:
-        rows = []
-        for layer in range(layers):
-            count = visual
-            if "b" in letters and own.filter_layer is not None and own.keep_tokens and layer > own.filter_layer:
-                count = min(visual, own.keep_tokens)
-            is_early = "a" in letters and layer < own.inject_layer
-            is_late = "c" in letters and own.exit_layer is not None and layer >= own.exit_layer
-            rows.append(0 if is_early or is_late else count)
-        frozen = tuple(layer for layer in own.frozen_layers if "f" in letters and rows[layer])
+    for letters in ("-", "a", "b", "c", "a+c", "a+b+c", "f", "f+c", "f+b+c"):
+        settings = own.alignment(letters)
+        settings.check(layers)
+        frozen = settings.frozen_layers
+        if "f" in letters and not frozen:
+            continue
+        rows = [_visual_rows(settings, layer, visual) for layer in range(layers)]
         lengths = [text + count for count in rows]
         work = []
         for layer, seen in enumerate(lengths):
@@ -135,6 +164,15 @@ def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -
         kv_bytes = expected_kv_bytes(shape, lengths, dtype_bytes=2)
         found.append(Choice(letters, tuple(rows), frozen, work_macs(shape, work), kv_bytes))
     return found
+
+
+def _visual_rows(settings: Alignment, layer: int, visual: int) -> int:
+    first, last = settings.first(), settings.last()
+    if layer < first or (last is not None and layer >= last):
+        return 0
+    if settings.filter_layer is None or settings.keep_tokens is None or layer <= settings.filter_layer:
+        return visual
+    return min(visual, settings.keep_tokens)
 
 
 def as_rows(found: Sequence[Choice]) -> list[dict[str, Any]]:
