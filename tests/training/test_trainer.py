@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.models import LAYERS, llava_inputs, llava_model
 from tests.training.test_align import aligned, with_labels
+from visipruner.errors import ConfigError
 from visipruner.training import AnnealGates, Asked, align, gates_of
 from visipruner.training.sparse import log_gates, log_influence, top_tokens
 
@@ -134,6 +135,45 @@ class Prompts(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[index] for name, value in self.inputs.items()}
+
+
+NEEDS_LABELS: list[dict[str, Any]] = [
+    {"keep_tokens": 4, "filter_layer": 3},
+    {"inject_layer": "learnt"},
+    {"exit_layer": "learnt"},
+]
+
+
+@pytest.mark.parametrize("settings", NEEDS_LABELS)
+def test_what_cannot_be_learnt_without_labels_is_refused(settings: dict[str, Any]) -> None:
+    inputs = llava_inputs([[4, 0, 6]])
+    model = aligned(**settings).train()
+    with pytest.raises(ConfigError, match="must be given labels"):
+        model(**inputs)
+    with torch.no_grad(), model.gates.asking([Asked(torch.tensor([2]))]):
+        model(**inputs)
+    model.eval()(**inputs)
+
+
+@pytest.mark.parametrize("settings", [{"inject_layer": 2}, {"inject_layer": "learnt", "layer_cost": 0.0}])
+def test_the_rest_trains_with_any_loss(settings: dict[str, Any]) -> None:
+    model = aligned(**settings).train()
+    model(**llava_inputs([[4, 0, 6]])).logits.sum().backward()
+    assert any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["label_smoothing_factor", "compute_loss_func"])
+def test_a_trainer_that_keeps_the_labels_back_is_refused(way: str, tmp_path: Any) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    smoothing = 0.1 if way == "label_smoothing_factor" else 0.0
+    loss = None if smoothing else lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum()
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, label_smoothing_factor=smoothing
+    )
+    model = aligned(keep_tokens=4, filter_layer=3)
+    with pytest.raises(ConfigError, match=f"train without .*{way}"):
+        Trainer(model=model, args=arguments, train_dataset=Prompts(), compute_loss_func=loss).train()
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -64,6 +64,13 @@ class VisualGates(nn.Module):
         return not self.training or self.progress >= self.settings.anneal_share
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether a training without labels would go wrong: tokens would be chosen by the answer's last row, or the
+        cost of layers would be missing from the loss."""
+        is_learnt = self.start is not None or self.exit is not None
+        return self.settings.keep_tokens is not None or (is_learnt and self.settings.layer_cost > 0)
+
+    @property
     def inject_layer(self) -> int:
         """The first layer with visual rows: fixed, or the choice so far."""
         return self.start.choice if self.start is not None else int(self.settings.inject_layer)

@@ -125,9 +125,18 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
     # generate() and the Trainer read off the signature what a model may be given.
     @wraps(LlavaForConditionalGeneration.forward)
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """As the stock model's; `labels` also say where each prompt ends, which is where tokens are chosen."""
+        """As the stock model's; `labels` also say where each prompt ends, which is where tokens are chosen.
+
+        Raises ConfigError while the model trains without `labels` what cannot be learnt without them, unless
+        `VisualGates.asking` says where tokens are chosen."""
         self._engine()
         gates = self.gates
+        if self.training and labels is None and gates.asked is None and gates.needs_labels:
+            raise ConfigError(
+                "While this model trains it must be given labels, as they say where a prompt ends and its loss holds "
+                "the cost of layers: train without label_smoothing_factor and compute_loss_func, which make the "
+                "Trainer keep labels to itself, or, with a loss of your own, use gates.asking() and regularizer()."
+            )
         given = gates.asked if gates.asked is not None else _asked(labels, kwargs.get("attention_mask"))
         gates.expect(given)
         output = super().forward(*args, labels=labels, **kwargs)
