@@ -69,6 +69,17 @@ def test_built_again_when_a_file_changes(weights, builds, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == [folder]
 
 
+def test_a_cache_that_can_only_be_read_is_used(weights, builds, tmp_path, monkeypatch):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+
+    def refused(*args):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(build.os, "utime", refused)
+    assert build.ensure_built(cache_dir=tmp_path / "cache") == folder
+    assert len(builds) == 1
+
+
 def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
     def interrupted(part, *args):
         (part / "half").write_text("")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
             _publish(part, folder, inputs)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    os.utime(folder / MANIFEST)
+    with suppress(OSError):  # a cache that others filled may be there to read only
+        os.utime(folder / MANIFEST)
     return folder
 
 
