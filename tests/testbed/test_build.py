@@ -1,7 +1,7 @@
 """The cache: built once, whole or not at all, built again when its inputs change; clear errors."""
 
-import json
 import os
+import shutil
 
 import pytest
 
@@ -27,9 +27,8 @@ def builds(monkeypatch):
     """Replaces the assembly by writing one file; returns the folders built."""
     done = []
 
-    def fake(part, image_size, trained, inputs, progress):
+    def fake(part, image_size, trained, progress):
         (part / "model.safetensors").write_text("weights")
-        (part / build.MANIFEST).write_text(json.dumps({"inputs": inputs, "files": {"model.safetensors": 7}}))
         done.append(image_size)
 
     monkeypatch.setattr(build, "_build", fake)
@@ -69,6 +68,31 @@ def test_built_again_when_a_file_changes(weights, builds, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == [folder]
 
 
+def test_built_again_when_a_file_of_the_same_size_comes_in_its_place(weights, builds, tmp_path):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+    (folder / "model.safetensors").write_text("another")
+    os.utime(folder / "model.safetensors", (1, 1))
+    build.ensure_built(cache_dir=tmp_path / "cache")
+    assert len(builds) == 2
+    assert (folder / "model.safetensors").read_text() == "weights"
+
+
+def test_a_copied_cache_is_read_once_and_used(weights, builds, tmp_path, monkeypatch):
+    folder = build.ensure_built(cache_dir=tmp_path / "cache")
+    os.utime(folder / "model.safetensors", (1, 1))
+    hashed, sha256_of = [], build.sha256_of
+
+    def counted(path):
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(build, "sha256_of", counted)
+    for _ in range(2):
+        build.ensure_built(cache_dir=tmp_path / "cache")
+    assert len(builds) == 1
+    assert hashed.count("model.safetensors") == 1
+
+
 def test_a_cache_that_can_only_be_read_is_used(weights, builds, tmp_path, monkeypatch):
     folder = build.ensure_built(cache_dir=tmp_path / "cache")
 
@@ -94,13 +118,11 @@ def test_an_interrupted_build_leaves_nothing(weights, tmp_path, monkeypatch):
 def test_a_concurrent_build_is_accepted(weights, tmp_path, monkeypatch, builds):
     fake = build._build
 
-    expected = build.ensure_built(cache_dir=tmp_path / "elsewhere").name
+    expected = build.ensure_built(cache_dir=tmp_path / "elsewhere")
 
-    def overtaken(part, image_size, trained, inputs, progress):
-        other = tmp_path / "cache" / expected
-        other.mkdir()
-        fake(other, image_size, trained, inputs, progress)
-        fake(part, image_size, trained, inputs, progress)
+    def overtaken(*args):
+        shutil.copytree(expected, tmp_path / "cache" / expected.name)
+        fake(*args)
 
     monkeypatch.setattr(build, "_build", overtaken)
     folder = build.ensure_built(cache_dir=tmp_path / "cache")

@@ -21,8 +21,8 @@ from visipruner.testbed.assembly.sources import language_weights, vision_weights
 MANIFEST = "manifest.json"
 IMAGE_SIZE = 336
 """Side of a picture in pixels: 24 x 24 visual tokens of 14 x 14 pixels. 224 is the faster preset."""
-# Raise when the assembly changes in a way that hashes of its inputs do not show.
-_FORMAT = 2
+# Raise when the assembly or its manifest changes in a way that hashes of its inputs do not show.
+_FORMAT = 3
 _ABANDONED_SECONDS = 3600
 _UNUSED_SECONDS = 30 * 24 * 3600
 
@@ -41,8 +41,8 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
 
     `image_size` 336 gives 576 visual tokens, 224 gives 256. Other inputs have another folder, so that versions of the
     library side by side do not take each other's; those unused for a month go. A folder whose files have changed is
-    built again. The build happens in a temporary folder that is renamed at the end, so an interrupted or concurrent
-    build never leaves half a model.
+    built again: their sizes and times say so, and where only a time is another, their content. The build happens in a
+    temporary folder that is renamed at the end, so an interrupted or concurrent build never leaves half a model.
 
     Raises MissingWeightsError without the weight packages, ConfigError for an image size that is no multiple of 14.
     """
@@ -65,7 +65,8 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
         _remove_unused(root)
         part = Path(tempfile.mkdtemp(prefix=f"testbed-{image_size}.part-", dir=root))
         try:
-            _build(part, image_size, trained, inputs, progress)
+            _build(part, image_size, trained, progress)
+            _write_manifest(part, inputs)
             _publish(part, folder, inputs)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -99,13 +100,26 @@ def load(
 def _is_current(folder: Path, inputs: dict[str, Any]) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+        files = [(folder / name, built) for name, built in manifest["files"].items()]
+        return bool(manifest["inputs"] == inputs) and all(_is_as_built(path, **built) for path, built in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(manifest.get("inputs") == inputs and sizes == manifest["files"])
 
 
-def _build(part: Path, image_size: int, trained: Path, inputs: dict[str, Any], progress: bool) -> None:
+def _is_as_built(path: Path, size: int, modified: int, sha256: str) -> bool:
+    state = path.stat()
+    if state.st_size != size:
+        return False
+    if state.st_mtime_ns == modified:
+        return True
+    if sha256_of(path) != sha256:
+        return False
+    with suppress(OSError):  # a copy of what was built, which need not be read again
+        os.utime(path, ns=(state.st_atime_ns, modified))
+    return True
+
+
+def _build(part: Path, image_size: int, trained: Path, progress: bool) -> None:
     from visipruner.testbed.assembly.llava import assemble
     from visipruner.testbed.assembly.trained import fold_trained, load_trained
 
@@ -122,7 +136,13 @@ def _build(part: Path, image_size: int, trained: Path, inputs: dict[str, Any], p
         assembled.model.save_pretrained(part)
         assembled.processor.save_pretrained(part)
         bar.update()
-    files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
+
+
+def _write_manifest(part: Path, inputs: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(part.iterdir()):
+        state = path.stat()
+        files[path.name] = {"size": state.st_size, "modified": state.st_mtime_ns, "sha256": sha256_of(path)}
     (part / MANIFEST).write_text(json.dumps({"inputs": inputs, "files": files}, indent=1))
 
 
