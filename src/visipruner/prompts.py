@@ -14,6 +14,7 @@ from PIL import Image
 
 from visipruner.adapters import adapter_for
 from visipruner.engine.attach import PruneHandle, attach
+from visipruner.engine.clock import synchronize
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
@@ -46,6 +47,7 @@ class _FirstToken:
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         if self.at is None:
+            synchronize(input_ids.device)
             self.at = time.perf_counter()
             self.never = input_ids.new_zeros(input_ids.shape[0], dtype=bool)
         return self.never
@@ -160,7 +162,8 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[
 
 def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
     """What the model says to one prompt, special tokens left out, with its times."""
-    clock = _FirstToken()
+    clock, device = _FirstToken(), inputs["input_ids"].device
+    synchronize(device)  # what is still to be done of the prompt's tensors is no part of the answer
     start = time.perf_counter()
     output = model.generate(
         **inputs,
@@ -169,6 +172,7 @@ def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_
         num_beams=1,
         stopping_criteria=[clock],
     )
+    synchronize(device)
     end = time.perf_counter()
     new = output[0, inputs["input_ids"].shape[1] :]
     text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()

@@ -57,6 +57,18 @@ def test_every_method_sees_every_sample(tiny: tuple[Any, Any], tmp_path: Path) -
     assert records[0]["given"][DENSE]["answer"] == tiny[1].decode(said, skip_special_tokens=True).strip()
 
 
+def test_a_methods_own_seconds_are_told_on_the_cpu_only(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a function returns before its work is done, so what the clock reads says nothing."""
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tiny[0]), "device", torch.device("cuda"))
+        comparison = runner_module.Comparison(*tiny, METHODS, max_new_tokens=1)
+    given = comparison.record(pictures(tmp_path, 1)[0], 0)["given"]
+    assert [one["selection_seconds"] for one in given.values()] == [None] * 3
+    assert all(one["prefill_seconds"] > 0 for one in given.values())
+
+
 def test_pictures_are_seen_upright(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = sizes_seen(monkeypatch, runner_module)
     list(evaluate(*tiny, [turned(tmp_path)], METHODS, max_new_tokens=1))

@@ -63,6 +63,17 @@ def test_rows_say_what_happened() -> None:
     assert "6 / 1" in table
 
 
+def test_selection_that_was_not_timed_is_a_dash() -> None:
+    records = [_record(n, "cat", "cat") for n in range(4)]
+    records[2]["given"]["half"]["selection_seconds"] = None  # that part ran on a GPU
+    dense, half = summarize(records)
+    assert dense["selection_share"] == pytest.approx(0.1)
+    assert half["selection_share"] is None
+    lines = as_markdown([dense, half]).splitlines()
+    assert lines[2].endswith("| 10.0 % |")
+    assert lines[3].endswith("| 2.00x | - |")
+
+
 def test_no_difference_is_said() -> None:
     records = [_record(n, "cat" if n % 3 else "dog", "cat" if n % 4 else "dog") for n in range(24)]
     rows = summarize(records)

@@ -84,12 +84,6 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was told; the CPU needs no waiting."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @dataclass
 class PeakMemory:
     """Filled when its context closes. `added`: most bytes held at once beyond those held at the start, or None where

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_macs
-from visipruner.bench.machine import peak_memory, synchronize
+from visipruner.bench.machine import peak_memory
 from visipruner.bench.prompt import Prompt
 from visipruner.engine.arguments import cache_of
 from visipruner.engine.attach import attach
-from visipruner.engine.clock import EngineClock
+from visipruner.engine.clock import EngineClock, synchronize
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.heads import give_whole_rows

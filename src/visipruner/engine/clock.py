@@ -1,4 +1,5 @@
-"""Where a pruned prefill's own seconds go: in the method's evidence and choice, and in the engine's bookkeeping."""
+"""Seconds that mean something: a device's work waited for, and what of a pruned prefill's went into the method's
+evidence and choice, and into the engine's bookkeeping."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
+
+import torch
 
 from visipruner.engine import attention, host
 from visipruner.engine.attention import Kernel
@@ -29,6 +32,12 @@ _ENGINE: tuple[tuple[type, tuple[str, ...]], ...] = (
     ),
 )
 _METHOD = ("observes_entry", "select_entry", "observes", "select")
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until an accelerator has done what it was told; the CPU needs no waiting."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class Stopwatch:

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
@@ -50,6 +52,7 @@ class Comparison:
         self.max_new_tokens = max_new_tokens
         self.methods: dict[str, Pruner] = {DENSE: NoPruning(), **methods}
         self._is_warm = False
+        self._times_methods = torch.device(model.device).type == "cpu"  # as `EngineClock` says
         self._keep_sets = keep_sets
         self._caches = {name: ImageCache() for name in self.methods} if share_images else {}
         for pruner in self.methods.values():
@@ -89,7 +92,7 @@ class Comparison:
             "tokens": reply.tokens,
             "seconds": round(reply.seconds, 5),
             "prefill_seconds": round(reply.first_token_seconds, 5),
-            "selection_seconds": round(clock.selection.seconds, 6),
+            "selection_seconds": round(clock.selection.seconds, 6) if self._times_methods else None,
             "flops_cut": round(trace.flops_cut(0), 6),
             "visual_attention_cut": round(trace.visual_attention_cut(0), 6),
             "tokens_per_layer": [len(tokens) for tokens in kept],
@@ -127,7 +130,7 @@ def evaluate(
         share_images, keep_sets: as `Comparison` says; samples that share an image are answered one after the other.
 
     A record: image, question, answers, type, id, and `given`: by method answer, tokens, seconds, prefill_seconds (to
-    the first token, vision tower included), selection_seconds (in the method's own code), flops_cut,
+    the first token, vision tower included), selection_seconds (in the method's own code; None off the CPU), flops_cut,
     visual_attention_cut (the paper's formula), tokens_per_layer (visual tokens in each layer), and with `keep_sets`
     kept (`{layer: positions}`, where they change).
 

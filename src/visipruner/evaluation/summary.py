@@ -56,7 +56,7 @@ def summarize(records: Sequence[Record], seed: int = _SEED, scoring: Scoring = _
     most 0.05. broken and repaired count answers that score less, or more, than the dense one.
     official is what `scoring` publishes besides, in its own units. Ratios above 1 mean faster than dense, from summed
     seconds of the same samples in one run. selection_share is the part of the method's own code in the seconds to the
-    first token.
+    first token, None where it was not timed.
     """
     images = [record["image"] for record in records]
     names = list(records[0]["given"])
@@ -86,8 +86,7 @@ def summarize(records: Sequence[Record], seed: int = _SEED, scoring: Scoring = _
                 "visual_attention_cut": float(np.mean([one["visual_attention_cut"] for one in given])),
                 "prefill_ratio": _ratio(dense, given, "prefill_seconds"),
                 "answer_ratio": _ratio(dense, given, "seconds"),
-                "selection_share": sum(one["selection_seconds"] for one in given)
-                / sum(one["prefill_seconds"] for one in given),
+                "selection_share": _selection_share(given),
                 "by_type": {} if right is None else _by_type(records, right),
                 "official": scoring.official(records, name),
             }
@@ -149,6 +148,11 @@ def _ratio(dense: Sequence[Record], given: Sequence[Record], key: str) -> float:
     return float(sum(one[key] for one in dense) / sum(one[key] for one in given))
 
 
+def _selection_share(given: Sequence[Record]) -> float | None:
+    spent = [one["selection_seconds"] for one in given]
+    return None if None in spent else float(sum(spent) / sum(one["prefill_seconds"] for one in given))
+
+
 def _by_type(records: Sequence[Record], right: Numbers) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for record, good in zip(records, right, strict=True):
@@ -173,11 +177,12 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         told = "" if difference is None else f"{_points(difference)}{'' if row['is_significant'] else ' n.s.'}"
         chances = ["" if difference is None else _chance(row[key]) for key in ("p", "p_holm")]
         changed = "" if row["broken"] is None else f"{row['broken']} / {row['repaired']}"
+        selection = "-" if row["selection_share"] is None else f"{100 * row['selection_share']:.1f} %"
         lines.append(
             f"| {row['method']} | {_share(row['accuracy'])} | {told} | {' | '.join(chances)} "
             f"| {100 * row['agreement']['value']:.1f} % "
             f"| {changed} | {row['visual_tokens']:.0f} | {100 * row['flops_cut']:.1f} % "
-            f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x | {100 * row['selection_share']:.1f} % |"
+            f"| {row['prefill_ratio']:.2f}x | {row['answer_ratio']:.2f}x | {selection} |"
         )
     if tested := sum(row["p"] is not None for row in rows):
         lines += [
