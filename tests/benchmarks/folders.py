@@ -76,15 +76,16 @@ def official(benchmark: Benchmark, answers: Sequence[str]) -> dict[str, Any]:
 
 
 def pope_folder(folder: Path, doubled: bool = False) -> Path:
-    """Two questions in each category; `doubled` labels have a line more than was asked."""
+    """Two questions in each category, one with LLaVA's typo; `doubled` labels have a line more than was asked."""
     asked = []
     for number, category in enumerate(("random", "popular", "adversarial")):
         lines = []
-        for offset, (thing, label) in enumerate((("cat", "yes"), ("dog", "no"))):
+        for offset, (thing, label) in enumerate((("a cat", "yes"), ("an umbrella", "no"))):
             image = f"COCO_val2014_{offset:012d}.jpg"
             picture(folder / "val2014" / image)
-            text = f"Is there a {thing} in the image?"
+            text = f"Is there {thing} in the image?"
             lines.append({"question_id": offset + 1, "image": image, "text": text, "label": label})
+            text = text.replace("image", "imange") if thing.startswith("an ") else text
             asked.append(
                 {"question_id": 2 * number + offset, "image": image, "text": text + SHORT, "category": category}
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,14 +78,14 @@ class Pope(Benchmark):
 
 def _labels(asked: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """The official labels. Both files are in the same order as a rule; where a category was shortened in one of
-    them, image and question find the label."""
+    them, image and object find the label."""
     known = read_jsonl(path, "image", "text", "label")
     if [line["image"] for line in asked] == [line["image"] for line in known]:
         return [str(line["label"]) for line in known]
-    by_question = {(line["image"], line["text"].strip()): str(line["label"]) for line in known}
+    by_question = {_asked_about(line): str(line["label"]) for line in known}
     labels = []
     for line in asked:
-        question = (line["image"], line["text"].replace(SHORT_ANSWER, "").strip())
+        question = _asked_about(line)
         if question not in by_question:
             raise ConfigError(
                 f"POPE's {path} has no label for question {line['question_id']} about {line['image']}; the question "
@@ -92,3 +93,10 @@ def _labels(asked: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
             )
         labels.append(by_question[question])
     return labels
+
+
+def _asked_about(line: Mapping[str, Any]) -> tuple[str, str]:
+    """Image and object. LLaVA's file has the benchmark's first wording, "an umbrella in the imange", and the labels of
+    today have another."""
+    question = line["text"].replace(SHORT_ANSWER, "").strip()
+    return line["image"], re.sub(r"^Is there an? (.+) in the \w+\?$", r"\1", question)
