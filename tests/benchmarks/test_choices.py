@@ -188,6 +188,16 @@ def test_mmbench_test_goes_to_the_server(tmp_path: Path) -> None:
     assert len(rest) == 4
 
 
+def test_a_spreadsheet_holds_what_was_said_as_text(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    found = open_benchmark(_mmbench(tmp_path, public=False))
+    records = answered(found, ["=1+1", "A\x0b\x1f", "#N/A", "\x00", "7"])
+    sheet = openpyxl.load_workbook(found.submission(records, "dense", tmp_path / "mmbench")).active
+    given = [row[6] for row in sheet.iter_rows(min_row=2)]
+    assert [cell.value for cell in given] == ["=1+1", "A", "#N/A", None, "7"]
+    assert [cell.data_type for cell in given if cell.value] == ["s"] * 4
+
+
 def test_mmbench_without_the_spreadsheet_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     with pytest.raises(ConfigError, match=r"pip install 'visipruner\[mmbench\]'"):

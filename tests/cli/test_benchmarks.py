@@ -10,6 +10,7 @@ import pytest
 from tests.analysis.planted import planted
 from tests.benchmarks.folders import SHORT, jsonl, picture, pope_folder
 from visipruner.benchmarks.pope import rates, yes_or_no
+from visipruner.benchmarks.vizwiz import VizWiz
 from visipruner.cli import models
 
 
@@ -62,6 +63,23 @@ def test_a_file_for_the_server(cli, planted_folder, tmp_path):
     assert len(document["submissions"]) == 2
     assert "submit the files in" in result.stderr
     assert "give --out DIR" in cli(*arguments).stderr
+
+
+def test_a_file_for_the_server_that_fails_costs_no_results(cli, planted_folder, tmp_path, monkeypatch):
+    folder, out = tmp_path / "vizwiz", tmp_path / "out"
+    picture(folder / "test" / "0.jpg")
+    jsonl(folder / "llava_test.jsonl", [{"question_id": "0", "image": "0.jpg", "text": "what is this ?" + SHORT}])
+    arguments = ["eval", "--model", planted_folder, "--data", folder, "--method", "fastv", "--max-new-tokens", 1]
+
+    def failing(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(VizWiz, "submission", failing)
+    result = cli(*arguments, "--out", out)
+    assert (result.exit_code, "the disk is full" in result.stderr) == (1, True)
+    document = json.loads((out / "results.json").read_text())
+    assert ([row["method"] for row in document["rows"]], document["submissions"]) == (["dense", "fastv"], {})
+    assert all((out / name).exists() for name in ("table.md", "chart.png", "ranking.png"))
 
 
 def test_bad_folders(fails, planted_folder, tmp_path, monkeypatch):

@@ -86,7 +86,8 @@ class MmBench(EmbeddedImages):
         sheet.append(columns)
         for row in rows:
             if row["index"] in given:
-                sheet.append([given[row["index"]] if name == "prediction" else _cell(name, row) for name in columns])
+                told = {**row, "prediction": given[row["index"]]}
+                sheet.append([_cell(sheet, name, told[name]) for name in columns])
         path = stem.with_name(f"{stem.name}.xlsx")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, book.save)
@@ -97,10 +98,17 @@ def _question(index: str) -> str:
     return str(int(index) % _ROTATED) if index.isdigit() else index
 
 
-def _cell(name: str, row: dict[str, str]) -> int | str | None:
-    if name == "index" and row[name].isdigit():
-        return int(row[name])
-    return row[name] or None
+def _cell(sheet: Any, name: str, text: str) -> Any:
+    """A number for the index, else text, whatever it looks like: no formula, no error, and no character that a
+    spreadsheet cannot hold."""
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE, WriteOnlyCell
+
+    if name == "index" and text.isdigit():
+        return int(text)
+    cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", text) or None)
+    if cell.value is not None:
+        cell.data_type = "s"
+    return cell
 
 
 def _openpyxl() -> Any:

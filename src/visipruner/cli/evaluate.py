@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.eval/1"
+RESULTS_FILE = "results.json"
 _MATCHED_ON = 1  # prompts on which budgets are matched
 _ANY_DEPTH = 32
 EVERY = "all"
@@ -63,6 +64,7 @@ class Job:
 
 def execute(job: Job) -> None:
     """Answers every sample with every method, shows the table and saves it. Raises CliError and its kin."""
+    from visipruner.evaluation import as_markdown
     from visipruner.evaluation.processes import launched
 
     if job.match is not None and not job.cuts:
@@ -93,8 +95,14 @@ def execute(job: Job) -> None:
     records = _records(job, loaded, task, chosen, methods, status, processes)
     if processes.is_main:
         document = _document(job, loaded, task, methods, left_out, records, processes.count)
-        submissions.write(task, records, document, job.out, status)
-        _conclude(job, document, status)
+        table = as_markdown(document["rows"])
+        if job.out is not None:
+            _save(job.out, document, table, status)
+        document["submissions"] = submissions.write(task, records, job.out, status)
+        if job.out is not None:
+            write_json(job.out / RESULTS_FILE, document)  # again, with the submissions: one that fails costs no results
+            status.print(f"Results: {job.out / RESULTS_FILE}")
+        print(json.dumps(document, indent=2) if job.as_json else table)
 
 
 def _methods(
@@ -283,24 +291,19 @@ def _document(
         "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
         "left_out": left_out,
         "rows": summarize(records, scoring=task),
+        "submissions": {},
     }
 
 
-def _conclude(job: Job, document: dict[str, Any], status: Console) -> None:
-    from visipruner.evaluation import as_markdown
+def _save(out: Path, document: dict[str, Any], table: str, status: Console) -> None:
     from visipruner.files import write_atomic
 
-    table = as_markdown(document["rows"])
-    print(json.dumps(document, indent=2) if job.as_json else table)
-    if job.out is None:
-        return
-    write_json(job.out / "results.json", document)
-    write_atomic(job.out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
+    write_json(out / RESULTS_FILE, document)
+    write_atomic(out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
     try:
         from visipruner.evaluation import chart, ranking
 
-        chart.draw(document["rows"], job.out / "chart.png")
-        ranking.draw(document["rows"], job.out / "ranking.png")
+        chart.draw(document["rows"], out / "chart.png")
+        ranking.draw(document["rows"], out / "ranking.png")
     except ImportError:
         status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[report]').[/yellow]")
-    status.print(f"Results: {job.out / 'results.json'}")

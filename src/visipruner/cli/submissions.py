@@ -15,21 +15,20 @@ if TYPE_CHECKING:
 FOLDER = "submission"
 
 
-def write(
-    task: Benchmark, records: Sequence[dict[str, Any]], document: dict[str, Any], out: Path | None, status: Console
-) -> None:
-    """One file a method in `out`/submission, named in `document["submissions"]`; tells the benchmark's notes too."""
-    document["submissions"] = {}
+def write(task: Benchmark, records: Sequence[dict[str, Any]], out: Path | None, status: Console) -> dict[str, str]:
+    """One file a method in `out`/submission; by method its path relative to `out`. Tells the benchmark's notes too."""
     for note in task.notes:
         status.print(f"[yellow]{task.title}: {note}[/yellow]", highlight=False)
     if not task.server:
-        return
+        return {}
     if out is None:
         status.print(f"{task.title} is scored by {task.server}; give --out DIR to get the file for it.")
-        return
+        return {}
+    written: dict[str, str] = {}
     for number, name in enumerate(records[0]["given"]):
         stem = out / FOLDER / f"{task.name}-{number}-{re.sub(r'[^A-Za-z0-9_.]+', '-', name).strip('-')[:80]}"
         path = task.submission(records, name, stem)
         if path is not None:
-            document["submissions"][name] = str(path.relative_to(out))
+            written[name] = str(path.relative_to(out))
     status.print(f"{task.title} is scored by {task.server}: submit the files in {out / FOLDER}.")
+    return written
