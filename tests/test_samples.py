@@ -62,6 +62,7 @@ def test_samples_are_spread_over_images_and_types() -> None:
     chosen = spread(available, 40)
     assert chosen == spread(available, 40)
     assert chosen != spread(available, 40, seed=1)
+    assert [spread(available, count) for count in (1, 7)] == [chosen[:1], chosen[:7]]
     assert len(set(chosen)) == 40
     assert set(Counter(sample.image for sample in chosen).values()) == {2}
     kinds = Counter(sample.type for sample in chosen)

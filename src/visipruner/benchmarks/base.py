@@ -48,7 +48,7 @@ class Benchmark(ABC):
         """
 
     def choose(self, count: int, seed: int) -> list[Sample]:
-        """`count` samples, spread over images and types."""
+        """`count` samples, spread over images and types; a smaller `count` gives the first of a larger one."""
         return spread(self.samples, count, seed)
 
     def prepare(self, samples: Sequence[Sample]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "visipruner.eval/1"
 RESULTS_FILE = "results.json"
-_MATCHED_ON = 1  # prompts on which budgets are matched
+_MATCHED_ON = 1  # samples on which budgets are matched
 _ANY_DEPTH = 32
 EVERY = "all"
 # Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
@@ -91,7 +91,7 @@ def execute(job: Job) -> None:
     status = Console(stderr=True, quiet=not processes.is_main)
     with status.status(f"Loading {job.model}"):
         loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
-    methods, left_out = _methods(job, loaded, chosen, status, processes)
+    methods, left_out = _methods(job, loaded, task, status, processes)
     records = _records(job, loaded, task, chosen, methods, status, processes)
     if processes.is_main:
         document = _document(job, loaded, task, methods, left_out, records, processes.count)
@@ -106,7 +106,7 @@ def execute(job: Job) -> None:
 
 
 def _methods(
-    job: Job, loaded: LoadedModel, samples: Sequence[Sample], status: Console, processes: Processes
+    job: Job, loaded: LoadedModel, task: Benchmark, status: Console, processes: Processes
 ) -> tuple[dict[str, Pruner], dict[str, str]]:
     """Pruners by their names in the table, and why some were left out."""
     from visipruner.pruners.registry import load_pruner
@@ -117,7 +117,7 @@ def _methods(
     plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in _specs(job)}
     if job.match is None and EVERY not in job.methods:
         return {**fixed, **plain}, {}
-    fitting, left_out = _fitting(job, loaded, samples, plain, status, processes)
+    fitting, left_out = _fitting(job, loaded, task, plain, status, processes)
     if not fixed and not fitting:
         raise CliError("No method can be compared with the dense model: all were left out, for the reasons above.")
     return {**fixed, **fitting}, left_out
@@ -163,7 +163,7 @@ def _named(spec: str) -> tuple[str, str]:
 def _fitting(
     job: Job,
     loaded: LoadedModel,
-    samples: Sequence[Sample],
+    task: Benchmark,
     plain: dict[str, Pruner],
     status: Console,
     processes: Processes,
@@ -174,14 +174,15 @@ def _fitting(
     from visipruner.evaluation.folder import key_of
     from visipruner.images import open_image
 
-    prompts = [prepare(loaded, open_image(sample.image), sample.question) for sample in samples[:_MATCHED_ON]]
+    samples = task.choose(_MATCHED_ON, job.seed)[:_MATCHED_ON]  # the same however many are asked
+    prompts = [prepare(loaded, open_image(sample.image), sample.question) for sample in samples]
     found: dict[str, Pruner] = {}
     left_out: dict[str, str] = {}
     cuts: list[float | None] = [*dict.fromkeys(job.cuts)] or [None]
     asked = {
         "model": job.model,
         "match": job.match,
-        "samples": [key_of(sample) for sample in samples[:_MATCHED_ON]],
+        "samples": [key_of(sample) for sample in samples],
         "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
     }
     matches = Matches(job.out, asked, processes.is_main)
