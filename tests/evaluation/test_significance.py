@@ -22,6 +22,7 @@ from visipruner.evaluation.significance import LEVEL, holm, sign_flip_p
         ([3.0, -1.0, -1.0, -1.0], 1.0),
         ([-2.0, -1.0, -1.0], 2 / 8),
         ([0.1 + 0.2, 0.3], 2 / 4),  # equal but for rounding
+        ([1 / 30] * 6, 2 / 64),  # no sum of theirs is exact
     ],
 )
 def test_cases_by_hand(differences: list[float], p: float) -> None:

@@ -36,9 +36,9 @@ def sign_flip_p(differences: Numbers, seed: int = _SEED) -> float:
     """
     from scipy.stats import binom
 
-    seen = abs(float(differences.sum()))
-    known = np.abs(differences).round(_DIGITS)
-    sizes, counts = np.unique(known[known > 0], return_counts=True)
+    rounded = differences.round(_DIGITS)
+    seen = abs(float(rounded.sum()))  # of the same numbers as the totals, or rounding puts it beyond all of them
+    sizes, counts = np.unique(np.abs(rounded[rounded != 0]), return_counts=True)
     if prod(int(count) + 1 for count in counts) > _MOST_TOTALS:
         generator = np.random.default_rng(seed)
         drawn = sum(
