@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from visipruner.pruners.base import Pruner
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.table import as_markdown, inserted
 
@@ -37,6 +38,19 @@ def test_every_method_says_where_it_comes_from(name: str) -> None:
     # Controls, and methods of one's own, have no paper.
     assert not about.paper or "arXiv" in about.paper
     assert method_class(name).__doc__
+
+
+def test_the_page_on_budgets_has_every_methods_tolerance() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    [(usual, others)] = re.findall(r"the nearest is taken: within (\d+) % of what was asked, (.*?); else", page, re.S)
+    told = {
+        name: int(share) / 100
+        for share, names in re.findall(r"(\d+) % for\s((?:`\w+`(?:, | and )?)+)", others)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert int(usual) / 100 == Pruner.match_tolerance
+    tolerances = {name: method_class(name).match_tolerance for name in available()}
+    assert told == {name: value for name, value in tolerances.items() if value != Pruner.match_tolerance}
 
 
 def test_the_example_of_the_page_appears_everywhere(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _MAX_NEW_TOKENS = 512
 
 
 class VisiPruned(BaseModel):  # type: ignore[misc]
-    """Any supported model with any method; images and texts of a prompt keep their order.
+    """Any supported model with any method; the checkpoint's chat template places the images of a prompt.
 
     Args:
         pretrained, method, settings, config, dtype, allow_download: as `Answerer` has them.
