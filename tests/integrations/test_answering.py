@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
 from visipruner import VisiPruner, attach
+from visipruner.cli.errors import CliError
 from visipruner.errors import ConfigError
 from visipruner.integrations.answering import Answerer
 from visipruner.prompts import chat_inputs, greedy_reply
@@ -55,6 +56,11 @@ def test_several_images_or_none(folder: Path, picture: Image.Image) -> None:
     answerer = Answerer(str(folder), "fastv:layer=1")
     assert answerer.answer(_asked(picture, picture), 2).flops_cut > answerer.answer(_asked(picture), 2).flops_cut
     assert answerer.answer(_asked(), 2).flops_cut == 0
+
+
+def test_a_model_that_is_not_here_says_how_each_harness_fetches_it() -> None:
+    with pytest.raises(CliError, match=r"add --allow-download \(to lmms-eval's --model_args allow_download=true\)"):
+        Answerer("someone/something")
 
 
 def test_what_cannot_be_answered(folder: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
+from visipruner.cli import models
+from visipruner.errors import ConfigError
 from visipruner.integrations.answering import Answerer
 
 _DRIVER = "visipruner.integrations.vlmevalkit"
@@ -52,3 +54,21 @@ def test_the_launcher_registers_a_model_that_answers(
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this ?"}]
     expected = Answerer(str(folder), "fastv:layer=1").answer([{"role": "user", "content": content}], 3).text
     assert harness["mine"]().generate_inner(message, dataset="MMStar") == expected != ""
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_launcher_can_allow_a_download(
+    harness: dict[str, Any], monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    asked: list[bool] = []
+
+    def load(name: str, dtype: str, attn: str, allow_download: bool) -> None:
+        asked.append(allow_download)
+        raise ConfigError("That was all.")
+
+    monkeypatch.setattr(models, "load", load)
+    importlib.import_module(_DRIVER).main(["--pretrained", "someone/something", *["--allow-download"] * allowed])
+    assert harness["argv"] == ["run.py", "--model", "visipruner"]
+    with pytest.raises(ConfigError, match="That was all"):
+        harness["visipruner"]()
+    assert asked == [allowed]

@@ -146,7 +146,7 @@ def check_family(name: str, config: Any) -> None:
 def _why_not_loaded(name: str, is_folder: bool, local_only: bool, error: Exception) -> str:
     if not is_folder and local_only:
         return (
-            f"{name} is not in the local Hugging Face cache; add --allow-download to fetch it "
-            "(that may be many gigabytes), or give the folder of a downloaded model."
+            f"{name} is not in the local Hugging Face cache; add --allow-download (to lmms-eval's --model_args "
+            "allow_download=true) to fetch it, which may be many gigabytes, or give the folder of a downloaded model."
         )
     return f"{name} could not be loaded as a model with its processor: {first_line(error)}."

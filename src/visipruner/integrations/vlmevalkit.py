@@ -54,12 +54,13 @@ def _part(kind: str, value: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Registers the model in `vlmeval.config.supported_VLM` and gives the other options to VLMEvalKit's run."""
     parser = argparse.ArgumentParser(prog="python -m visipruner.integrations.vlmevalkit", allow_abbrev=False)
-    parser.add_argument("--pretrained", required=True, help="a folder, a cached hub id, or 'testbed'")
+    parser.add_argument("--pretrained", required=True, help="a folder, a hub id, or 'testbed'")
     parser.add_argument("--method", help="as `visipruner eval` takes it; default: visipruner")
     parser.add_argument("--settings", help='of a single method, as JSON: {"keep_tokens": 64}')
     parser.add_argument("--config", dest="saved", metavar="FILE", help="a saved pruner.json instead of both")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", help="where to, as torch names it")
+    parser.add_argument("--allow-download", action="store_true", help="let a hub id be downloaded")
     parser.add_argument("--max-new-tokens", type=int, default=_MAX_NEW_TOKENS)
     parser.add_argument("--name", default="visipruner", help="of the model in VLMEvalKit's files")
     ours, theirs = parser.parse_known_args(arguments)
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=ours.saved,
         dtype=ours.dtype,
         device=ours.device,
+        allow_download=ours.allow_download,
     )
     sys.argv = ["run.py", "--model", ours.name, *theirs]
     _run().main()
