@@ -22,6 +22,7 @@ from visipruner.evaluation.processes import Processes
 from visipruner.images import open_image
 from visipruner.prompts import chat_inputs
 from visipruner.pruners.registry import make
+from visipruner.samples import Sample
 
 LAYERS = 6
 METHODS = {
@@ -98,6 +99,26 @@ def test_questions_about_one_image_can_share_it(tiny: tuple[Any, Any], tmp_path:
         assert [one["tokens_per_layer"] for one in given] == [r["given"][name]["tokens_per_layer"] for r in alone]
         for number in (1, 3):  # the second question about each image finds the image's work done
             assert given[number]["flops_cut"] > alone[number]["given"][name]["flops_cut"]
+
+
+def test_many_images_are_put_together_without_comparing_each_with_all(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Any] = []
+
+    class Watched(type(Path())):  # type: ignore[misc]
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return bool(super().__eq__(other))
+
+        __hash__ = type(Path()).__hash__
+
+    monkeypatch.setattr(runner_module.Comparison, "record", lambda self, sample, turn: sample)
+    samples = [Sample(Watched(f"{number}.png"), question) for question in ("a", "b") for number in range(100)]
+    asked = list(evaluate(*tiny, samples, METHODS, share_images=True))
+    assert [sample.question for sample in asked] == ["a", "b"] * 100
+    assert [str(sample.image) for sample in asked[::2]] == [f"{number}.png" for number in range(100)]
+    assert len(compared) < 5 * len(samples)
 
 
 def test_an_interrupted_evaluation_goes_on(

@@ -139,8 +139,8 @@ def evaluate(
     """
     comparison = Comparison(model, processor, methods, max_new_tokens, share_images, keep_sets)
     if share_images:
-        images = list(dict.fromkeys(sample.image for sample in samples))
-        samples = sorted(samples, key=lambda sample: images.index(sample.image))
+        places = {image: place for place, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
+        samples = sorted(samples, key=lambda sample: places[sample.image])
     done: dict[str, Record] = {}
     if folder is not None:
         settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
