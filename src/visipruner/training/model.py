@@ -135,7 +135,8 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
             raise ConfigError(
                 "While this model trains it must be given labels, as they say where a prompt ends and its loss holds "
                 "the cost of layers: train without label_smoothing_factor and compute_loss_func, which make the "
-                "Trainer keep labels to itself, or, with a loss of your own, use gates.asking() and regularizer()."
+                "Trainer keep labels to itself, or, with a loss of your own, use gates.asking() and regularizer(); to "
+                "generate, put it in eval mode."
             )
         given = gates.asked if gates.asked is not None else _asked(labels, kwargs.get("attention_mask"))
         gates.expect(given)
