@@ -2,17 +2,20 @@
 
 import json
 from collections import Counter
+from random import Random
 
 from PIL import Image
 
 from visipruner.scoring import majority_right
-from visipruner.testbed.drawing import draw_test_set
+from visipruner.testbed.drawing import asks_about_the_unseen, draw_test_set, plan
 from visipruner.testbed.evaluate import MAX_NEW_TOKENS, answer, as_records, batch_inputs, decode, tabulate
-from visipruner.testbed.scenes import SCOPES
+from visipruner.testbed.scenes import SCOPES, Question
+from visipruner.testbed.scenes.combinations import is_held_out
+from visipruner.testbed.scenes.layout import draw_scene
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS
-from visipruner.testbed.testset import DATA_FOLDER, TEST_FOLDER, Sample, load_photos, load_test_set
+from visipruner.testbed.testset import DATA_FOLDER, KNOWN, TEST_FOLDER, Sample, load_photos, load_test_set
 
-SPLITS = {"scenes", "unseen-combinations", "unseen-style", "unseen-objects"}
+SPLITS = {"scenes", "unseen-combinations", "unseen-style", "unseen-objects", KNOWN}
 
 
 def test_shipped_set_is_whole():
@@ -46,6 +49,27 @@ def test_shipped_set_cannot_be_guessed():
     assert max(asked.values()) == 1
 
 
+def test_unseen_parts_are_about_what_was_never_seen():
+    """Every question's split follows from the scene that its picture's seed draws."""
+    scenes = {
+        f"{split}-{i:03d}.jpg": (split, options, draw_scene(Random(f"test-1/{split}/{i}"), options))
+        for split, i, options in plan(302, 66)
+    }
+    found = Counter()
+    for sample in load_test_set():
+        split, options, scene = scenes[sample.image.name]
+        question = Question(sample.question, sample.answer, sample.type)
+        assert sample.split == (split if asks_about_the_unseen(question, options, scene.items[0]) else KNOWN)
+        found[sample.split] += 1
+        if sample.split == "unseen-objects":
+            assert any(name[:3] in f"{sample.question} {sample.answer}".lower() for name in options.always)
+        if sample.split == "unseen-combinations":
+            pairs = [(item.name, item.position if item.kind == "emoji" else item.color) for item in scene.items]
+            assert any(is_held_out(*pair) for pair in pairs)
+            assert ("circle", "red") not in pairs  # easy-VQA has it
+    assert found[KNOWN] < min(found["unseen-combinations"], found["unseen-objects"])
+
+
 def test_licences_are_beside_what_they_cover():
     assert "CC-BY 4.0" in (TEST_FOLDER / "LICENCES").read_text()
     photos = load_photos()
@@ -60,7 +84,7 @@ def test_drawing_twice_gives_the_same(emoji, tmp_path):
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     records = [json.loads(line) for line in (tmp_path / "one" / "questions.jsonl").read_text().splitlines()]
-    assert {record["split"] for record in records} == SPLITS
+    assert {record["split"] for record in records} <= SPLITS
 
 
 def test_table_counts_right_answers_per_type_and_split(tmp_path):

@@ -1,13 +1,16 @@
 """Draws a test set to a folder: pictures as JPEG, questions as JSONL. The emoji are fetched first, see `fetch`."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from visipruner.testbed.scenes import TRAIN_STYLES, UNSEEN_STYLE, EmojiArt, LayoutOptions, Question, draw_example
-from visipruner.testbed.scenes.vocabulary import UNSEEN_OBJECTS
-from visipruner.testbed.testset import QUESTIONS_FILE
+from visipruner.testbed.scenes.combinations import is_unseen
+from visipruner.testbed.scenes.scene import Item
+from visipruner.testbed.scenes.vocabulary import UNSEEN_OBJECTS, plural
+from visipruner.testbed.testset import KNOWN, QUESTIONS_FILE
 
 _CANDIDATES = 40
 
@@ -27,16 +30,8 @@ def draw_test_set(
     """
     folder.mkdir(parents=True, exist_ok=True)
     art, asked = EmojiArt(emoji), Counter[tuple[str, ...]]()
-    splits = [("scenes", i, LayoutOptions(styles=TRAIN_STYLES)) for i in range(pictures)]
-    splits += [("unseen-combinations", i, LayoutOptions(styles=TRAIN_STYLES, held_out=True)) for i in range(unseen)]
-    splits += [("unseen-style", i, LayoutOptions(styles=(UNSEEN_STYLE,))) for i in range(unseen)]
-    strange = tuple(UNSEEN_OBJECTS)
-    splits += [
-        ("unseen-objects", i, LayoutOptions(styles=TRAIN_STYLES, always=(strange[i % len(strange)],)))
-        for i in range(unseen)
-    ]
     lines = []
-    for split, index, options in splits:
+    for split, index, options in plan(pictures, unseen):
         example = draw_example(f"{seed}/{split}", index, art, options, _CANDIDATES)
         name = f"{split}-{index:03d}.jpg"
         example.picture.save(folder / name, quality=90)
@@ -48,10 +43,37 @@ def draw_test_set(
         for question in _rarest(candidates, asked, questions):
             record = {"image": name, "question": question.question, "answer": question.answer, "type": question.type}
             tally = {"tally": question.tally} if question.tally else {}
-            lines.append(json.dumps(record | {"scope": question.scope, "split": split} | tally))
+            kept = split if asks_about_the_unseen(question, options, example.scene.items[0]) else KNOWN
+            lines.append(json.dumps(record | {"scope": question.scope, "split": kept} | tally))
         on_picture()
     (folder / QUESTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
+
+
+def plan(pictures: int, unseen: int) -> list[tuple[str, int, LayoutOptions]]:
+    """Split, number and options of every picture, in the order in which they are drawn."""
+    scenes = [("scenes", i, LayoutOptions(styles=TRAIN_STYLES)) for i in range(pictures)]
+    unseen_kinds = {
+        "unseen-combinations": [LayoutOptions(styles=TRAIN_STYLES, held_out=True)],
+        "unseen-style": [LayoutOptions(styles=(UNSEEN_STYLE,))],
+        "unseen-objects": [LayoutOptions(styles=TRAIN_STYLES, always=(name,)) for name in UNSEEN_OBJECTS],
+    }
+    return scenes + [(split, i, kinds[i % len(kinds)]) for split, kinds in unseen_kinds.items() for i in range(unseen)]
+
+
+def asks_about_the_unseen(question: Question, options: LayoutOptions, first: Item) -> bool:
+    """Whether a question is about what its picture was drawn for; `first` is the first thing in the picture.
+
+    False where a shape, a word or a repeated thing took the place of what the picture was drawn for, or no colour
+    that is held out stood out from the background.
+    """
+    if options.always:
+        words = re.findall(r"[a-z]+", f"{question.question} {question.answer}".lower())
+        return any(name in words or plural(name) in words for name in options.always)
+    if options.held_out:
+        with_what = first.position if first.kind == "emoji" else first.color
+        return first.kind != "text" and with_what is not None and is_unseen(first.name, with_what)
+    return True
 
 
 def _rarest(candidates: list[Question], asked: Counter[tuple[str, ...]], count: int) -> list[Question]:

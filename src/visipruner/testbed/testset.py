@@ -8,6 +8,7 @@ DATA_FOLDER = Path(__file__).parent / "data"
 TEST_FOLDER = DATA_FOLDER / "test"
 PHOTO_FOLDER = DATA_FOLDER / "photos"
 QUESTIONS_FILE = "questions.jsonl"
+KNOWN = "known-things"
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class Sample:
     """One question about one picture.
 
     `split` is "scenes" (new layouts of trained things), "unseen-combinations" (things at places and shapes in colours
-    that were only seen apart), "unseen-style" (drawn by another artist) or "unseen-objects" (each picture has a thing
-    that was never trained on). `scope` is "local" or "global", `tally` how a count comes about, see `scenes.questions`.
+    that were only seen apart), "unseen-style" (drawn by another artist), "unseen-objects" (about things that were never
+    trained on) or `KNOWN` (about trained things, in pictures drawn for the unseen ones). `scope` is "local" or
+    "global", `tally` how a count comes about, see `scenes.questions`.
     """
 
     image: Path
