@@ -64,8 +64,12 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
         }
         stages["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 5}
         stages["attempts"] = [
-            {"parts_loss": alone, "settings": {}, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
-            for alone, lost in ((0.05, 0.123), (0.025, 0.045))
+            {"parts_loss": alone, "settings": settings, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
+            for settings, alone, lost in (
+                ({**stages["pruner"], "keep_tokens": 2}, 0.05, 0.123),
+                (stages["pruner"], 0.025, 0.045),
+                ({**stages["pruner"], "keep_tokens": 10}, 0.01, 0.002),  # dearer, and loses less
+            )
         ]
         made["stages"] = stages
         if checked:

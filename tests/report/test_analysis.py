@@ -60,7 +60,7 @@ def test_has_every_section_and_links_to_it(page: str) -> None:
 
 def test_tells_what_the_settings_lose_together(page: str) -> None:
     assert re.search(
-        r"all parts at work together.*0\.045.*themselves lose 0\.025.*in sum\s+\(2 combinations tried\)",
+        r"all parts at work together.*0\.045.*themselves lose 0\.025.*in sum\s+\(3 combinations tried\)",
         page,
         re.DOTALL,
     )
@@ -142,6 +142,7 @@ def test_budgets_can_be_shares(tmp_path: Path) -> None:
     made["scores"]["budget"], made["budgets"]["budget"] = [1 / 32, 1 / 8], [1 / 4]
     made["stages"]["filter"]["budget"] = 1 / 8
     made["stages"]["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": None, "keep_ratio": 1 / 8}
+    made["stages"]["attempts"][1]["settings"] = made["stages"]["pruner"]
     page = render(made, found)
     assert "3.125 % of the tokens go on" in page
     assert "proposed filter: after layer 3, 12.5 % of the tokens go on" in page

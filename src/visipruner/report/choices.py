@@ -112,14 +112,14 @@ def check(document: Document) -> Section | None:
             f"The filter by itself: after layer {choice['layer']} the {some(choice['budget'])} most influential tokens "
             f"can go on ({_loss(choice['loss'], stages['metric'])}); {fires}"
         )
-    if stages and (attempts := stages.get("attempts")):
-        best = min(attempts, key=lambda attempt: float(attempt["loss"]["value"]))
-        text.append(
-            "The proposal, all parts at work together, on the analysed samples: "
-            f"{_loss(best['loss'], stages['metric'])}; its parts by themselves lose "
-            f"{loss(best['parts_loss'], stages['metric'])} in sum ({len(attempts)} combinations tried)."
-        )
     if stages and stages["pruner"]:
+        if attempts := stages.get("attempts"):
+            proposed = next(attempt for attempt in attempts if attempt["settings"] == stages["pruner"])
+            text.append(
+                "The proposal, all parts at work together, on the analysed samples: "
+                f"{_loss(proposed['loss'], stages['metric'])}; its parts by themselves lose "
+                f"{loss(proposed['parts_loss'], stages['metric'])} in sum ({len(attempts)} combinations tried)."
+            )
         code = json.dumps(stages["pruner"], indent=2)
     else:
         text.append("The data support no settings: see the notes under the first figure.")
