@@ -47,6 +47,10 @@ def _sections(page: str) -> set[str]:
     return set(re.findall(r'<section id="(\w+)"', page))
 
 
+def _ids(page: str) -> list[str]:
+    return re.findall(r'\sid="([^"]+)"', page)
+
+
 def _explorer(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="explorer-data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
@@ -112,8 +116,7 @@ def test_names_no_address_and_no_folder(page: str, folder: Path) -> None:
 
 
 def test_ids_are_unique(page: str) -> None:
-    ids = re.findall(r'\sid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
+    assert len(_ids(page)) == len(set(_ids(page)))
 
 
 def test_same_input_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -145,6 +148,7 @@ def test_budgets_can_be_shares(tmp_path: Path) -> None:
     made["stages"]["attempts"][1]["settings"] = made["stages"]["pruner"]
     page = render(made, found)
     assert "3.125 % of the tokens go on" in page
+    assert len(_ids(page)) == len(set(_ids(page)))
     assert "proposed filter: after layer 3, 12.5 % of the tokens go on" in page
     assert "after layer 3 the 12.5 % of the most influential tokens" in page
     assert "only tokens the proposed filter keeps (12.5 % after layer 3)" in page

@@ -17,11 +17,11 @@ P = ParamSpec("P")
 
 
 def drawn(function: Callable[P, Figure]) -> Callable[P, str]:
-    """Makes the figure in the report's style and gives its SVG, ids named after the function and its text arguments."""
+    """Makes the figure in the report's style and gives its SVG, ids named after the function, its texts and numbers."""
 
     @wraps(function)
     def svg(*args: P.args, **kwargs: P.kwargs) -> str:
-        name = "-".join([function.__name__, *(str(arg) for arg in args if isinstance(arg, str | int))])
+        name = "-".join([function.__name__, *(str(arg) for arg in args if isinstance(arg, str | int | float))])
         with style.styled():
             figure = function(*args, **kwargs)
         return style.to_svg(figure, name)
