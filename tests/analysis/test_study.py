@@ -52,6 +52,17 @@ def test_an_interrupted_study_goes_on_where_it_was(
     assert more[0]["parts"]["lens"] == records[0]["parts"]["lens"]
 
 
+@pytest.mark.parametrize("turn", [1, -1], ids=["first", "last"])
+def test_parts_that_only_some_samples_have_are_left_out(tiny: tuple[Any, Any], tmp_path: Path, turn: int) -> None:
+    samples, task = pictures(tmp_path, 1), replace(TASK, parts=("lens",))
+    list(measure(*tiny, samples[:1], replace(task, parts=("cache", "lens")), tmp_path / "out"))
+    found = Study(list(measure(*tiny, samples[::turn], task, tmp_path / "out")))
+    assert found.parts == ["lens"]
+    assert set(found.summary()) == {"dense", "lens"}
+    assert [set(record["parts"]) for record in found.records] == [{"lens"}] * 2
+    assert [set(record["seconds"]) for record in found.records] == [{"reading", "lens"}] * 2
+
+
 def test_a_folder_of_another_analysis_is_refused(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     samples, task = pictures(tmp_path, 1), replace(TASK, parts=("lens",))
     list(measure(*tiny, samples, task, tmp_path / "out"))

@@ -29,21 +29,19 @@ class Study:
     """All records of an analysis, and what follows from them.
 
     Args:
-        records: at least one, all from one model and with the same parts.
+        records: at least one, all from one model. Parts that not all of them have, as after an interrupted run, are
+            left out of the study's own `records`.
     """
 
     def __init__(self, records: Sequence[Record], seed: int = 0) -> None:
         if not records:
             raise ConfigError("There is nothing to summarise: no sample was measured.")
-        self.records = records
+        self.parts = [part for part in records[0]["parts"] if all(part in record["parts"] for record in records)]
+        self.records = [_limited(record, self.parts) for record in records]
         self.images = [record["image"] for record in records]
         self.types = [record["type"] for record in records]
         self._seed = seed
         self._bootstrap = Bootstrap(self.images, seed)
-
-    @property
-    def parts(self) -> list[str]:
-        return list(self.records[0]["parts"])
 
     @property
     def dense_right(self) -> Array:
@@ -295,6 +293,12 @@ def find_stages(
     task = Task(name, str(model.dtype).removeprefix("torch."), attention, NEEDED_FOR_STAGES, max_new_tokens)
     study = Study(list(measure(model, processor, samples, task, folder)))
     return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
+
+
+def _limited(record: Record, parts: Sequence[str]) -> Record:
+    """The record with only these parts, and their time."""
+    spent = {name: value for name, value in record["seconds"].items() if name in ("reading", *parts)}
+    return {**record, "parts": {name: record["parts"][name] for name in parts}, "seconds": spent}
 
 
 def _overlap_of_layers(tops: Array) -> Array:

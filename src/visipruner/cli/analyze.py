@@ -19,6 +19,7 @@ from visipruner.words import spans
 
 if TYPE_CHECKING:
     from visipruner.analysis.stages import Stages
+    from visipruner.analysis.summary import Study
     from visipruner.cli.models import LoadedModel
     from visipruner.samples import Sample
 
@@ -53,6 +54,7 @@ def execute(job: Job) -> None:
     Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
     from visipruner.analysis.study import Task, check_folder, measure
+    from visipruner.analysis.summary import Study
     from visipruner.fingerprint import fingerprint
     from visipruner.report.analysis import write_report  # what it needs is missed now, not after hours
     from visipruner.samples import spread
@@ -74,11 +76,11 @@ def execute(job: Job) -> None:
     check_folder(job.out, task)
     started = time.perf_counter()
     measuring = measure(loaded.model, loaded.processor, chosen, task, job.out)
-    records = list(with_progress(measuring, len(chosen), status, "Analysing samples"))
-    document = _document(job, loaded, records)
+    study = Study(list(with_progress(measuring, len(chosen), status, "Analysing samples")))
+    document = _document(job, loaded, study)
     stages = None
     if has_stages:
-        stages = _add_stages(job, loaded, records, chosen, document, status)
+        stages = _add_stages(job, loaded, study, chosen, document, status)
         if stages.pruner is not None and job.checked:
             images = {sample.image for sample in chosen}
             others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
@@ -87,20 +89,18 @@ def execute(job: Job) -> None:
         document |= _kept(job.out / ANALYSIS_FILE, document)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
     write_json(job.out / ANALYSIS_FILE, document)
-    write_report(job.out / "report.html", document, records)
+    write_report(job.out / "report.html", document, study.records)
     _conclude(Console(highlight=False), job, document, stages)
 
 
-def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> dict[str, Any]:
-    from visipruner.analysis.summary import Study
+def _document(job: Job, loaded: LoadedModel, study: Study) -> dict[str, Any]:
     from visipruner.shape import ModelShape
 
     seconds: dict[str, float] = {}
-    for record in records:
+    for record in study.records:
         for part, spent in record["seconds"].items():
             seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
     shape = ModelShape.from_config(loaded.model.config.get_text_config())
-    study = Study(records)
     return {
         "schema": SCHEMA,
         "model": {
@@ -114,7 +114,7 @@ def _document(job: Job, loaded: LoadedModel, records: list[dict[str, Any]]) -> d
         },
         "settings": {
             "data": "the shipped test set" if job.data is None else job.data.name,
-            "samples": len(records),
+            "samples": len(study.records),
             "seed": job.seed,
             "max_new_tokens": job.max_new_tokens,
             "plan": study.plan,
@@ -137,18 +137,12 @@ def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_stages(
-    job: Job,
-    loaded: LoadedModel,
-    records: list[dict[str, Any]],
-    samples: list[Sample],
-    document: dict[str, Any],
-    console: Console,
+    job: Job, loaded: LoadedModel, study: Study, samples: list[Sample], document: dict[str, Any], console: Console
 ) -> Stages:
     from visipruner.analysis.joint import TRIES
-    from visipruner.analysis.summary import Study
     from visipruner.pruners.base import FILE_NAME
 
-    settling = Study(records).settled(
+    settling = study.settled(
         loaded.model,
         loaded.processor,
         samples,
