@@ -40,6 +40,33 @@ def test_captured_attention_equals_whole_maps(text: str, attn: str) -> None:
         torch.testing.assert_close(some[:, 0], maps[layer][[2, 0], n - 1], rtol=0, atol=1e-4)
 
 
+class _Numbers:
+    """A tokenizer of texts that are token ids."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, tokens: torch.Tensor, skip_special_tokens: bool) -> str:
+        return " ".join(map(str, tokens.tolist()))
+
+
+def test_an_answer_may_end_with_any_of_several_ends() -> None:
+    model, inputs, reading = read([5, 0, 6])
+    first, second, end, _ = reading.answer.tokens.tolist()
+    model.generation_config.eos_token_id = [RIGHT[-1], end]
+    assert RIGHT[-1] not in reading.answer.tokens
+    assert end not in (first, second)
+    with Probe(model) as probe:
+        for right in ([first, second, RIGHT[-1]], f"{first} {second}"):
+            found = probe.read(inputs, _Numbers(), right=right, max_new_tokens=4)
+            assert found.answer.tokens.tolist() == [first, second, end]
+            assert found.is_right
+        wrong = probe.read(inputs, right=RIGHT, max_new_tokens=4)
+    assert not wrong.is_right
+    assert wrong.right is not None
+    assert wrong.right.tokens.tolist() == [*RIGHT[:-1], end]
+
+
 def test_visual_attention_sums_and_ranks() -> None:
     _, _, reading = read([5, 0, 6])
     found = attention.visual_attention(reading, "question", top=4)

@@ -84,7 +84,7 @@ class Probe:
         Args:
             inputs: what `model.generate` takes, one example without padding.
             tokenizer: decodes the answer and encodes `right`; not needed when `right` is token ids or None.
-            right: the right answer, if known: text, or token ids with the end token.
+            right: the right answer, if known: text, or token ids with an end token (any, where the model has several).
             judge: says whether the first text answers as well as the second; by default answers are right when their
                 tokens are equal. Needs `right` as text.
 
@@ -98,7 +98,9 @@ class Probe:
         recording, out = self._generate(inputs, max_new_tokens)
         prompt, answered = recording.lengths[0], sum(recording.lengths)
         tokens = out.sequences[0, -len(out.logits) :].cpu()
-        wanted = _encode(right, tokenizer, self.model.generation_config.eos_token_id, out.logits[0][0])
+        end = self.model.generation_config.eos_token_id
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        wanted = _encode(right, tokenizer, ends, tokens, out.logits[0][0])
         is_right = None if wanted is None else _same_answer(tokens.tolist(), wanted.tolist())
         if judge is not None and isinstance(right, str):
             is_right = judge(_decode(tokens, tokenizer), right)
@@ -242,16 +244,24 @@ class Probe:
         return self.host.kernel(module, *qkv, mask, **kwargs)
 
 
-def _encode(right: str | Sequence[int] | None, tokenizer: Any, end: Any, first_logits: Tensor) -> Tensor | None:
-    """Token ids of the right answer with an end; begun with a space or not, as the model would rather begin it."""
+def _encode(
+    right: str | Sequence[int] | None, tokenizer: Any, ends: Sequence[int], said: Tensor, first_logits: Tensor
+) -> Tensor | None:
+    """Token ids of the right answer with an end; begun with a space or not, as the model would rather begin it.
+
+    Any of `ends` ends an answer as well as another: where `said` has one, it is the right answer's too.
+    """
     if right is None:
         return None
-    if not isinstance(right, str):
-        return torch.tensor(list(right), dtype=torch.long)
-    spellings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (right, f" {right}")]
-    ids: list[int] = max(filter(None, spellings), key=lambda tokens: float(first_logits[tokens[0]]), default=[])
-    ends = end if isinstance(end, list) else [end]
-    return torch.tensor([*ids, *([ends[0]] if ends[0] is not None else [])], dtype=torch.long)
+    if isinstance(right, str):
+        spellings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (right, f" {right}")]
+        ids: list[int] = max(filter(None, spellings), key=lambda tokens: float(first_logits[tokens[0]]), default=[])
+        ids = [*ids, *ends[:1]]
+    else:
+        ids = list(right)
+    if ids and ids[-1] in ends and int(said[-1]) in ends:
+        ids[-1] = int(said[-1])
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def _same_answer(given: list[int], wanted: list[int]) -> bool:
