@@ -87,6 +87,24 @@ def test_pictures_of_one_name_are_told_apart(tiny: tuple[Any, Any], tmp_path: Pa
     assert len(list((out / "samples").iterdir())) == 3
 
 
+def test_a_study_goes_on_where_the_data_have_moved_and_kinds_have_changed(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    task, out = replace(TASK, parts=("lens",)), tmp_path / "out"
+    (tmp_path / "here").mkdir()
+    samples = [sample.named_from(tmp_path / "here") for sample in pictures(tmp_path / "here", 1)]
+    list(measure(*tiny, samples[:1], task, out))
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = [
+        replace(sample, image=tmp_path / "there" / sample.image.name, name=sample.image_name, type="other")
+        for sample in samples
+    ]
+    found = Study(list(measure(*tiny, moved, task, out)))
+    assert len(list((out / "samples").iterdir())) == 2  # the first was not measured again
+    assert found.images == [str(moved[0].image)] * 2
+    assert found.types == ["other"] * 2
+
+
 def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"format_version": 3}')
     with pytest.raises(ConfigError, match="of another version of visipruner; choose another --out"):

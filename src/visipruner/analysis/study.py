@@ -69,7 +69,8 @@ def measure(
                 record = _measure_one(probe, processor, sample, task, missing, record)
                 if path is not None:
                     write_json(path, record, indent=None)
-            yield record
+            # An earlier run may have found the image elsewhere, and the data may name another kind of question by now.
+            yield record | {"image": str(sample.image), "type": sample.type}
 
 
 def _measure_one(
