@@ -62,7 +62,7 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
             "hits": 0.9,
             "token_threshold": 0.1,
         }
-        stages["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 5}
+        stages["pruner"] = {"shallow_end": 1, "filter_layer": 2, "keep_tokens": 6}
         stages["attempts"] = [
             {"parts_loss": alone, "settings": settings, "loss": {"value": lost, "low": 0.0, "high": 0.2}}
             for settings, alone, lost in (

@@ -144,16 +144,16 @@ def test_budgets_can_be_shares(tmp_path: Path) -> None:
     made = cases.document(found)
     made["scores"]["budget"], made["budgets"]["budget"] = [1 / 32, 1 / 8], [1 / 4]
     made["stages"]["filter"]["budget"] = 1 / 8
-    made["stages"]["pruner"] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": None, "keep_ratio": 1 / 8}
+    made["stages"]["pruner"] = {"shallow_end": 1, "filter_layer": 2, "keep_tokens": None, "keep_ratio": 1 / 4}
     made["stages"]["attempts"][1]["settings"] = made["stages"]["pruner"]
     page = render(made, found)
     assert "3.125 % of the tokens go on" in page
     assert len(_ids(page)) == len(set(_ids(page)))
-    assert "proposed filter: after layer 3, 12.5 % of the tokens go on" in page
+    assert "proposed filter: after layer 2, 25 % of the tokens go on" in page
     assert "after layer 3 the 12.5 % of the most influential tokens" in page
-    assert "only tokens the proposed filter keeps (12.5 % after layer 3)" in page
+    assert "only tokens the proposed filter keeps (25 % after layer 2)" in page
     assert f" of {cases.TOKENS} tokens" not in page
-    assert [len(sample["kept"]) for sample in _explorer(page)["samples"]] == [round(cases.TOKENS / 8)] * len(found)
+    assert [len(sample["kept"]) for sample in _explorer(page)["samples"]] == [round(cases.TOKENS / 4)] * len(found)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_explorer_holds_the_numbers(folder: Path, page: str) -> None:
     stored = np.frombuffer(base64.b64decode(sample["attention"]["data"]), np.uint8).reshape(weights.shape)
     most = np.array(sample["attention"]["most"])[:, None]
     np.testing.assert_allclose(stored / 255 * most, weights, atol=float(weights.max()) / 400)
-    norms = np.array(record["parts"]["influence"]["influence"]["arrays"]["norm"]["values"])[3]
-    assert set(sample["kept"]) == set(np.argsort(-norms)[:5].tolist())
+    norms = np.array(record["parts"]["influence"]["influence"]["arrays"]["norm"]["values"])[2]
+    assert set(sample["kept"]) == set(np.argsort(-norms)[:6].tolist())
     assert sample["grid"] == [cases.ROWS, cases.COLUMNS]
     assert sample["image"].startswith("data:image/jpeg;base64,")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from visipruner.analysis.evidence import tokens_of
 from visipruner.errors import ConfigError
 from visipruner.images import open_image
-from visipruner.report.words import budget
+from visipruner.report.words import budget, budget_of
 
 Record = dict[str, Any]
 MOST_SAMPLES = 12
@@ -29,18 +29,18 @@ def explorer_data(document: dict[str, Any], records: Sequence[Record]) -> dict[s
     """
     if not records or not {"attention", "influence", "lens"} & records[0]["parts"].keys():
         return None
-    choice = (document.get("stages") or {}).get("filter")
+    proposed = (document.get("stages") or {}).get("pruner")
     samples: list[dict[str, Any]] = []
     size = 0
     for record in choose(records, MOST_SAMPLES):
-        sample = _sample(record, choice)
+        sample = _sample(record, proposed)
         size += len(str(sample))
         if size > MOST_BYTES:
             break
         samples.append(sample)
     if not samples:
         return None
-    kept = f"{budget(choice['budget'])} after layer {choice['layer']}" if choice else ""
+    kept = f"{budget(budget_of(proposed))} after layer {proposed['filter_layer']}" if proposed else ""
     return {"layers": document["model"]["layers"], "kept": kept, "samples": samples}
 
 
@@ -62,7 +62,7 @@ def choose(records: Sequence[Record], count: int) -> list[Record]:
     return chosen
 
 
-def _sample(record: Record, choice: dict[str, Any] | None) -> dict[str, Any]:
+def _sample(record: Record, proposed: dict[str, Any] | None) -> dict[str, Any]:
     parts = record["parts"]
     image, missing = _image(Path(record["image"]))
     found: dict[str, Any] = {
@@ -84,9 +84,9 @@ def _sample(record: Record, choice: dict[str, Any] | None) -> dict[str, Any]:
     if "influence" in parts:
         arrays = parts["influence"]["influence"]["arrays"]
         found["influence"] = _map(arrays["norm"]["values"], arrays["top"]["values"])
-        if choice:
-            norms = np.array(arrays["norm"]["values"][choice["layer"]], dtype=float)
-            kept = tokens_of(choice["budget"], norms.size)
+        if proposed:
+            norms = np.array(arrays["norm"]["values"][proposed["filter_layer"]], dtype=float)
+            kept = tokens_of(budget_of(proposed), norms.size)
             found["kept"] = sorted(np.argsort(-norms, kind="stable")[:kept].tolist())
     if "lens" in parts:
         lens = parts["lens"]

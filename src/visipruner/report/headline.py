@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from visipruner.report import style
-from visipruner.report.words import MEASURE_NAMES, dense_level, evidence_of, layers, loss, measure_of, places_of, some
+from visipruner.report.words import (
+    MEASURE_NAMES,
+    budget_of,
+    dense_level,
+    evidence_of,
+    layers,
+    loss,
+    measure_of,
+    places_of,
+    some,
+)
 
 
 def headline_figure(document: dict[str, Any], narrow: bool = False) -> Figure:
@@ -63,8 +73,7 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     told.append(_key("between", "between", True))
     proposed = stages["pruner"]
     if proposed:
-        kept = some(proposed.get("keep_ratio") or proposed["keep_tokens"])
-        words = f"proposed filter: after layer {proposed['filter_layer']}, {kept} tokens go on"
+        words = f"proposed filter: after layer {proposed['filter_layer']}, {some(budget_of(proposed))} tokens go on"
         told += axes.plot(
             proposed["filter_layer"] + 1, 0.93, "v", color=style.INK, markersize=7, linestyle="none", label=words
         )

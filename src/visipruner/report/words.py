@@ -54,6 +54,12 @@ def budget(found: Budget) -> str:
     return f"{100 * found:g} %" if isinstance(found, float) else f"{found}"
 
 
+def budget_of(proposed: Mapping[str, Any]) -> Budget:
+    """How many tokens the filter of proposed settings lets go on, or which share."""
+    found: Budget = proposed.get("keep_ratio") or proposed["keep_tokens"]
+    return found
+
+
 def some(found: Budget, whole: int | None = None) -> str:
     """What goes before "tokens": `144`, `144 of 576` where that is given, or `12.5 % of the`."""
     if isinstance(found, float):
