@@ -33,6 +33,10 @@ def data(tmp_path):
     return path
 
 
+def _unwrapped(result):
+    return " ".join(result.stdout.split())
+
+
 def test_a_whole_analysis(cli, planted_folder, data, tmp_path):
     out = tmp_path / "out"
     arguments = ["analyze", "--model", planted_folder, "--data", data, "--out", out, "--max-new-tokens", 2]
@@ -80,6 +84,14 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     assert load_pruner(out).settings() == proposed.settings()
     assert cli(*arguments, "--samples", 2, "--only", "lens").exit_code == 0
     assert not {"stages", "check"} & json.loads((out / "analysis.json").read_text()).keys()
+    # Without a check the settings are saved all the same, and a note says why there is none.
+    for samples, checked, why in ((6, 0, "--checked 0"), (8, 2, "no images were left for that")):
+        result = cli(*arguments, "--samples", samples, "--checked", checked)
+        assert f"The proposed settings were not tried on images that were not analysed ({why})." in _unwrapped(result)
+        document = json.loads((out / "analysis.json").read_text())
+        assert "check" not in document
+        assert why in document["stages"]["notes"][-1]
+        assert load_pruner(out / "frozen").settings() == whole.settings()
     # Once more, with other evidence: what is not proposed any more does not stay behind.
     monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: ())
     assert cli(*arguments, "--samples", 6, "--checked", 2).exit_code == 0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from visipruner.analysis.stages import Stages
     from visipruner.analysis.summary import Study
     from visipruner.cli.models import LoadedModel
+    from visipruner.pruners.base import Pruner
+    from visipruner.pruners.visipruner import VisiPruner
     from visipruner.samples import Sample
 
 SCHEMA = "visipruner.analysis/1"
@@ -81,10 +83,11 @@ def execute(job: Job) -> None:
     stages = None
     if has_stages:
         stages = _add_stages(job, loaded, study, chosen, document, status)
-        if stages.pruner is not None and job.checked:
+        if stages.pruner is not None:
+            pruners = _to_check(job, stages.pruner, document)
             images = {sample.image for sample in chosen}
-            others = spread([s for s in available if s.image not in images], job.checked, job.seed, per_image=4)
-            _add_check(job, loaded, stages, others, document, status)
+            others = [sample for sample in available if sample.image not in images]
+            _add_check(job, loaded, pruners, others, document, status)
     else:
         document |= _kept(job.out / ANALYSIS_FILE, document)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
@@ -160,26 +163,39 @@ def _add_stages(
     return stages
 
 
-def _add_check(
-    job: Job, loaded: LoadedModel, stages: Stages, samples: list[Sample], document: dict[str, Any], console: Console
-) -> None:
-    """The proposed settings, those with idle layers frozen, and the paper's on images that were not analysed."""
-    from visipruner.analysis.check import check
+def _to_check(job: Job, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
+    """The proposed settings, those with idle layers frozen, which are saved here, and the paper's."""
     from visipruner.analysis.idle import full_layers, idle_layers
-    from visipruner.pruners.base import Pruner
     from visipruner.pruners.composed import Composed
     from visipruner.pruners.shortv import ShortV
     from visipruner.pruners.visipruner import VisiPruner
 
-    if not samples:
-        return
-    assert stages.pruner is not None
-    pruners: dict[str, Pruner] = {"proposed": stages.pruner}
-    if idle := idle_layers(document, full_layers(stages.pruner)):
-        frozen = Composed(parts=(ShortV(layers=idle), stages.pruner))
+    pruners: dict[str, Pruner] = {"proposed": proposed}
+    if idle := idle_layers(document, full_layers(proposed)):
+        frozen = Composed(parts=(ShortV(layers=idle), proposed))
         frozen.save_pretrained(job.out / FROZEN_FOLDER)
         pruners[f"proposed, frozen in {spans(idle)}"] = frozen
-    pruners["paper (LLaVA-1.5's numbers)"] = VisiPruner.paper()
+    return pruners | {"paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
+
+
+def _add_check(
+    job: Job,
+    loaded: LoadedModel,
+    pruners: dict[str, Pruner],
+    others: list[Sample],
+    document: dict[str, Any],
+    console: Console,
+) -> None:
+    """How the settings do on samples whose images were not analysed; without any a note."""
+    from visipruner.analysis.check import check
+    from visipruner.samples import spread
+
+    samples = spread(others, job.checked, job.seed, per_image=4)
+    if not samples:
+        why = "no images were left for that" if job.checked else "--checked 0"
+        note = f"The proposed settings were not tried on images that were not analysed ({why})."
+        document["stages"]["notes"] = [*document["stages"]["notes"], note]
+        return
     answered = check(loaded.model, loaded.processor, pruners, samples, job.max_new_tokens)
     document["check"] = list(with_progress(answered, len(pruners) + 1, console, "Checking on other images"))
 
@@ -200,7 +216,7 @@ def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stag
                 f"{stages.metric} {part.loss.value:.2f} ({part.loss.low:.2f}-{part.loss.high:.2f}) without"
             )
         console.print(f"  vision can leave at layer  {told(overall.exit_layer)}")
-        for note in stages.notes:
+        for note in document["stages"]["notes"]:
             console.print(f"  [dim]{note}[/dim]")
     for row in document.get("check", []):
         console.print(
