@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from visipruner.analysis.intervals import ENOUGH, Bootstrap
+from visipruner.analysis.results import Array
 
 DRAWS = 4000
 
@@ -23,3 +24,18 @@ def _coverage(images: int) -> float:
 )
 def test_coverage(images: int, least: float, most: float) -> None:
     assert least <= _coverage(images) <= most
+
+
+def test_an_interval_holds_its_value() -> None:
+    """No layer loses anything on average, but in every resample some layer does by chance."""
+    values = np.random.default_rng(0).normal(size=(ENOUGH, 40))
+    values -= values.mean(0)
+    bootstrap = Bootstrap(range(ENOUGH))
+    for statistic, value in ((_first_loss, 40.0), (lambda curve: -_first_loss(curve), -40.0)):
+        found = bootstrap.interval(statistic, values)
+        assert found.low <= found.value == value <= found.high
+        assert found.low < found.high
+
+
+def _first_loss(curve: Array) -> float:
+    return float(np.append(np.flatnonzero(curve > 0.01), len(curve))[0])

@@ -58,11 +58,15 @@ class Bootstrap:
         return {"mean": mean, "low": low, "high": high}
 
     def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
-        """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it."""
+        """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it.
+
+        The interval always holds the value. A boundary, as the first of many layers with a loss, need not lie where the
+        resamples put it: in one of so many layers each of them loses by chance what all samples together do not.
+        """
         point = statistic(self.curve(values)["mean"])
         drawn = np.array([statistic(curve) for curve in self.means(values)])
         low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-        return Interval(float(point), float(low), float(high))
+        return Interval(float(point), float(min(low, point)), float(max(high, point)))
 
 
 def _quantiles(means: Array) -> tuple[Array, Array]:
