@@ -172,6 +172,32 @@ def test_no_budget_within_the_tolerance_means_no_proposal() -> None:
     assert any("No budget" in note for note in found.notes)
 
 
+def test_no_tried_layer_between_the_stages_is_told_as_such() -> None:
+    below = np.repeat([[0.0, 0, 0, 0, 0, 0, 1, 1, 1]], 12, axis=0)  # shallow ends at 5, vision leaves at 6
+    found = stages_from(staged_evidence(below=below))
+    assert found.filter is None
+    assert (
+        "No layer that was tried lies between the shallow stage below layer 5 and the exit at layer 6: no filter layer "
+        "proposed."
+    ) in found.notes
+    assert not any("No budget" in note for note in found.notes)
+
+
+def test_notes_claim_no_exit_that_is_not_proposed() -> None:
+    """The paper's votes pass at 5, vision is needed up to 6, and one image of six may need it to the end."""
+    below = np.repeat([[0.0, 0, 1, 1, 1, 1, 1, 1, 1]], 12, axis=0)
+    discard, distance = staged_evidence().discard.copy(), np.full((12, 8), 1e-4)
+    discard[:2, 6:8] = 1.0
+    distance[:, 2] = 0.02
+    found = stages_from(staged_evidence(below=below, discard=discard, distance=distance), tolerance=0.2)
+    assert found.pruner is not None
+    assert found.pruner.exit_layer is None
+    assert (
+        "The paper's exit vote would pass before layer 5 (median), vision is needed until layer 6: an exit has to be "
+        "fixed."
+    ) in found.notes
+
+
 def test_disagreement_between_samples_widens_the_interval() -> None:
     below = staged_evidence().below.copy()
     below[:6, 2:] = 1.0  # half the images lose one layer earlier

@@ -18,6 +18,7 @@ from tests.report import cases
 from visipruner.analysis.evidence import Metric
 from visipruner.report.analysis import render, write_report
 from visipruner.report.explorer import MOST_BYTES, choose, explorer_data
+from visipruner.report.words import loss
 
 ALL = {
     "stages", "kinds", "explorer", "knockouts", "shallow", "sinks", "stability", "removal", "scores", "lens", "tests",
@@ -49,6 +50,13 @@ def _sections(page: str) -> set[str]:
 
 def _ids(page: str) -> list[str]:
     return re.findall(r'\sid="([^"]+)"', page)
+
+
+def _falls(page: str) -> str:
+    """Where quality falls below layer k, from the table beside the paper."""
+    found = re.search(r"where quality falls</th><td>[^<]*</td><td>([^<]*)</td>", page)
+    assert found is not None
+    return found[1]
 
 
 def _explorer(page: str) -> dict[str, Any]:
@@ -175,10 +183,22 @@ def test_shows_a_model_without_stages(tmp_path: Path) -> None:
     document["stages"] |= {"filter": None, "pruner": None, "notes": ["Nothing was found."]}
     page = render(document, found)
     assert "no deep stage" in page
+    assert _falls(page) == "from k = 1 on"
     assert "Nothing was found." in page
     assert "The data support no settings" in page
     document["stages"]["overall"]["needs_image"] = False
-    assert "no stages: little is lost without the image" in render(document, found)
+    page = render(document, found)
+    assert "no stages: little is lost without the image" in page
+    assert _falls(page) == "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "told"),
+    [(1.0, "accuracy", "100 points"), (0.996, "agreement", "100 points"), (0.0212, "accuracy", "2.1 points"),
+     (0.041, "kl", "0.041 nats"), (123.4, "kl", "123 nats")],
+)  # fmt: skip
+def test_losses_are_told_without_exponents(value: float, metric: Metric, told: str) -> None:
+    assert loss(value, metric) == told
 
 
 def test_explorer_holds_the_numbers(folder: Path, page: str) -> None:

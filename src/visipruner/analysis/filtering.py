@@ -36,8 +36,8 @@ class FilterChoice:
 
 
 def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: float, seed: int) -> FilterChoice | None:
-    """The choice with the fewest visual token-layers that is within the tolerance, from layer `shallow_end` on and at
-    least two layers before `leave`; None where there is none.
+    """The choice with the fewest visual token-layers that is within the tolerance, of the `layers_between`; None where
+    there is none.
 
     Two things count as evidence for that: the whole interval of its own loss is, or the loss is at its layer and at
     every later one.
@@ -46,13 +46,14 @@ def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: f
         return None
     bootstrap = Bootstrap(evidence.images, seed)
     whole = evidence.relative_norm.shape[-1]
+    between = layers_between(evidence, shallow_end, leave)
     best: tuple[float, int, int] | None = None
     for b, budget in enumerate(evidence.budgets):
         curve = bootstrap.curve(evidence.kept[:, b])
         for place, layer in enumerate(evidence.layers):
             # Where a later layer loses more, an early mean that does not could be an accident.
             harmless = curve["high"][place] <= tolerance or bool((curve["mean"][place:] <= tolerance).all())
-            if harmless and shallow_end <= layer < leave - 1:
+            if harmless and layer in between:
                 cost = (layer + 1) * whole + (leave - layer - 1) * tokens_of(budget, whole)
                 if best is None or cost < best[0]:
                     best = (cost, b, place)
@@ -65,6 +66,11 @@ def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: f
     if layer > shallow_end + 1:
         threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
     return FilterChoice(layer, budget, loss, threshold, hits, _token_threshold(evidence, layer, budget))
+
+
+def layers_between(evidence: Evidence, shallow_end: int, leave: int) -> list[int]:
+    """Layers that were tried, from layer `shallow_end` on and at least two before `leave`."""
+    return [layer for layer in evidence.layers if shallow_end <= layer < leave - 1]
 
 
 def _token_threshold(evidence: Evidence, layer: int, budget: Budget) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from visipruner.analysis.boundaries import Boundaries, boundaries
 from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
-from visipruner.analysis.filtering import FilterChoice, filter_choice, first_layer, paper_exit
+from visipruner.analysis.filtering import FilterChoice, filter_choice, first_layer, layers_between, paper_exit
 from visipruner.analysis.intervals import ENOUGH, Interval
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
@@ -141,15 +141,21 @@ def _notes(
         places = " and ".join(f"{part.first_layer}-{part.last_layer}" for part in overall.fusion)
         notes.append(f"Fusion happens at {len(overall.fusion)} places, not one: layers {places}.")
     if choice is None:
-        notes.append("No budget that was tried stays within the tolerance before the exit: no filter layer proposed.")
+        shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
+        if layers_between(evidence, shallow_end, leave):
+            why = "No budget that was tried stays within the tolerance before the exit"
+        else:
+            end = f"the exit at layer {leave}" if leave < num_layers else "the last layer"
+            why = f"No layer that was tried lies between the shallow stage below layer {shallow_end} and {end}"
+        notes.append(f"{why}: no filter layer proposed.")
     elif choice.hits is not None and choice.hits < 0.8:
         notes.append(
-            f"No threshold finds filter layer {choice.layer} (the best does in {choice.hits:.0%} of samples), so the "
-            "layer is fixed in the proposed settings."
+            f"No threshold finds filter layer {choice.layer} (the best does in {choice.hits:.0%} of samples): a filter "
+            "there has to be fixed."
         )
     if overall.exit_layer is not None and float(np.median(exits)) < overall.exit_layer.value:
         notes.append(
             f"The paper's exit vote would pass before layer {float(np.median(exits)):.0f} (median), vision is needed "
-            f"until layer {overall.exit_layer.value:.0f}: the exit is fixed in the proposed settings."
+            f"until layer {overall.exit_layer.value:.0f}: an exit has to be fixed."
         )
     return notes

@@ -54,10 +54,11 @@ def _sweeps(document: dict[str, Any]) -> Iterator[Row]:
     stages = document.get("stages")
     if stages:
         shallow = stages["overall"]["shallow_end"]
+        without = "from k = 1 on" if stages["overall"]["needs_image"] else "nowhere"
         yield (
             "text → visual cut in layers 0 .. k−1: where quality falls",
             "from about k = 8",
-            f"k = {layers(shallow)}" if shallow else "from k = 1 on",
+            f"k = {layers(shallow)}" if shallow else without,
             f"ours: last k that costs at most {loss(stages['tolerance'], stages['metric'])}",
         )
     means = moving[measure_of(document)]["mean"]

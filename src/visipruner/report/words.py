@@ -30,7 +30,8 @@ def evidence_of(document: Mapping[str, Any]) -> str:
 
 def loss(value: float, metric: str) -> str:
     """A loss or a tolerance in the metric's unit."""
-    return f"{value:.2g} nats" if metric == "kl" else f"{100 * value:.2g} points"
+    number, unit = (value, "nats") if metric == "kl" else (100 * value, "points")
+    return f"{number:.0f} {unit}" if abs(number) >= 10 else f"{number:.2g} {unit}"
 
 
 def share(value: float | None) -> str:
