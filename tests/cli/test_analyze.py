@@ -77,6 +77,8 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     assert (first["settings"], second["settings"]) == (proposed.settings(), whole.settings())
     assert 0 == dense["flops_cut"] < first["flops_cut"] < second["flops_cut"]
     assert paper["name"].startswith("paper")
+    for note in ("Only 3 images were analysed", "Only one image was used for the check"):
+        assert _unwrapped(result).count(note) == 1
     # A part alone: what was measured is measured still, unless the samples are others.
     assert cli(*arguments, "--samples", 6, "--only", "lens").exit_code == 0
     kept = json.loads((out / "analysis.json").read_text())
@@ -107,6 +109,7 @@ def test_only_some_parts(cli, planted_folder, data, tmp_path):
     assert "lens" in document
     assert "sweeps" not in document
     assert "stages" not in document
+    assert "Only one image was analysed: the 95 % intervals of so few are too narrow" in _unwrapped(result)
 
 
 def test_bad_input(fails, planted_folder, llava_folder, data, tmp_path, monkeypatch):

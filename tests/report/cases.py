@@ -75,7 +75,15 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
         if checked:
             share = {"value": 0.5, "low": 0.4, "high": 0.6}
             made["check"] = [
-                {"name": name, "samples": 4, "settings": {}, "accuracy": share, "agreement": share, "flops_cut": 0.5}
+                {
+                    "name": name,
+                    "samples": 4,
+                    "images": 1,
+                    "settings": {},
+                    "accuracy": share,
+                    "agreement": share,
+                    "flops_cut": 0.5,
+                }
                 for name in ("dense", "proposed")
             ]
     return json.loads(json.dumps(made))

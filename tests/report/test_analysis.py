@@ -78,6 +78,15 @@ def test_tells_what_the_settings_lose_together(page: str) -> None:
     )
 
 
+@pytest.mark.parametrize("parts", [("lens",), ("sweeps",), STAGED])
+def test_few_images_are_said_to_be_few_once(parts: tuple[str, ...], tmp_path: Path) -> None:
+    found, more = (cases.records(tmp_path, count, parts=parts) for count in (4, 20))
+    page = render(cases.document(found), found)
+    assert page.count("Only 2 images were analysed: the 95 % intervals of so few are too narrow") == 1
+    assert page.count("Only one image was used for the check") == (parts == STAGED)
+    assert "too narrow" not in render(cases.document(more, checked=False), more)
+
+
 @pytest.mark.parametrize("part", NEEDS)
 def test_leaves_out_what_was_not_measured(part: str, tmp_path: Path) -> None:
     found = cases.records(tmp_path, 4, parts=(part,))

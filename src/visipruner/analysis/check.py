@@ -29,7 +29,8 @@ def check(
     Accuracy (None where an answer is not known) and agreement come with 95 % intervals over images; `flops_cut` is
     the mean share of the prompt's multiply-adds that was not done.
     """
-    bootstrap = Bootstrap([str(sample.image) for sample in samples])
+    images = [sample.image for sample in samples]
+    bootstrap = Bootstrap(images)
     dense: list[str] = []
     for name, pruner in {"dense": NoPruning(), **pruners}.items():
         texts, cuts = [], []
@@ -48,6 +49,7 @@ def check(
         yield {
             "name": name,
             "samples": len(samples),
+            "images": len(set(images)),
             "settings": pruner.settings(),
             "accuracy": accuracy,
             "agreement": agreement,

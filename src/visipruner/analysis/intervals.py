@@ -69,6 +69,14 @@ class Bootstrap:
         return Interval(float(point), float(min(low, point)), float(max(high, point)))
 
 
+def few_images(count: int, done: str) -> list[str]:
+    """A note where there are too few images for their intervals; `done` is what was done with them, "analysed"."""
+    if count >= ENOUGH:
+        return []
+    some = "Only one image was" if count == 1 else f"Only {count} images were"
+    return [f"{some} {done}: the 95 % intervals of so few are too narrow; take {ENOUGH} or more."]
+
+
 def _quantiles(means: Array) -> tuple[Array, Array]:
     low, high = np.full(means.shape[1:], np.nan), np.full(means.shape[1:], np.nan)
     known = ~np.isnan(means).any(0)

@@ -10,7 +10,7 @@ import numpy as np
 from visipruner.analysis.boundaries import Boundaries, boundaries
 from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
 from visipruner.analysis.filtering import FilterChoice, filter_choice, first_layer, layers_between, paper_exit
-from visipruner.analysis.intervals import ENOUGH, Interval
+from visipruner.analysis.intervals import Interval, few_images
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
 
@@ -122,11 +122,7 @@ def _notes(
     tolerance: float,
     num_layers: int,
 ) -> list[str]:
-    images = len(set(evidence.images))
-    notes = []
-    if images < ENOUGH:
-        some = "Only one image was" if images == 1 else f"Only {images} images were"
-        notes.append(f"{some} analysed: the 95 % intervals of so few are too narrow; take {ENOUGH} or more.")
+    notes = few_images(len(set(evidence.images)), "analysed")
     if not overall.needs_image:
         return [*notes, "Without the image nothing more than the tolerance is lost: these samples show no stages."]
     if overall.shallow_end is None:

@@ -201,6 +201,8 @@ def _add_check(
 
 
 def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stages | None) -> None:
+    from visipruner.report.notes import notes
+
     if stages is not None:
         overall = stages.overall
         layers = stages.num_layers
@@ -216,8 +218,8 @@ def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stag
                 f"{stages.metric} {part.loss.value:.2f} ({part.loss.low:.2f}-{part.loss.high:.2f}) without"
             )
         console.print(f"  vision can leave at layer  {told(overall.exit_layer)}")
-        for note in document["stages"]["notes"]:
-            console.print(f"  [dim]{note}[/dim]")
+    for note in notes(document):
+        console.print(f"  [dim]{note}[/dim]")
     for row in document.get("check", []):
         console.print(
             f"  {row['name']}: accuracy {_share(row['accuracy'])}, same answer {_share(row['agreement'])}, "

@@ -13,6 +13,7 @@ from visipruner.files import write_atomic
 from visipruner.report import style
 from visipruner.report.explorer import explorer_data
 from visipruner.report.headline import headline_figure
+from visipruner.report.notes import notes
 from visipruner.report.overview import facts
 from visipruner.report.sections import sections
 
@@ -56,6 +57,7 @@ def render(document: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     return environment.get_template("report.html.jinja").render(
         document=document,
         facts=facts(document),
+        notes=notes(document),
         before=before,
         after=after,
         explorer=explorer_data(document, records),

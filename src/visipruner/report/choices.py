@@ -122,7 +122,7 @@ def check(document: Document) -> Section | None:
             )
         code = json.dumps(stages["pruner"], indent=2)
     else:
-        text.append("The data support no settings: see the notes under the first figure.")
+        text.append("The data support no settings: see the notes at the top of the page.")
     return Section("check", "Proposed settings", text, tables=tables, code=code)
 
 

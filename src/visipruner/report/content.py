@@ -47,4 +47,3 @@ class Section:
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     code: str = ""
-    notes: Sequence[str] = ()

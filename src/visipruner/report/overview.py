@@ -91,7 +91,6 @@ def stages(document: Document) -> Section | None:
         "Stages",
         text,
         [Picture("Where the model uses the image", drawings[0], caption + TEACHER_FORCED, drawings[1])],
-        notes=stages["notes"] if stages else (),
     )
 
 
