@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -79,6 +80,26 @@ def test_checkpoints_that_are_incomplete(run_fails, tmp_path):
     assert "could not be loaded" in run_fails(model=folder)
     (folder / "model.safetensors").unlink()
     assert "could not be loaded" in run_fails(model=folder)
+
+
+def test_checkpoints_in_the_cache_that_do_not_load(run_fails, llava_folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--one" / "snapshots" / "abc"
+    shutil.copytree(llava_folder, snapshot)
+    (tmp_path / "models--some--one" / "refs").mkdir()
+    (tmp_path / "models--some--one" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (snapshot / "model.safetensors").write_bytes(b"x" * 100)
+    for damage, told in (
+        (lambda: None, "deserializing header"),
+        ((snapshot / "model.safetensors").unlink, "does not appear to have a file named"),
+        (lambda: (snapshot / "config.json").write_text("{"), "not a valid JSON file"),
+    ):
+        damage()
+        sentence = run_fails(model="some/one")
+        assert told in sentence
+        assert "if it was not downloaded as a whole, add --allow-download" in sentence
+        assert "is not in the local Hugging Face cache" not in sentence
+    assert "is not in the local Hugging Face cache" in run_fails(model="some/other")
 
 
 def test_empty_question(fails, llava_folder, photo):

@@ -144,9 +144,14 @@ def check_family(name: str, config: Any) -> None:
 
 
 def _why_not_loaded(name: str, is_folder: bool, local_only: bool, error: Exception) -> str:
-    if not is_folder and local_only:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    is_from_cache = local_only and not is_folder
+    if is_from_cache and isinstance(error.__cause__, LocalEntryNotFoundError):
         return (
             f"{name} is not in the local Hugging Face cache; add --allow-download (to lmms-eval's --model_args "
             "allow_download=true) to fetch it, which may be many gigabytes, or give the folder of a downloaded model."
         )
-    return f"{name} could not be loaded as a model with its processor: {first_line(error)}."
+    # A file that is missing from the cache or damaged there.
+    hint = "; if it was not downloaded as a whole, add --allow-download" if is_from_cache else ""
+    return f"{name} could not be loaded as a model with its processor: {first_line(error)}{hint}."
