@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.analysis.planted import pictures, planted
 from visipruner import attach
@@ -58,6 +59,16 @@ def test_a_model_that_ignores_the_image_shows_no_stages(tmp_path: Path) -> None:
         "Only 3 images were analysed: the 95 % intervals of so few are too narrow; take 10 or more.",
         "Without the image nothing more than the tolerance is lost: these samples show no stages.",
     ]
+
+
+def test_results_of_other_weights_are_not_continued(tmp_path: Path) -> None:
+    model, processor = planted(tmp_path / "model", LAYERS, ())
+    samples = pictures(tmp_path, 1)[:1]
+    find_stages(model, processor, samples, max_new_tokens=1, folder=tmp_path / "out")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    with pytest.raises(ConfigError, match="an analysis with another weights"):
+        find_stages(model, processor, samples, max_new_tokens=1, folder=tmp_path / "out")
 
 
 def staged_evidence(**changes: object) -> Evidence:

@@ -19,6 +19,7 @@ from visipruner.analysis.results import Array, Result
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.analysis.study import Record, Task, measure
 from visipruner.errors import ConfigError
+from visipruner.fingerprint import fingerprint
 from visipruner.samples import Sample
 
 _SWEEPS = ("sweep_shallow_to_deep", "discard", "sweep_window")
@@ -287,10 +288,13 @@ def find_stages(
         metric: "kl", "agreement" with the dense answers, or "accuracy" where answers are known.
         tolerance: loss that counts as none, see `stages_from`; by default 0.05 nats, 0.05 or 0.02.
         folder: keeps every finished sample, so that an interrupted search goes on where it was.
+
+    Raises ConfigError where `folder` holds an analysis of something else, other weights included.
     """
     name = str(getattr(model.config, "name_or_path", ""))
     attention = str(model.config.get_text_config()._attn_implementation)
-    task = Task(name, str(model.dtype).removeprefix("torch."), attention, NEEDED_FOR_STAGES, max_new_tokens)
+    dtype, weights = str(model.dtype).removeprefix("torch."), fingerprint(model)
+    task = Task(name, dtype, attention, NEEDED_FOR_STAGES, max_new_tokens, weights)
     study = Study(list(measure(model, processor, samples, task, folder)))
     return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
 
