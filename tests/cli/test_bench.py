@@ -37,15 +37,17 @@ def test_a_real_checkpoint_is_asked_about_a_picture(cli, llava_folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
-def test_every_check_runs_in_small(cli, name):
-    result = cli(
-        "bench", "--check", name, "--shape", "tiny", "--visual", 40, "--rounds", 1, "--dtype", "float32", "--json"
-    )
+def test_every_check_runs_in_small(cli, name, tmp_path):
+    small = ["--shape", "tiny", "--visual", 40, "--rounds", 1, "--dtype", "float32", "--json"]
+    result = cli("bench", "--check", name, *small, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     (check,) = json.loads(result.stdout)["checks"]
     assert check["check"] == name
     assert check["targets"]
     assert all(isinstance(target["met"], bool) for target in check["targets"])
+    table = tmp_path / f"{name}.md"
+    assert (name == "questions") == (not check["points"]) == (not table.exists())
+    assert name == "questions" or "| dense |" in table.read_text()
 
 
 def test_a_check_runs_with_the_attention_that_was_asked_for(cli):

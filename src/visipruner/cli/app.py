@@ -391,7 +391,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="SPEC",
-            help="As for eval. Repeatable.",
+            help="name, or name:key=value,... ; + joins two. Repeatable. A bare name has its published defaults, its "
+            "layers moved to the same depth.",
             show_default="visipruner without shallow stage, with it, and with shallow_visual=ffn",
         ),
     ] = None,

@@ -325,7 +325,9 @@ def _save(job: Job, document: dict[str, Any], name: str, points: Sequence[dict[s
 
     told = {**document, "checks": document["checks"][-1:]} if job.checks else document
     write_json(job.out / f"{name}.json", told)
+    if not points:  # a check of targets alone
+        return
     text = "\n\n".join(table(point) for point in points) + "\n"
     write_atomic(job.out / f"{name}.md", lambda part: part.write_text(text, encoding="utf-8"))
-    if points and points[-1]["visual"]:
+    if points[-1]["visual"]:
         draw(points, job.out / f"{name}.png")
