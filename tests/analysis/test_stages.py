@@ -209,6 +209,15 @@ def test_notes_claim_no_exit_that_is_not_proposed() -> None:
     ) in found.notes
 
 
+def test_rounding_makes_no_shallow_end_below_the_first_layer() -> None:
+    """With one image nothing cut loses 1e-7, in some resamples more than a tolerance as small."""
+    below = staged_evidence().below.copy()
+    below[:2, 0] = 1e-7
+    overall = stages_from(staged_evidence(below=below), tolerance=3e-8).overall
+    assert overall.shallow_end is not None
+    assert (overall.shallow_end.value, overall.shallow_end.low) == (3, 0)
+
+
 def test_disagreement_between_samples_widens_the_interval() -> None:
     below = staged_evidence().below.copy()
     below[:6, 2:] = 1.0  # half the images lose one layer earlier

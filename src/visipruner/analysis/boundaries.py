@@ -65,7 +65,8 @@ def boundaries(evidence: Evidence, members: Array, tolerance: float, seed: int) 
 
     def last_harmless(curve: Array) -> float:
         harmful = np.flatnonzero(curve > tolerance)
-        return float(harmful[0] - 1) if len(harmful) else float(layers)
+        # Nothing is cut at k = 0, but rounding may lose more there than a tiny tolerance.
+        return float(max(0, harmful[0] - 1)) if len(harmful) else float(layers)
 
     def first_harmless(curve: Array) -> float:
         harmful = np.flatnonzero(curve > tolerance)
