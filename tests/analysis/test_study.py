@@ -148,6 +148,12 @@ def test_every_part_is_summarised_and_is_json(tiny: tuple[Any, Any], tmp_path: P
     assert all(record["seconds"]["sweeps"] > 0 for record in records)
 
 
+def test_a_model_of_two_layers_has_no_empty_window(tmp_path: Path) -> None:
+    model = planted(tmp_path / "model", 2, (1,))
+    found = Study(list(measure(*model, pictures(tmp_path, 1)[:1], replace(TASK, parts=("cache",)))))
+    assert found.summary()["cache"]["window"] == ["0-1", "1-2", "0-2"]
+
+
 def test_known_answers_make_the_loss_accuracy(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     task = replace(TASK, parts=("sweeps",))
     plain = pictures(tmp_path)

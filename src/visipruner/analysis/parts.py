@@ -99,11 +99,12 @@ def measure_freeze_blocks(context: Context) -> dict[str, Any]:
 
 
 def measure_cache(context: Context) -> dict[str, Any]:
-    """Visual keys gone while decoding, by thirds of the layers and everywhere."""
+    """Visual keys gone while decoding, by thirds of the layers (as many as there are layers) and everywhere."""
     last = context.probe.num_layers
     third = max(1, last // 3)
     windows = [(0, third), (third, 2 * third), (2 * third, last), (0, last)]
-    return _named(removal.remove_from_cache(context.probe, context.reading, windows))
+    filled = [(first, end) for first, end in windows if first < end <= last]
+    return _named(removal.remove_from_cache(context.probe, context.reading, filled))
 
 
 def measure_influence(context: Context) -> dict[str, Any]:
