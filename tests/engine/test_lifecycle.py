@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from functools import partial
 from typing import Any
 
 import pytest
@@ -125,6 +126,70 @@ def test_images_of_an_interrupted_prompt_are_not_the_next_one_s(where: str) -> N
             model.generate(**llava_inputs([[4, 0, 7]], seed=2), max_new_tokens=2, do_sample=False)
         assert torch.equal(model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False), expected)
         assert handle.trace.kept == kept
+
+
+def _refused(model: Any, prompt: dict[str, Any], **settings: Any) -> None:
+    with pytest.raises(vp.UnsupportedModelError, match="remove the pruner"):
+        model.generate(**prompt, max_new_tokens=1, **settings)
+
+
+def _interrupted(model: Any, prompt: dict[str, Any]) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_prepare_cache_for_generation", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(**prompt, max_new_tokens=1)
+
+
+def _failed(model: Any, prompt: dict[str, Any]) -> None:
+    def fail(*_: Any) -> None:
+        hook.remove()
+        raise MemoryError
+
+    hook = model.model.multi_modal_projector.register_forward_hook(fail)
+    with pytest.raises(MemoryError), torch.no_grad():
+        model(**prompt)
+
+
+_ENCODES: dict[str, Any] = {
+    "static cache": partial(_refused, cache_implementation="static"),
+    "chunked prefill": partial(_refused, prefill_chunk_size=4),
+    "interrupted": _interrupted,
+    "failed forward": _failed,
+    "no prompt": lambda model, prompt: model.get_image_features(prompt["pixel_values"]),
+}
+
+
+@pytest.mark.parametrize("way", ["generate", "forward"])
+@pytest.mark.parametrize("before", _ENCODES)
+def test_images_that_met_no_prompt_are_not_the_next_one_s(before: str, way: str) -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+
+    def kept(handle: vp.PruneHandle) -> list[list[list[int]]]:
+        call = partial(model.generate, max_new_tokens=1) if way == "generate" else model
+        with torch.no_grad():
+            call(**inputs)
+        return handle.trace.kept
+
+    with vp.attach(model, METHODS["fastervlm"]) as handle:
+        expected = kept(handle)
+        _ENCODES[before](model, llava_inputs([[4, 0, 7]], seed=2))
+        assert kept(handle) == expected
+
+
+@pytest.mark.parametrize("before", [name for name in _ENCODES if name != "no prompt"])
+def test_images_encoded_by_themselves_are_those_of_the_prompt_that_is_given_them(before: str) -> None:
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7]])
+    with vp.attach(model, METHODS["fastervlm"]) as handle, torch.no_grad():
+        model(**inputs)
+        expected = handle.trace.kept
+        pixels = inputs.pop("pixel_values")
+        _ENCODES[before](model, llava_inputs([[4, 0, 7]], seed=2))
+        encoded = {"image": model.get_image_features(pixels)}
+        model.generate(**inputs, mm_encoder_outputs=encoded, max_new_tokens=1)
+        assert handle.trace.kept == expected
 
 
 def _fail_once(module: nn.Module) -> None:

@@ -29,6 +29,11 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
     return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
 
 
+def brings_pixels(kwargs: Mapping[str, Any]) -> bool:
+    """Whether keyword arguments hold pictures or videos that are still to be encoded."""
+    return any(name.startswith("pixel_values") and given is not None for name, given in kwargs.items())
+
+
 def cache_name(module: nn.Module) -> str:
     """What `module.forward` calls its cache."""
     known = inspect.signature(module.forward).parameters

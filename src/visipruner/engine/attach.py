@@ -116,7 +116,7 @@ class PruneHandle:
             undo.callback(self._refusals.remove)
             if tap is not None:
                 undo.callback(tap.remove)
-                tap.install()
+                tap.install(model)
             undo.pop_all()  # only a failure undoes what was done
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import bound, cache_of
+from visipruner.engine.arguments import bound, brings_pixels, cache_of
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
@@ -77,6 +77,8 @@ class Hooks:
         yield host.decoder.register_forward_hook(uncompiled(self._end), always_call=True)
         if host.embedder is not None:
             yield host.embedder.register_forward_pre_hook(uncompiled(self._locate), with_kwargs=True)
+            if self._tap is not None:
+                yield host.embedder.register_forward_hook(uncompiled(self._tap.leave), always_call=True)
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
             yield from self._install_routing(layer)
@@ -111,8 +113,8 @@ class Hooks:
         assert self._host.adapter.locate is not None
         self._call = bound(module, args, kwargs)
         self._found = self._host.adapter.locate(module, self._call)
-        if self._tap is not None and self._call.get("pixel_values") is not None:
-            self._tap.clear()  # of images whose forward was interrupted
+        if self._tap is not None and brings_pixels(self._call):
+            self._tap.clear()  # of images whose forward was interrupted, or that were encoded for no prompt
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""

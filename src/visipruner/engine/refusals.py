@@ -4,12 +4,12 @@ refused, and compilers are kept out of the decoder, whose row counts differ from
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, update_wrapper
 from typing import Any
 
 import torch
 from torch import nn
 
+from visipruner.engine.replaced import Replaced
 from visipruner.errors import UnsupportedModelError
 
 
@@ -19,44 +19,20 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return disable(function)  # type: ignore[no-any-return]
 
 
-class Refusals:
+class Refusals(Replaced):
     """Stands in front of methods of one model and of its decoder until `remove`.
 
     Assisted decoding (an assistant model, prompt lookup) appends guesses to the prompt before it is read, so its last
     row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. A static cache cannot
-    become shorter. Under `torch.compile`
-    the decoder runs as it is, the rest of the model compiled.
+    become shorter. Under `torch.compile` the decoder runs as it is, the rest of the model compiled.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
-        self._undo: list[Callable[[], None]] = []
+        super().__init__()
         for name, refusal in _REFUSALS.items():
             if hasattr(type(model), name):
-                self._replace(model, name, refusal)
-        self._replace(decoder, "forward", uncompiled(_call))
-
-    def _replace(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
-        """`module.name(...)` becomes `call(module.name, ...)`."""
-        before, method = vars(module).get(name), getattr(module, name)  # accelerate, too, replaces methods of instances
-        # Not a closure, which deep copies would share: a copy must not run the layers of the model it was made from.
-        ours = update_wrapper(partial(call, method), method)
-        setattr(module, name, ours)
-        self._undo.append(partial(_put_back, module, name, ours, before))
-
-    def remove(self) -> None:
-        """The model's own methods are back."""
-        for undo in self._undo:
-            undo()
-        self._undo = []
-
-
-def _put_back(module: nn.Module, name: str, ours: Any, before: Any) -> None:
-    if vars(module).get(name) is not ours:
-        return  # wrapped meanwhile by somebody who goes on to need it
-    if before is None:
-        delattr(module, name)
-    else:
-        setattr(module, name, before)
+                self.replace(model, name, refusal)
+        self.replace(decoder, "forward", uncompiled(_call))
 
 
 def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

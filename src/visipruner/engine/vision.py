@@ -6,7 +6,7 @@ No attention map is formed unless a pruner asks, and then only the rows asked fo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from visipruner.engine import attention
-from visipruner.engine.arguments import scaling_of
+from visipruner.engine.arguments import brings_pixels, scaling_of
 from visipruner.engine.attention import host_kernel
 from visipruner.engine.implementation import Implementation
 from visipruner.engine.masks import is_open
 from visipruner.engine.per_thread import PerThread, Threads
 from visipruner.engine.refusals import uncompiled
+from visipruner.engine.replaced import Replaced
 from visipruner.engine.routed import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
 from visipruner.layout import TokenLayout, square
@@ -130,9 +131,13 @@ class VisionTap:
         self._prefixes = (1 + registers, 0)
         self.threads = Threads()
         self._hooks: list[RemovableHandle] = []
+        self._replaced = Replaced()
 
-    def install(self) -> None:
-        """Puts our attention function under every layer of the tower; only the wanted ones are remembered."""
+    def install(self, model: nn.Module) -> None:
+        """Puts our attention function under every layer of the tower of `model`; only the wanted ones are remembered.
+
+        What `generate` encodes belongs to it, which hooks alone could not tell: it runs the tower by itself.
+        """
         self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._begin)))
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
@@ -140,11 +145,14 @@ class VisionTap:
             if number in self.wanted:
                 self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
         self._hooks.append(self._tower.register_forward_hook(uncompiled(self._finish)))
+        if hasattr(type(model), "generate"):
+            self._replaced.replace(model, "generate", self._around_generate())
         self._ours.put()
 
     def remove(self) -> None:
         """The tower is as it was."""
         self.threads = Threads()  # no thread remembers an image
+        self._replaced.remove()
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
@@ -162,6 +170,23 @@ class VisionTap:
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """After it, unless it was interrupted."""
         self._is_spent = False
+
+    def _around_generate(self) -> Callable[..., Any]:
+        """Calls `generate` so that it finds no image where it encodes its own, and leaves none, however it ends."""
+
+        def around(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if brings_pixels(kwargs):
+                self.clear()
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.clear()
+
+        return around
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a forward that may have encoded images, also when it failed before its decoder ran."""
+        self.clear()
 
     def spend(self) -> None:
         """What was seen belongs to the prompt that begins now: the next images are another's, even if it never ends."""
