@@ -119,7 +119,7 @@ def test_the_cache_holds_the_rows_that_ran(kind: str, pruner: str) -> None:
         rests = PRUNERS[pruner].routing(layer).freezes_visual
         assert trace.query_lengths[layer] == text_rows + (0 if rests else len(kept))
         held = cache.layers[layer].keys.shape[-2]
-        if type(cache.layers[layer]) is DynamicSlidingWindowLayer:  # untouched by pruning: the host's own eviction
+        if isinstance(cache.layers[layer], DynamicSlidingWindowLayer):  # untouched by pruning: the host's own eviction
             assert (held, trace.key_lengths[layer]) == (cache.layers[layer].sliding_window - 1, embeds.shape[1])
         else:
             assert held == trace.key_lengths[layer] + STEPS - 1, layer

@@ -14,6 +14,8 @@ from tests.engine.cases import PRUNERS, SELECTS, WAYS
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.engine.arguments import CACHE_NAMES
+from visipruner.pruners.composed import Composed
+from visipruner.pruners.uniform import UniformPruner
 
 MODES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "do_sample": False},
@@ -156,6 +158,41 @@ def test_tokens_can_be_cropped_but_not_the_prompt() -> None:
         assert torch.equal(once, again)
         with pytest.raises(vp.VisiPrunerError, match="cropped"):
             cache.crop(-10)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-sliding"])
+def test_a_crop_that_is_refused_cuts_no_layer(kind: str) -> None:
+    """The layers before the pruned ones hold whole prompts, and come first."""
+    model = text_model(kind)
+    embeds, mask = prompt(before=1, visual=4, after=3)  # shorter than the window
+    tokens = torch.tensor([[5, 6, 7]])
+    with vp.attach(model, vp.FastV(layer=3, keep_ratio=0.5), mask), torch.no_grad():
+        cache = model(inputs_embeds=embeds, use_cache=True).past_key_values
+        _refuses(cache, 1)
+        once = model(input_ids=tokens, past_key_values=cache).logits
+        cache.crop(-3)
+        assert torch.equal(model(input_ids=tokens, past_key_values=cache).logits, once)
+        _refuses(cache, 4)
+
+
+def test_a_refused_crop_of_a_second_turn_cuts_no_layer() -> None:
+    """The first turn lost tokens before layer 0, the second only later."""
+    model = llava_model()
+    pruner = Composed(parts=(UniformPruner(keep_tokens=16), vp.FastV(layer=3, keep_ratio=0.5)))
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        cache = model(**llava_inputs([[3, 0, 2, 0, 3]]), use_cache=True).past_key_values
+        second = llava_inputs([[2, 0, 3]], seed=2)
+        del second["attention_mask"]
+        model(**second, past_key_values=cache)
+        assert [len(kept) for kept in handle.trace[0].kept] == [16] * 3 + [8] * 4
+        _refuses(cache, 1)
+
+
+def _refuses(cache: Any, tokens: int) -> None:
+    held = [layer.keys.shape[-2] for layer in cache.layers]
+    with pytest.raises(vp.VisiPrunerError, match="cropped"):
+        cache.crop(-tokens)
+    assert [layer.keys.shape[-2] for layer in cache.layers] == held
 
 
 @pytest.mark.parametrize("called", CACHE_NAMES)

@@ -173,7 +173,7 @@ def _holds_the_rows_that_ran(pruner: vp.Pruner, visual: Tensor, trace: vp.Exampl
     assert trace.query_lengths == [rows - resting.get(layer, 0) for layer, rows in enumerate(seen)]
     assert cache.get_seq_length() == len(visual) + STEPS - 1
     for layer, held in enumerate(cache.layers):
-        if type(held) is not DynamicSlidingWindowLayer:  # untouched by pruning: the host's own eviction
+        if not isinstance(held, DynamicSlidingWindowLayer):  # untouched by pruning: the host's own eviction
             assert held.keys.shape[-2] == trace.key_lengths[layer] + STEPS - 1
             routing = pruner.routing(layer)
             assert trace.key_lengths[layer] == seen[layer] or not (routing.is_plain or routing.freezes_visual)

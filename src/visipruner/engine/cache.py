@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from visipruner.engine.sealed import SealedLayer, SealedSlidingLayer, no_crop, sealed
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
 PADDING = -1
@@ -66,7 +67,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Takes over what a layer of a dynamic cache holds. Raises UnsupportedModelError for other caches."""
         if isinstance(layer, cls):
             return layer
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, SealedLayer, SealedSlidingLayer):
             raise UnsupportedModelError(
                 f"Visual tokens cannot be pruned from a cache layer of type {type(layer).__name__}; use the default "
                 "dynamic cache (no cache_implementation, or 'dynamic')."
@@ -214,12 +215,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Removes the last `-tokens_to_remove` tokens, which must have come after the pruned prompt."""
         count = abs(tokens_to_remove)
         if tokens_to_remove > 0 or count > self._held() - self.columns.shape[1]:
-            raise VisiPrunerError(
-                "A pruned prompt cannot be cropped out of its cache; only tokens generated after it can."
-            )
+            raise no_crop()
         if count:
             self.keys, self.values = self.keys[..., :-count, :], self.values[..., :-count, :]
             self.logical -= count
+
+    def seal(self) -> None:
+        """What was appended so far belongs to a prompt that a later layer of the cache holds pruned."""
+        self.columns = self.all_columns()
 
     def reset(self) -> None:
         super().reset()
@@ -245,6 +248,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _held(self) -> int:
         return self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
+
+
+def seal_first(cache: Any) -> None:
+    """Lets the first layer of a transformers cache refuse what a pruned one, after it, will refuse to have cropped."""
+    first = cache.layers[0]
+    if isinstance(first, PrunedLayer):
+        first.seal()
+    else:
+        cache.layers[0] = sealed(first)
 
 
 def _pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:

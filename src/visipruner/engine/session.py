@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
-from visipruner.engine.cache import Incoming, PrunedLayer
+from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
 from visipruner.engine.devices import Copies, device_of
 from visipruner.engine.entering import Entering, RunAhead
 from visipruner.engine.frame import FRAME, Frame, Look, joined
@@ -327,6 +327,8 @@ class PromptSession:
         if not self._present.is_packed or (as_is and not isinstance(held, PrunedLayer) and self._shared is None):
             return held
         pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self._present.layouts), self._owner)
+        if layer > 0:
+            seal_first(cache)
         if self._forward.past:
             turns = [_turns_before(pruned, example) for example in range(len(self._present.layouts))]
             self._others = [
