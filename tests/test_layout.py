@@ -47,7 +47,7 @@ def test_images(visual: list[int], images: list[Any] | None, expected: list[Any]
     given_images = None if images is None else [ImageTokens(*image) for image in images]
     (layout,) = layouts(VisualRows(mask, given_images), torch.ones_like(mask))
     assert list(zip(layout.tokens_per_image, layout.grids, strict=True)) == expected
-    assert layout.visual.numel() == sum(layout.tokens_per_image)
+    assert layout.visual.numel() == sum(layout.tokens_per_image) == sum(visual) - layout.ends_in_image
 
 
 def test_images_go_to_the_examples_that_hold_them() -> None:

@@ -46,12 +46,14 @@ class TokenLayout:
         visual: `[n_v]` long, the visual ones among them, ascending; the i-th is visual token i.
         tokens_per_image: visual tokens of each image, in order.
         grids: per image `(rows, columns)`, or None where its tokens are no grid.
+        ends_in_image: whether the prompt's last row holds image features, too; it is no visual token (see `layouts`).
     """
 
     real: Tensor
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
+    ends_in_image: bool = False
 
     def to(self, device: torch.device) -> TokenLayout:
         """The same with its tensors on `device`."""
@@ -105,7 +107,8 @@ def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | No
 
 
 def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
-    if held.numel() and torch.equal(held[-1:], last):
+    ends_in_image = held.numel() > 0 and torch.equal(held[-1:], last)
+    if ends_in_image:
         held = held[:-1]
         shorter = images[-1].count - 1
         images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
@@ -114,6 +117,7 @@ def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens])
         visual=held,
         tokens_per_image=[image.count for image in images],
         grids=[image.grid for image in images],
+        ends_in_image=ends_in_image,
     )
 
 

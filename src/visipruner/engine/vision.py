@@ -218,11 +218,11 @@ class VisionTap:
 
     # ---- which image is whose --------------------------------------------------------------------------------------
 
-    def images_of(self, visual_tokens: Sequence[int]) -> tuple[list[list[int]], int, int]:
+    def images_of(self, image_rows: Sequence[int]) -> tuple[list[list[int]], int, int]:
         """Per example the numbers of its images, then tokens per image and the side of a token's window of patches.
 
-        `generate` repeats examples for beams, but encodes their images once; a prompt that ends with an image has one
-        visual token less. Raises LayoutError where tokens and patches do not match otherwise.
+        `image_rows`: per example the rows that hold image features, its last one too. `generate` repeats examples for
+        beams, but encodes their images once. Raises LayoutError where rows and patches do not match otherwise.
         """
         sizes = {queries.shape[1] for seen in self._seen.values() for queries, _, _ in seen}
         count = max((len(seen) for seen in self._seen.values()), default=0)
@@ -231,13 +231,14 @@ class VisionTap:
                 "The images were encoded before the pruner was attached; pass pixel_values while it is attached."
             )
         for tokens, window in _tokens_of_an_image(sizes, self._prefixes):
-            numbers = [-(-visual // tokens) for visual in visual_tokens]
-            missing = [number * tokens - visual for number, visual in zip(numbers, visual_tokens, strict=True)]
+            if any(rows % tokens for rows in image_rows):
+                continue
+            numbers = [rows // tokens for rows in image_rows]
             repeats = sum(numbers) // count
-            if max(missing) <= 1 and _come_in_groups(numbers, repeats) and sum(numbers) == repeats * count:
+            if _come_in_groups(numbers, repeats) and sum(numbers) == repeats * count:
                 return _numbered(numbers, repeats), tokens, window
         raise LayoutError(
-            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(visual_tokens)} visual tokens, "
+            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(image_rows)} visual tokens, "
             "which do not match; choose a method that does not look at the tower (`visipruner list`)."
         )
 
@@ -302,13 +303,13 @@ def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
 
 def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
     """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
-    images, tokens, window = tap.images_of([len(layout.visual) for layout in layouts])
+    images, tokens, window = tap.images_of([len(layout.visual) + layout.ends_in_image for layout in layouts])
     found: list[TokenLayout] = []
     for layout, mine in zip(layouts, images, strict=True):
         grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == tokens]
         sizes = [tokens] * len(mine)
         shapes = [grids[0] if grids else square(tokens)] * len(mine)
-        if len(layout.visual) < sum(sizes):  # the prompt's last row is no visual token
+        if layout.ends_in_image:
             sizes[-1], shapes[-1] = tokens - 1, None
         found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
     return found, [Vision(tap, mine, tokens, window) for mine in images]
