@@ -24,9 +24,11 @@ from visipruner.samples import Sample
 class Answering:
     """An actor: the model and all methods, so that methods are compared on the same machine."""
 
-    def __init__(self, model: str, methods: list[str], max_new_tokens: int, samples: list[Sample]) -> None:
+    def __init__(
+        self, model: str, methods: list[str], max_new_tokens: int, samples: list[Sample], allow_download: bool = False
+    ) -> None:
         models.prepare(model)
-        loaded = models.load(model, dtype="auto", attn="sdpa", allow_download=False)
+        loaded = models.load(model, dtype="auto", attn="sdpa", allow_download=allow_download)
         layers = loaded.model.config.get_text_config().num_hidden_layers
         pruners = {spec: settings.pruner_for(spec, model, layers) for spec in methods}
         self.comparison = Comparison(loaded.model, loaded.processor, pruners, max_new_tokens)
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--allow-download", action="store_true", help="let every actor fetch a model from the hub")
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--cpus", type=float, default=1, help="cores an actor is given")
     parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and samples.jsonl")
@@ -64,7 +67,13 @@ def main() -> None:
     numbers = ray.data.from_items([{"id": number} for number in range(len(chosen))], override_num_blocks=len(chosen))
     answered = numbers.map_batches(
         Answering,
-        fn_constructor_args=(given.model, given.method or ["visipruner"], given.max_new_tokens, chosen),
+        fn_constructor_args=(
+            given.model,
+            given.method or ["visipruner"],
+            given.max_new_tokens,
+            chosen,
+            given.allow_download,
+        ),
         batch_size=1,  # an actor that is free takes the next sample
         num_cpus=given.cpus,
         compute=ray.data.ActorPoolStrategy(size=given.actors),

@@ -8,6 +8,8 @@ import pytest
 
 from visipruner.bench.checks import CHECKS
 from visipruner.bench.rounds import DENSE, TEXT
+from visipruner.cli import models
+from visipruner.cli.errors import CliError
 
 
 def test_the_command_measures_and_saves(cli, tmp_path):
@@ -48,6 +50,20 @@ def test_every_check_runs_in_small(cli, name, tmp_path):
     table = tmp_path / f"{name}.md"
     assert (name == "questions") == (not check["points"]) == (not table.exists())
     assert name == "questions" or "| dense |" in table.read_text()
+
+
+def test_a_model_of_the_hub_may_be_downloaded(cli, monkeypatch):
+    asked = []
+
+    def load(name, dtype, attn, allow_download, device=""):
+        asked.append(allow_download)
+        raise CliError("That is all.")
+
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(models, "prepare", lambda name: None)
+    for more in ([], ["--allow-download"]):
+        assert cli("bench", "--model", "someone/something", *more).exit_code == 1
+    assert asked == [False, True]
 
 
 def test_a_check_runs_with_the_attention_that_was_asked_for(cli):

@@ -439,6 +439,7 @@ def bench(
     ] = DType.AUTO,
     attn: Implementation = Attention.SDPA,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    allow_download: AllowDownload = False,
     warm_up: Annotated[
         bool,
         typer.Option(
@@ -471,6 +472,7 @@ def bench(
             dtype=dtype.value,
             attn=attn.value,
             device=device,
+            allow_download=allow_download,
             warm_up=warm_up,
             out=out,
             as_json=as_json,

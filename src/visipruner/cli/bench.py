@@ -47,6 +47,7 @@ class Job:
     dtype: str
     attn: str
     device: str
+    allow_download: bool
     warm_up: bool
     out: Path | None
     as_json: bool
@@ -237,7 +238,7 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
     picture = open_image(job.image or load_photos()[0])  # a bad one is told before the model loads
     models.prepare(name)
     with console.status(f"Loading {name}"):
-        loaded = models.load(name, job.dtype, job.attn, allow_download=False, device=job.device)
+        loaded = models.load(name, job.dtype, job.attn, job.allow_download, job.device)
     found = Subject(name, loaded.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
     pruners = _pruners_of_model(job, found)
     prompt = about_picture(loaded.model, loaded.processor, picture, job.question or QUESTION)

@@ -143,10 +143,15 @@ def _table(part: dict[str, Any]) -> Table:
         table.add_row(
             row["guidelines"],
             str(row["layers_with_vision"]) + (f", {len(row['frozen_layers'])} frozen" if row["frozen_layers"] else ""),
-            f"{row['prefill_flops'] / 1e12:.3g}",
-            f"{row['train_flops_full'] / 1e12:.3g}",
-            f"{row['train_flops_frozen'] / 1e12:.3g}",
+            _figures(row["prefill_flops"] / 1e12),
+            _figures(row["train_flops_full"] / 1e12),
+            _figures(row["train_flops_frozen"] / 1e12),
             f"{row['flops_cut']:.1%}",
-            f"{row['kv_bytes'] / 1e6:.3g}",
+            _figures(row["kv_bytes"] / 1e6),
         )
     return table
+
+
+def _figures(value: float) -> str:
+    """Three figures that count, written out."""
+    return f"{value:.3g}" if value < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
