@@ -11,8 +11,10 @@ from torch import Tensor
 from visipruner.influence import influence, last_row_attention
 
 
-def _by_definition(query: Tensor, keys: Tensor, values: Tensor, visual: list[int], scaling: float) -> list[list[float]]:
-    """cos(o, o - c_j), ||c_j|| and ||o - c_j|| / ||o||, head by head and token by token, in float64."""
+def _by_definition(
+    query: Tensor, keys: Tensor, values: Tensor, visual: list[int], scaling: float
+) -> tuple[list[list[float]], float]:
+    """cos(o, o - c_j), ||c_j|| and ||o - c_j|| / ||o|| of every token, and ||o||, head by head, in float64."""
     heads, group = query.shape[0], query.shape[0] // keys.shape[0]
     parts = []
     for head in range(heads):
@@ -26,7 +28,7 @@ def _by_definition(query: Tensor, keys: Tensor, values: Tensor, visual: list[int
         rest = output - contributions[j]
         cosine = torch.nn.functional.cosine_similarity(output, rest, dim=0)
         rows.append([float(cosine), float(contributions[j].norm()), float(rest.norm() / output.norm())])
-    return rows
+    return rows, float(output.norm())
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,11 +49,13 @@ def test_influence_is_the_papers_definition(
     query = torch.randn(kv_heads * group, 8, generator=generator) * sharpness
     k, v = (torch.randn(kv_heads, keys, 8, generator=generator) for _ in range(2))
     result = influence(last_row_attention(query, k, 0.3), v, torch.tensor(tokens))
-    expected = torch.tensor(_by_definition(query, k, v, tokens, 0.3), dtype=torch.float64)
+    rows, output_norm = _by_definition(query, k, v, tokens, 0.3)
+    expected = torch.tensor(rows, dtype=torch.float64)
     # Where one token is nearly all of the output, little is left of float32's digits: errors grow as ||o|| / ||rest||.
     error = (result.cosine.double() - expected[:, 0]).abs() * expected[:, 2].clamp(max=1)
     assert bool((error < 1e-5).all())
     torch.testing.assert_close(result.norm.double(), expected[:, 1], atol=1e-5, rtol=1e-5)
+    assert result.output_norm == pytest.approx(output_norm, rel=1e-5)
 
 
 def test_keys_out_of_sight_have_no_influence() -> None:

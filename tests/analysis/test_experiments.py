@@ -250,6 +250,9 @@ def test_influence_per_layer() -> None:
         weights = attention.attention_weights(reading, layer)[:, 0]
         score = influence_of(weights, states.values, reading.visual)
         np.testing.assert_allclose(found["norm"].values[layer], score.norm.numpy())
+        # The output of a head is its weights times its values; two query heads share each value head here.
+        output = weights.unflatten(0, (len(states.values), -1)) @ states.values
+        np.testing.assert_allclose(found["relative"].values[layer], (score.norm / output.norm()).numpy(), rtol=1e-5)
         assert found["would_filter"].values[layer] == float((score.cosine < 0.995).any())
         assert found["would_keep"].values[layer] == int((score.norm > 0.2).sum())
         assert set(found["top"].values[layer]) == set(score.norm.topk(3).indices.tolist())
