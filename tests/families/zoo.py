@@ -414,7 +414,7 @@ FAMILIES: dict[str, Family] = {
     "paligemma2": Family(
         lambda: PaliGemmaConfig(
             vision_config=SiglipVisionConfig(**_SQUARE, vision_use_head=False),
-            text_config=Gemma2Config(**_GEMMA, query_pre_attn_scalar=8, sliding_window=12, attn_logit_softcapping=4.0),
+            text_config=Gemma2Config(**_GEMMA, query_pre_attn_scalar=5, sliding_window=12, attn_logit_softcapping=4.0),
             image_token_index=IMAGE,
             vocab_size=VOCAB,
             projection_dim=32,
@@ -428,7 +428,7 @@ FAMILIES: dict[str, Family] = {
         lambda: Gemma3Config(
             vision_config=SiglipVisionConfig(**_SQUARE, vision_use_head=False),
             text_config=Gemma3TextConfig(
-                **_GEMMA, query_pre_attn_scalar=8, sliding_window=12, layer_types=_LAYER_TYPES
+                **_GEMMA, query_pre_attn_scalar=5, sliding_window=12, layer_types=_LAYER_TYPES
             ),
             image_token_index=IMAGE,
             boi_token_index=START,
