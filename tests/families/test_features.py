@@ -86,7 +86,7 @@ def test_an_image_in_a_later_turn(name: str, attn: str, pruner: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder(vp.Pruner):
-    """Keeps everything and remembers the last row's weights of every layer."""
+    """Keeps everything and remembers every layer's weights: the last row's, and all rows'."""
 
     name: ClassVar[str] = "recorder"
 
@@ -95,13 +95,15 @@ class Recorder(vp.Pruner):
 
 
 class RecorderRun(PromptRun):
-    seen: ClassVar[list[Tensor]] = []
+    last: ClassVar[list[Tensor]] = []
+    whole: ClassVar[list[Tensor]] = []
 
     def observes(self, layer: int) -> bool:
         return True
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        self.seen.append(view.attention)
+        self.last.append(view.attention)
+        self.whole.append(torch.cat(list(view.attention_of(torch.arange(len(view.columns)))), 1))
         return None
 
 
@@ -112,12 +114,14 @@ def test_the_score_sees_the_hosts_own_attention(name: str, attn: str) -> None:
     prepared = inputs(name, [prompt(name, [3, 0, 2, 0, 5])])
     with torch.no_grad():
         maps = built(name, "eager")(**prepared, output_attentions=True).attentions
-        RecorderRun.seen.clear()
+        RecorderRun.last.clear()
+        RecorderRun.whole.clear()
         with vp.attach(built(name, attn), Recorder()):
             built(name, attn)(**prepared)
-    assert len(RecorderRun.seen) == len(maps) == LAYERS
-    for ours, whole in zip(RecorderRun.seen, maps, strict=True):
-        torch.testing.assert_close(ours, whole[0, :, -1], **CLOSE)
+    assert len(maps) == LAYERS
+    for last, whole, expected in zip(RecorderRun.last, RecorderRun.whole, maps, strict=True):
+        torch.testing.assert_close(last, expected[0, :, -1], **CLOSE)
+        torch.testing.assert_close(whole, expected[0], **CLOSE)
 
 
 # ---- images and their grids ----------------------------------------------------------------------------------------
