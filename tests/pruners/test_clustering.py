@@ -12,7 +12,8 @@ from torch import Tensor
 from visipruner.pruners.clustering import cluster_means, density_peaks
 
 
-def _by_hand(states: Tensor, clusters: int) -> tuple[list[int], list[int]]:
+def peaks_by_hand(states: Tensor, clusters: int) -> tuple[list[int], list[int]]:
+    """Centres and every state's cluster, in float64 and decimals."""
     points = states.double().tolist()
     width = len(points[0])
     between = [[math.dist(a, b) / math.sqrt(width) for b in points] for a in points]
@@ -32,14 +33,14 @@ def _by_hand(states: Tensor, clusters: int) -> tuple[list[int], list[int]]:
 def test_density_peaks(n: int, clusters: int) -> None:
     states = torch.randn(n, 6, generator=torch.Generator().manual_seed(n))
     centres, members = density_peaks(states, clusters)
-    assert (centres.tolist(), members.tolist()) == _by_hand(states, clusters)
+    assert (centres.tolist(), members.tolist()) == peaks_by_hand(states, clusters)
 
 
 def test_densities_that_are_no_floats() -> None:
     """exp(-d^2) of hidden states with large channels is 0 in float32 and float64, for every token alike."""
     states = 40 * torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     centres, members = density_peaks(states, 4)
-    assert (centres.tolist(), members.tolist()) == _by_hand(states, 4)
+    assert (centres.tolist(), members.tolist()) == peaks_by_hand(states, 4)
 
 
 def test_a_group_is_one_cluster() -> None:

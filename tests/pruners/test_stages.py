@@ -16,6 +16,7 @@ from transformers.models.llama import modeling_llama
 import visipruner as vp
 from tests.models import LAYERS, prompt, text_model
 from tests.pruners.plain import kept_by, largest, logits_of
+from tests.pruners.test_clustering import peaks_by_hand
 from visipruner.pruners.dart import Dart
 from visipruner.pruners.feather import Feather
 from visipruner.pruners.fitprune import FitPrune, fit
@@ -153,27 +154,34 @@ def test_sparsevlm_recycles_the_best_that_leave() -> None:
     """Merged tokens hold the mean of their clusters, and nobody else's hidden state changes."""
     model = text_model("llama")
     embeds, mask = prompt(visual=64)
-    plain, recycled = (SparseVLM(layers=(1,), keep=(20,), tokens=64, recycle_ratio=ratio) for ratio in (0.0, 0.5))
-    entered: dict[str, Tensor] = {}
-    seen: dict[str, list[int]] = {}
-    for name, pruner in (("plain", plain), ("recycled", recycled)):
-        inputs: list[Tensor] = []
-        hook = model.model.layers[2].self_attn.register_forward_pre_hook(
-            lambda _module, _args, kwargs, inputs=inputs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
-        )
-        seen[name] = kept_by(model, pruner, embeds, mask)[2]
-        hook.remove()
-        entered[name] = inputs[0][0]
-    kept, more = set(seen["plain"]), set(seen["recycled"])
-    assert kept < more
-    assert len(more) == 20 + (64 - 20) // 2 // 10 + 1
-    rows = {token: BEFORE + place for place, token in enumerate(sorted(more))}
-    plain_rows = {token: BEFORE + place for place, token in enumerate(sorted(kept))}
-    for token in kept:
-        assert torch.equal(entered["recycled"][rows[token]], entered["plain"][plain_rows[token]])
-    with vp.attach(model, recycled, mask) as handle, torch.no_grad():
+    with torch.no_grad():
+        plain = model(inputs_embeds=embeds, output_hidden_states=True).hidden_states[2][0]
+    recycled_count = (64 - 20) // 2
+    kept, best = (
+        set(kept_by(model, SparseVLM(layers=(1,), keep=(count,), tokens=64, recycle_ratio=0), embeds, mask)[2])
+        for count in (20, 20 + recycled_count)
+    )
+    entered: list[Tensor] = []
+    hook = model.model.layers[2].input_layernorm.register_forward_pre_hook(
+        lambda _module, args: entered.append(args[0])
+    )
+    pruner = SparseVLM(layers=(1,), keep=(20,), tokens=64, recycle_ratio=0.5)
+    with vp.attach(model, pruner, mask) as handle, torch.no_grad():
         model(inputs_embeds=embeds)
+    hook.remove()
     assert handle.trace[0].merged == [2]
+    leaving = sorted(best - kept)
+    states = plain[[_column(token) for token in leaving]]
+    centres, members = peaks_by_hand(states, recycled_count // 10 + 1)
+    means = {
+        leaving[centre]: states[[place for place, member in enumerate(members) if member == cluster]].mean(0)
+        for cluster, centre in enumerate(centres)
+    }
+    stay = handle.trace[0].kept[2]
+    assert stay == sorted([*kept, *means])
+    for token, state in zip(stay, entered[0][0, BEFORE:], strict=False):
+        torch.testing.assert_close(state, means.get(token, plain[_column(token)]))
+    assert max(members.count(cluster) for cluster in range(len(centres))) > 1, "a mean of one shows nothing"
 
 
 @pytest.mark.parametrize(("budget", "average"), [(192, 202.75), (128, 140.8125), (64, 79.1875)])
