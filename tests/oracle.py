@@ -5,10 +5,12 @@ No row is ever dropped here. The oracle shares no code with the engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -167,12 +169,14 @@ class PrunedEdit:
     """Edges of a pruned prompt: from layer l on nobody sees visual tokens outside `kept[l]`; shallow rules on top. Rows
     are placed as the methods at work number them.
 
-    `visual`: `[n]` bool over the prompt; rows beyond it are text.
+    `visual`: `[n]` bool over the prompt; rows beyond it are text. `turns`: the rows with which a turn begins that finds
+    those before it in a cache, as shallow rules left them there: merged ones are seen as one and not merged again.
     """
 
     visual: Tensor
     kept: list[list[int]]
     pruner: Any = None
+    turns: tuple[int, ...] = ()
 
     def __call__(self, layer: int, logits: Tensor) -> Tensor:
         is_visual = torch.nn.functional.pad(self.visual, (0, logits.shape[-1] - len(self.visual)))
@@ -186,7 +190,10 @@ class PrunedEdit:
             return softmax(logits)
         if isinstance(pruner, ReferenceVisiPruner):
             return _zeroed(layer, logits, is_visual & ~gone, len(self.visual))
-        return _shallow(layer, logits, is_visual & ~gone, pruner)
+        present = (is_visual & ~gone).nonzero().flatten()
+        bounds = [0, *self.turns, len(is_visual)]
+        shown = [present[(present >= start) & (present < end)] for start, end in pairwise(bounds)]
+        return _shallow(layer, logits, [rows for rows in shown if len(rows)], pruner)
 
     def frozen_layers(self, depth: int) -> list[int]:
         """Layers that visual rows leave as they came."""
@@ -225,23 +232,34 @@ def _is_compact(pruner: Any) -> bool:
 pruned_edit = PrunedEdit  # what an edit of a pruned prompt is made by, a function to its users
 
 
-def _shallow(layer: int, logits: Tensor, is_visual: Tensor, pruner: VisiPruner) -> Tensor:
+def _shallow(layer: int, logits: Tensor, shown: list[Tensor], pruner: VisiPruner) -> Tensor:
+    """`shown`: the visual rows present of every turn that has some, `[k]` long; the first stands for all of them."""
+    is_visual = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    is_visual[torch.cat(shown)] = True
     text_only = softmax(logits.masked_fill(is_visual, float("-inf")))
-    sink = is_visual.nonzero().flatten()[0]
     if pruner.shallow_visual == "prefix":
         if layer > 0:
             return text_only
-        full = softmax(logits)
-        merged = full.masked_fill(is_visual, 0)
-        merged[..., sink] = full[..., is_visual].sum(-1)
-        return torch.where(is_visual[:, None], text_only, merged)
+        weights = _merged(softmax(logits), shown)
+        for number, rows in enumerate(shown):  # they see text before them, and what stands for earlier turns
+            logits[..., rows[:, None], rows] = float("-inf")
+            weights[..., rows, :] = _merged(softmax(logits[..., rows, :]), shown[:number])
+        return weights
     if layer == 0:
-        others = is_visual.clone()
-        others[sink] = False
-        raised = logits.masked_fill(others, float("-inf"))
-        raised[..., sink] += torch.log(is_visual.sum().float())
+        raised = logits.masked_fill(is_visual, float("-inf"))
+        for rows in shown:
+            raised[..., rows[0]] = logits[..., rows[0]] + math.log(len(rows))
         text_only = softmax(raised)
     return text_only.masked_fill(is_visual[:, None], 0)
+
+
+def _merged(weights: Tensor, shown: list[Tensor]) -> Tensor:
+    """Each turn's weights all on the row that stands for it."""
+    merged = weights.clone()
+    for rows in shown:
+        merged[..., rows] = 0
+        merged[..., rows[0]] = weights[..., rows].sum(-1)
+    return merged
 
 
 def _zeroed(layer: int, logits: Tensor, is_visual: Tensor, prompt: int) -> Tensor:

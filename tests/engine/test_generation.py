@@ -11,9 +11,11 @@ from transformers import DynamicCache
 
 import visipruner as vp
 from tests.engine.cases import PRUNERS, SELECTS, WAYS
-from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
+from tests.models import IMAGE_TOKEN, LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.engine.arguments import CACHE_NAMES
+from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.view import LayerView
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.uniform import UniformPruner
 
@@ -119,10 +121,10 @@ def test_a_second_turn_on_the_same_cache(pruner: str, attn: str) -> None:
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("order", ["image-image", "text-image"])
-@pytest.mark.parametrize("pruner", ["schedule", "schedule-some-stay", "middle-deep", "ffn-no-sink"])
+@pytest.mark.parametrize("pruner", PRUNERS)
 def test_a_new_image_in_the_second_turn(pruner: str, order: str, attn: str) -> None:
     model = llava_model("clip", "qwen2", attn)
-    method = PRUNERS.get(pruner) or vp.VisiPruner(stages=("middle",), filter_layer=2, keep_tokens=3)
+    method = PRUNERS[pruner]
     first = llava_inputs([[4, 0, 7]] if order == "image-image" else [[9]])
     second = llava_inputs([[2, 0, 5]], seed=7)
     with vp.attach(model, method) as handle, torch.no_grad():
@@ -137,13 +139,90 @@ def test_a_new_image_in_the_second_turn(pruner: str, order: str, attn: str) -> N
     kept = [a + [shift + token for token in b] for a, b in zip(kept_first, kept_second, strict=True)]
     pixels = [part["pixel_values"] for part in (first, second) if "pixel_values" in part]
     # Rows of the first turn ran before the second image came; no text row of it can see that image anyway.
-    with oracle(model, pruned_edit(mask, kept)), torch.no_grad():
+    turns = (first["input_ids"].shape[1],)
+    with oracle(model, pruned_edit(mask, kept, method, turns)), torch.no_grad():
         expected = model(input_ids=ids, pixel_values=torch.cat(pixels), use_cache=False).logits
     text = second["input_ids"][0] != IMAGE_TOKEN
-    tail = expected[0, first["input_ids"].shape[1] :]
+    tail = expected[0, turns[0] :]
     torch.testing.assert_close(logits[0][text], tail[text], atol=2e-5, rtol=1e-4)
-    text_rows = int((~mask).sum())
-    assert key_lengths == [text_rows + len(layer) for layer in kept[:-1]]
+    assert key_lengths == [layer.keys.shape[-2] for layer in cache.layers]
+    whole = [layer for layer in range(LAYERS) if layer >= getattr(method, "shallow_end", 0)]
+    assert [key_lengths[layer] for layer in whole] == [int((~mask).sum()) + len(kept[layer]) for layer in whole]
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_new_images_in_the_second_turn_of_a_batch(pruner: str, attn: str) -> None:
+    """Examples of different lengths, in both turns, give what each gives alone."""
+    model = llava_model("clip", "qwen2", attn)
+    turns = llava_inputs([[4, 0, 7], [3, 0, 2]]), llava_inputs([[2, 0, 5], [3, 0, 6]], seed=7)
+    with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
+        logits, cache = _two_turns(model, *turns)
+        traces = handle.trace.examples
+        for layer, held in enumerate(cache.layers):
+            if isinstance(held, PrunedLayer):  # no padding but what makes the examples equally long
+                assert held.keys.shape[-2] == max(trace.key_lengths[layer] for trace in traces)
+        for example in range(2):
+            alone = [{name: given[example : example + 1] for name, given in turn.items()} for turn in turns]
+            for turn in alone:  # without its padding
+                real = turn["attention_mask"][0].bool()
+                turn["input_ids"], turn["attention_mask"] = turn["input_ids"][:, real], turn["attention_mask"][:, real]
+            expected = _two_turns(model, *alone)[0][0]
+            text = alone[1]["input_ids"][0] != IMAGE_TOKEN
+            ours = logits[example, -len(expected) :]
+            torch.testing.assert_close(ours[text], expected[text], atol=2e-5, rtol=1e-4)
+            assert handle.trace[0].kept == traces[example].kept
+            assert handle.trace[0].key_lengths == traces[example].key_lengths
+
+
+def _two_turns(model: Any, first: dict[str, Any], second: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    """Logits of the second turn, and the cache; padding takes no position."""
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+    positions, begun = (mask.cumsum(1) - 1).clamp(min=0), first["input_ids"].shape[1]
+    cache = model(**first, position_ids=positions[:, :begun], use_cache=True).past_key_values
+    second = {**second, "attention_mask": mask, "position_ids": positions[:, begun:]}
+    return model(**second, past_key_values=cache).logits, cache
+
+
+class _ReadByText(vp.FastV):
+    """As FastV, by what all text rows pay on average."""
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return torch.cat(list(view.attention_of(view.text_rows)), 1)[..., view.visual].mean((0, 1))
+
+
+@pytest.mark.parametrize("is_second_drop", [False, True])
+@pytest.mark.parametrize("method", [vp.FastV, _ReadByText])
+def test_tokens_of_a_second_turn_are_chosen_by_the_whole_map(method: type[vp.FastV], is_second_drop: bool) -> None:
+    """In which nobody sees what the first turn dropped."""
+    model = llava_model("clip", "qwen2")
+    pruner: vp.Pruner = method(layer=4, keep_tokens=5)
+    if is_second_drop:
+        pruner = Composed(parts=(vp.FixedSchedule(layers=(1,), keep=(9,)), pruner))
+    first, second = llava_inputs([[4, 0, 7]]), llava_inputs([[2, 0, 5]], seed=7)
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        earlier = handle.trace[0].kept
+        del second["attention_mask"]
+        model(**second, past_key_values=cache)
+        kept = handle.trace[0].kept
+    ids = torch.cat([first["input_ids"], second["input_ids"]], 1)
+    visual = ids[0] == IMAGE_TOKEN
+    before = [a + [16 + token for token in kept[min(layer, 3)]] for layer, a in enumerate(earlier)]
+    edit, maps = pruned_edit(visual, before), []
+
+    def remember(layer: int, logits: torch.Tensor) -> torch.Tensor:
+        maps.append(edit(layer, logits))
+        return maps[-1]
+
+    pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
+    with oracle(model, remember), torch.no_grad():
+        model(input_ids=ids, pixel_values=pixels, use_cache=False)
+    begun = first["input_ids"].shape[1]
+    text = [row for row in range(begun, ids.shape[1]) if not visual[row]]
+    columns = visual.nonzero().flatten()[[16 + token for token in kept[3]]]
+    paid = maps[3][:, text if method is _ReadByText else text[-1:]][..., columns].mean((0, 1))
+    assert kept[4] == sorted(kept[3][place] for place in paid.topk(5).indices)
 
 
 def test_tokens_can_be_cropped_but_not_the_prompt() -> None:

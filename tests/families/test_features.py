@@ -62,7 +62,7 @@ _ROPE = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
 
 @tries("new image")
 @each_cell
-@pytest.mark.parametrize("pruner", ["schedule", "detect"])
+@pytest.mark.parametrize("pruner", ["schedule", "detect", "prefix", "ffn"])
 def test_an_image_in_a_later_turn(name: str, attn: str, pruner: str) -> None:
     model = built(name, attn)
     turns = [prompt(name, [3, 0, 4], 1), prompt(name, [2, 0, 5], 2)]
@@ -75,7 +75,8 @@ def test_an_image_in_a_later_turn(name: str, attn: str, pruner: str) -> None:
             a + [first.num_visual + token for token in b] for a, b in zip(first.kept, handle.trace[0].kept, strict=True)
         ]
     visual = visual_rows(both["input_ids"])[0]
-    with oracle(model, pruned_edit(visual, kept)), torch.no_grad():
+    turns = (len(visual) - len(logits),)
+    with oracle(model, pruned_edit(visual, kept, PRUNERS[pruner], turns)), torch.no_grad():
         expected = model(**both, use_cache=False).logits[0, -len(logits) :]
     text = ~visual[-len(logits) :]
     torch.testing.assert_close(logits[text], expected[text], **CLOSE)
