@@ -13,11 +13,13 @@ from visipruner.accounting import (
     count_flops,
     decode_macs,
     dense_kv_bytes,
+    dense_macs,
     expected_kv_bytes,
     prompt_cut,
     prompt_macs,
     schedule_from_trace,
 )
+from visipruner.engine.trace import ExampleTrace
 from visipruner.shape import ModelShape
 
 LENGTH, FIRST, LAST = 200, 20, 170
@@ -69,6 +71,9 @@ def test_exact_and_measured_agree_within_one_percent(method: str, attention: str
     assert count.flops == pytest.approx(exact.flops, rel=0.01)
     assert exact.score > 0
     assert 0.2 < prompt_cut(shape, trace[0]) < 0.9
+    # Padding is held against padding: where layers run before anything leaves, they run it too.
+    rows = LENGTH if method == "middle only" else LENGTH - padding
+    assert trace.flops_cut(1) == pytest.approx(1 - trace.flops(1) / dense_macs(shape, rows).flops)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,6 +85,7 @@ def test_key_lengths_tell_the_bytes_held_and_the_cost_of_the_next_token(method: 
         cache = model(inputs_embeds=embeds, use_cache=True).past_key_values
         keys = handle.trace[0].key_lengths
         held = cache_bytes(cache)
+        assert handle.trace.kv_bytes() == held.used
         with count_flops() as count:
             model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
     assert held.held == held.used == expected_kv_bytes(shape, keys, dtype_bytes=4) < dense_kv_bytes(shape, LENGTH, 4)
@@ -95,3 +101,14 @@ def test_the_papers_schedule_of_a_real_trace() -> None:
         schedule = schedule_from_trace(handle.trace[0])
     assert [span.visual_tokens for span in schedule] == [150, 150, 150, 150, 8, 0]
     assert [span.visual_attention for span in schedule] == [False, False, True, True, True, True]
+
+
+def test_the_grid_of_a_later_image() -> None:
+    images: dict[str, Any] = {"tokens_per_image": [4, 6], "grids": [(2, 2), (2, 3)]}
+    kept = [list(range(10)), list(range(10)), [1, 4, 6, 9], [9]]
+    trace = ExampleTrace(prompt_length=14, num_visual=10, **images, trigger_layer=1, kept=kept)
+    assert trace.kept_grid(1) == [[True, False, True], [False, False, True]]
+    assert trace.kept_grid() == [[False, True], [False, False]]
+    assert trace.kept_grid(1, layer=3) == [[False] * 3, [False, False, True]]
+    with pytest.raises(ValueError, match="image 2 of this prompt has no token grid"):
+        trace.kept_grid(2)
