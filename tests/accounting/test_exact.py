@@ -22,13 +22,14 @@ GQA = ModelShape(2, 10, 4, 2, 3, 7, 50)
 
 
 def test_one_layer_by_hand() -> None:
-    work = LayerWork(rows=5, attention_rows=4, key_rows=3, value_rows=2, attention_pairs=12, score_pairs=6)
+    ran = {"rows": 5, "attention_rows": 4, "key_rows": 3, "value_rows": 2, "attention_pairs": 12}
+    work = LayerWork(**ran, score_pairs=6, score_rows=3)
     assert layer_macs(GQA, work) == Macs(
         query_output=4 * (10 * 12 + 12 * 10),  # 960
         key_value=3 * 10 * 6 + 2 * 10 * 6,  # 300
         attention=12 * 4 * (3 + 3),  # 288
         ffn=5 * (70 + 70 + 70),  # 1050
-        score=6 * 4 * (3 + 3),  # 144
+        score=6 * 4 * (3 + 3) + 3 * 10 * (12 + 6 + 6),  # 144 + 720: queries, keys and values of three rows
     )
 
 

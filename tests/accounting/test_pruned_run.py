@@ -20,13 +20,21 @@ from visipruner.accounting import (
     schedule_from_trace,
 )
 from visipruner.engine.trace import ExampleTrace
+from visipruner.pruners.feather import Feather
+from visipruner.pruners.pyramiddrop import PyramidDrop
+from visipruner.pruners.sparsevlm import SparseVLM
 from visipruner.shape import ModelShape
 
 LENGTH, FIRST, LAST = 200, 20, 170
-METHODS: dict[str, dict[str, Any]] = {
-    "prefix": {},
-    "ffn": {"shallow_visual": "ffn"},
-    "middle only": {"stages": ("middle",)},
+_FILTER: dict[str, Any] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 8}
+METHODS: dict[str, vp.Pruner] = {
+    "prefix": vp.VisiPruner(**_FILTER, exit_layer=5),
+    "ffn": vp.VisiPruner(**_FILTER, exit_layer=5, shallow_visual="ffn"),
+    "middle only": vp.VisiPruner(**_FILTER, stages=("middle",)),
+    # Two that project some rows ahead of a layer, and one that reads the attention of many.
+    "pyramiddrop": PyramidDrop(layers=(1, 3), keep_ratios=(0.5, 0.25)),
+    "feather": Feather(layers=(1, 3)),
+    "sparsevlm": SparseVLM(layers=(1, 3), keep=(60, 20), tokens=150),
 }
 
 
@@ -44,11 +52,6 @@ def tiny(attention: str) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def pruner(method: str) -> vp.VisiPruner:
-    exit_layer = None if method == "middle only" else 5
-    return vp.VisiPruner(shallow_end=2, filter_layer=3, keep_tokens=8, exit_layer=exit_layer, **METHODS[method])
-
-
 def prompt(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     visual = torch.zeros(batch, LENGTH, dtype=torch.bool)
     visual[:, FIRST:LAST] = True
@@ -64,7 +67,7 @@ def test_exact_and_measured_agree_within_one_percent(method: str, attention: str
     shape = ModelShape.from_config(model.config)
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[1, :padding] = 0
-    with vp.attach(model, pruner(method), visual_mask=visual) as handle, count_flops(model.model) as count:
+    with vp.attach(model, METHODS[method], visual_mask=visual) as handle, count_flops(model.model) as count:
         model(inputs_embeds=embeds, attention_mask=mask)
         trace = handle.trace
     exact = sum((prompt_macs(shape, example) for example in trace.examples), Macs())
@@ -72,7 +75,7 @@ def test_exact_and_measured_agree_within_one_percent(method: str, attention: str
     assert exact.score > 0
     assert 0.2 < prompt_cut(shape, trace[0]) < 0.9
     # Padding is held against padding: where layers run before anything leaves, they run it too.
-    rows = LENGTH if method == "middle only" else LENGTH - padding
+    rows = LENGTH - padding if method in ("prefix", "ffn") else LENGTH
     assert trace.flops_cut(1) == pytest.approx(1 - trace.flops(1) / dense_macs(shape, rows).flops)
 
 
@@ -81,7 +84,7 @@ def test_exact_and_measured_agree_within_one_percent(method: str, attention: str
 def test_key_lengths_tell_the_bytes_held_and_the_cost_of_the_next_token(method: str) -> None:
     model, (embeds, visual) = tiny("sdpa"), prompt(batch=1)
     shape = ModelShape.from_config(model.config)
-    with vp.attach(model, pruner(method), visual_mask=visual) as handle:
+    with vp.attach(model, METHODS[method], visual_mask=visual) as handle:
         cache = model(inputs_embeds=embeds, use_cache=True).past_key_values
         keys = handle.trace[0].key_lengths
         held = cache_bytes(cache)
@@ -96,7 +99,7 @@ def test_key_lengths_tell_the_bytes_held_and_the_cost_of_the_next_token(method: 
 @torch.no_grad()
 def test_the_papers_schedule_of_a_real_trace() -> None:
     model, (embeds, visual) = tiny("sdpa"), prompt(batch=1)
-    with vp.attach(model, pruner("prefix"), visual_mask=visual) as handle:
+    with vp.attach(model, METHODS["prefix"], visual_mask=visual) as handle:
         model(inputs_embeds=embeds)
         schedule = schedule_from_trace(handle.trace[0])
     assert [span.visual_tokens for span in schedule] == [150, 150, 150, 150, 8, 0]

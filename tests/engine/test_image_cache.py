@@ -15,6 +15,7 @@ from tests.families.prompts import words
 from tests.families.zoo import built, inputs, prompt
 from tests.models import llava_inputs, llava_model, text_model
 from tests.models import prompt as embedded
+from visipruner.accounting import count_flops
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
@@ -112,19 +113,21 @@ def test_a_prompt_of_embeddings() -> None:
     assert check_agreement(model, PRUNERS["middle-deep"], prompts, mask).reused == 1
 
 
-@pytest.mark.parametrize("method", ["dense", "budget", "ffn"])
+@pytest.mark.parametrize("method", ["dense", "budget", "ffn", "prefix"])
 def test_the_image_runs_once(method: str) -> None:
     """What layers ran: all rows the first time, then the question's, and what the method kept where it left."""
     model, prompts = llava_model(), questions(2)
     with vp.attach(model, METHODS_TRIED[method]) as handle, handle.image_cache():
         ask(model, prompts[0])
         first, length = handle.trace[0], prompts[1]["input_ids"].shape[1]
-        ask(model, prompts[1])
-        second = handle.trace[0]
+        with count_flops(model.model.language_model) as count:
+            ask(model, prompts[1], tokens=1)
+        second, flops = handle.trace[0], handle.trace.flops()
     filtered = 6 if method == "dense" else 4 if method == "budget" else len(first.kept)
     for layer, (rows, tokens) in enumerate(zip(second.query_lengths, second.kept, strict=False)):
         untouched = len(tokens) == IMAGE and layer < filtered
         assert rows == (length - BEFORE - IMAGE if untouched else length - IMAGE + len(tokens)), layer
+    assert count.flops == pytest.approx(flops, rel=0.01)
     assert sum(work.attention_pairs for work in second.work) < sum(work.attention_pairs for work in first.work)
 
 
