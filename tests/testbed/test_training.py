@@ -132,6 +132,34 @@ def test_resuming_gives_the_same_weights(fresh, processor, emoji, tmp_path):
         train(fresh(), processor, emoji, tmp_path / "twice", recipe)
 
 
+def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
+    fresh, processor, emoji, trainer, tmp_path, monkeypatch
+):
+    """Killed in its third step, which alone is lost."""
+    start = {PROJECTOR + name: value for name, value in trainer().projector.state_dict().items()}
+    monkeypatch.setattr(loop, "warm_start", lambda *args: start)
+    recipe, step, begun = dataclasses.replace(RECIPE, images=6), Trainer.step, []
+
+    def killed_in_the_third(self):
+        begun.append(self.images_seen)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    for run in ("once", "twice"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "warm_start.json").write_text("{}")
+    whole = load_file(train(fresh(), processor, emoji, tmp_path / "once", recipe))
+    monkeypatch.setattr(Trainer, "step", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), processor, emoji, tmp_path / "twice", recipe, save_every=0.0)
+    again = load_file(train(fresh(), processor, emoji, tmp_path / "twice", recipe, resume=True))
+    assert begun == [0, 2, 4, 4]
+    assert same(again, whole)
+    logged = [json.loads(line)["images"] for line in (tmp_path / "twice" / "log.jsonl").read_text().splitlines()]
+    assert logged == [2, 4, 6]
+
+
 @pytest.fixture
 def trainer(fresh, processor, emoji):
     """Makes a `Trainer` that has learnt nothing, not even a warm start."""
@@ -151,6 +179,40 @@ def learnt(trainer):
 
 def same(some, others):
     return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+
+
+@pytest.mark.parametrize(("image", "factor"), [(0, 1 / 2), (10, 1.0), (37, 1 / 8)])
+def test_a_step_learns_at_its_rate(image, factor, trainer):
+    """In the warm-up, at the peak, and with 3 of the last 24 pictures to come."""
+    learner, rates = trainer(), []
+    learner.images_seen = image
+    learner.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.extend(group["lr"] for group in optimizer.param_groups)
+    )
+    assert learner.step()["rate"] == factor
+    assert rates == pytest.approx([RECIPE.lora_rate * factor, RECIPE.projector_rate * factor])
+
+
+def test_an_answer_is_right_when_every_token_of_it_is():
+    end = 0
+    labels = torch.tensor([5, 6, end, 7, end, end, 8, end])
+    expected = {
+        (): [True, True, True, True],
+        (0,): [False, True, True, True],  # the first token of the first answer
+        (2,): [False, True, True, True],  # its end
+        (3,): [True, False, True, True],  # the token after another answer's end
+        (5,): [True, True, False, True],  # an empty answer
+        (4, 7): [True, False, True, False],
+    }
+    for wrong, answers in expected.items():
+        right = torch.ones(len(labels), dtype=torch.bool)
+        right[list(wrong)] = False
+        assert loop._answers_right(right, labels, end) == answers, wrong
+
+
+def test_right_answers_are_counted_by_type():
+    counted = loop._count_by_type(["color", "count", "color", "color"], [True, False, False, True])
+    assert counted == {"color": (2, 3), "count": (0, 1)}
 
 
 @pytest.mark.parametrize(("full", "images"), [(STATE_FILE, 2), (TRAINED_FILE, 4)])
