@@ -31,7 +31,7 @@ from visipruner.pruners.visipruner import ReferenceVisiPruner
 
 STEPS = 3
 LAYOUTS = [[3, 0, 2, 0, 5], [2, 0, 6], [7]]
-TEXT = 2  # which of them has no image
+PADDED, TEXT = 1, 2  # which of them is padded beside the first and has images, and which has none
 
 # Published thresholds need not be met by random models.
 _TUNED: dict[str, vp.Pruner] = {
@@ -198,6 +198,10 @@ def test_every_invariant(name: str, method: str, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(together[0], alone, **CLOSE)  # 3, 6
         assert kept[0] == trace.kept
         assert handle.trace[TEXT].num_visual == 0
+        torch.testing.assert_close(together[TEXT], plain[TEXT], **CLOSE)  # 3, 4
+        padded = _logits(_generate(model, _prepared(name, PADDED)))[0]
+        torch.testing.assert_close(together[PADDED], padded, **CLOSE)  # 3
+        assert handle.trace[0].kept == kept[PADDED]
 
         right = _prepared(name, side="right")
         last = right["attention_mask"].sum(1) - 1

@@ -13,7 +13,8 @@ FEATURES: dict[str, str] = {
     "image": "one image in a prompt, of any size and number of crops the family has",
     "several images": "several unlike images in a prompt",
     "video": "a video in a prompt",
-    "no image": "prompts without an image, alone and beside others in a batch: the plain model to the last bit",
+    "no image": "prompts without an image: the plain model to the last bit, or to float rounding beside prompts of a "
+    "batch that are pruned",
     "batch": "unlike prompts in a batch, padded on either side: each gets what it gets alone",
     "cache": "decoding with a cache equals one full forward, and decoding without one",
     "beams": "beam search, with and without a cache",
