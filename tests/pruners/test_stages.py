@@ -19,7 +19,7 @@ from tests.pruners.plain import kept_by, largest, logits_of
 from tests.pruners.test_clustering import peaks_by_hand
 from visipruner.pruners.dart import Dart
 from visipruner.pruners.feather import Feather
-from visipruner.pruners.fitprune import FitPrune, fit
+from visipruner.pruners.fitprune import FitPrune, dispensable, fit
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.sparsevlm import SparseVLM
 
@@ -196,6 +196,18 @@ def test_sparsevlms_budgets_are_averages_over_layers_roughly(budget: int, averag
     assert (len(by_layer), sum(by_layer) / 32) == (32, average)
 
 
+def _received(logits: Tensor, tokens: list[int]) -> tuple[list[float], list[float]]:
+    """Of the tokens present: what each receives from the text after the image and from the image, by FitPrune."""
+    n = logits.shape[-1]
+    hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
+    hidden[:, [_column(j) for j in ALL if j not in tokens]] = True
+    weights = logits.masked_fill(hidden, float("-inf")).softmax(-1)
+    text, image = range(BEFORE + 16, n), [_column(j) for j in tokens]
+    cross = [sum(max(float(head[row, _column(j)]) for head in weights) for row in text) for j in tokens]
+    own = [sum(max(float(head[row, _column(j)]) for head in weights) for row in image) for j in tokens]
+    return cross, own
+
+
 def test_fitprune_scores() -> None:
     model = text_model("llama")
     embeds, mask = prompt()
@@ -205,19 +217,55 @@ def test_fitprune_scores() -> None:
     tokens = ALL
     for layer in range(LAYERS):
         assert kept[layer] == tokens, layer
-        n = maps[layer].shape[-1]
-        hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
-        hidden[:, [_column(j) for j in ALL if j not in tokens]] = True
-        weights = maps[layer].masked_fill(hidden, float("-inf")).softmax(-1)
-        text, image = range(BEFORE + 16, n), [_column(j) for j in tokens]
-        scores = []
-        for j in tokens:
-            cross = sum(max(float(head[row, _column(j)]) for head in weights) for row in text)
-            own = sum(max(float(head[row, _column(j)]) for head in weights) for row in image)
-            scores.append(cross * own)
+        scores = [cross * own for cross, own in zip(*_received(maps[layer], tokens), strict=True)]
         count = 16 - round(16 * sum(remove[: layer + 1]))
         tokens = [tokens[i] for i in largest(scores, count)]
     assert kept[LAYERS] == tokens
+
+
+def test_what_fitprune_can_do_without() -> None:
+    mass = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    for floor, leaves in {
+        10.0: [],
+        9.5: [],
+        9.0: [1],
+        7.5: [1],
+        7.0: [1, 3],
+        4.0: [1, 2, 3],
+        0.0: [0, 1, 2, 3],
+    }.items():
+        assert dispensable(mass, floor).nonzero().flatten().tolist() == leaves, floor
+    assert dispensable(torch.ones(3), 2.0).tolist() == [True, False, False]
+
+
+def _spared(masses: list[float], floor: float) -> set[int]:
+    """Positions of those that stay when the smallest go one by one, as long as the others sum to the floor."""
+    staying = sorted(range(len(masses)), key=lambda i: masses[i])
+    while staying and sum(masses[i] for i in staying[1:]) >= floor:
+        staying = staying[1:]
+    return set(staying)
+
+
+def test_fitprunes_recipe_of_one_alpha() -> None:
+    """A search in steps of a half with room for every token ends at alpha = 0.5."""
+    model, alpha = text_model("llama"), 0.5
+    prompts, mask = [prompt(seed=seed)[0] for seed in (1, 2)], prompt()[1]
+    removed = torch.zeros(len(prompts), LAYERS)
+    for number, embeds in enumerate(prompts):
+        dense = [_received(part, ALL) for part in logits_of(model, embeds, mask, [ALL] * (LAYERS + 1))]
+        kept = [ALL]
+        for layer in range(LAYERS):
+            tokens, so_far = kept[-1], [*kept, *[kept[-1]] * (LAYERS - layer)]
+            cross, own = _received(logits_of(model, embeds, mask, so_far)[layer], tokens)
+            floors = [(1 - alpha) * sum(masses) for masses in dense[layer]]
+            by_either = [_spared(cross, floors[0]), _spared(own, floors[1])]
+            if layer == 0:
+                assert by_either[0] - by_either[1], "the two ways must differ"
+                assert by_either[1] - by_either[0], "the two ways must differ"
+            kept.append([tokens[i] for i in sorted(set.union(*by_either))])
+            removed[number, layer] = (len(tokens) - len(kept[-1])) / 16
+    recipe = fit(model, [{"inputs_embeds": embeds} for embeds in prompts], 1.0, mask, tolerance=alpha)
+    assert recipe.remove == pytest.approx(removed.mean(0).tolist())
 
 
 @pytest.mark.parametrize("keep_ratio", [0.4, 0.7])
