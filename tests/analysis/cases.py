@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -55,3 +56,23 @@ def edited(layers: Any, src: Tensor, dst: Tensor, how: str, onto: int | None = N
 
 def kl(dense: Tensor, other: Tensor) -> float:
     return float((dense.exp() * (dense - other)).sum(-1).mean())
+
+
+NO_LOSS: Any = pytest.approx(0, abs=1e-6)
+
+
+def near(expected: float) -> Any:
+    """Approximately this KL, which must be large enough to be told from none and from another edit's."""
+    assert expected > 1e-4, "the edit must do something"
+    return pytest.approx(expected, rel=0.02, abs=1e-6)
+
+
+def resting(visual: Tensor) -> Callable[..., Tensor]:
+    """A hook that lets visual rows leave a layer as they entered it."""
+
+    def rest(module: object, args: tuple[Tensor], output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[:, visual] = args[0][:, visual]
+        return changed
+
+    return rest

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.analysis.cases import edited, kl
+from tests.analysis.cases import edited, kl, near, resting
 from tests.families.prompts import extended
-from tests.families.zoo import FAMILIES, LAYERS, built, inputs, prompt
+from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt
 from tests.oracle import oracle
 from visipruner.analysis.knockout import attention_knockout
 from visipruner.analysis.lens import logit_lens, value_lens
@@ -61,5 +61,10 @@ def test_knockout_equals_edited_maps(name: str, attn: str) -> None:
         with oracle(model, weights), torch.no_grad():
             logits = model(**longer, use_cache=False).logits[0]
         expected = kl(reading.logprobs, logits[reading.answer.rows].float().log_softmax(-1))
-        assert outcome.kl == pytest.approx(expected, abs=2e-3, rel=2e-3)
-    assert skipped["kl"].values[0] >= 0
+        assert outcome.kl == near(expected)
+    hook = layers_of(model)[2].register_forward_hook(resting(reading.visual))
+    with oracle(model, edited([2], reading.rows("all"), visual, "cut")), torch.no_grad():
+        logits = model(**longer, use_cache=False).logits[0]
+    hook.remove()
+    expected = kl(reading.logprobs, logits[reading.answer.rows].float().log_softmax(-1))
+    assert skipped["kl"].values[0] == near(expected)
