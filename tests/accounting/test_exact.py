@@ -1,5 +1,7 @@
 """Exact multiply-adds: a grouped-query model small enough to count by hand."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,11 @@ def test_one_layer_by_hand() -> None:
         ffn=5 * (70 + 70 + 70),  # 1050
         score=6 * 4 * (3 + 3) + 3 * 10 * (12 + 6 + 6),  # 144 + 720: queries, keys and values of three rows
     )
+
+
+def test_a_routers_choice_by_hand() -> None:
+    # 8 experts: 10 * 8 for each of 5 rows, beside 3 * 10 * 7.
+    assert layer_macs(replace(GQA, num_experts=8), LayerWork(5, 0, 0, 0, 0)) == Macs(ffn=5 * (80 + 210))
 
 
 def test_dense_prompt_by_hand() -> None:

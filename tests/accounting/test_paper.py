@@ -37,6 +37,19 @@ def test_one_layer_by_hand() -> None:
     # n=4, d=10, m=20: 4*4*100 = 1600, 2*16*10 = 320, 3*4*10*20 = 2400.
     assert visual_layer_macs(TINY, LayerSpan(1, 4)) == 4320
     assert visual_layer_macs(TINY, LayerSpan(1, 4, visual_attention=False)) == 4000
+    # Keys and values alone: 2*4*100.
+    assert visual_layer_macs(TINY, LayerSpan(1, 4, visual_updates=False)) == 800
+
+
+def test_frozen_layers_by_hand() -> None:
+    schedule = (LayerSpan(1, 4), LayerSpan(2, 4, visual_updates=False))
+    assert visual_macs(TINY, schedule) == 4320 + 2 * 800
+    # Text rows see visual ones in all three layers (160 each), these see one another in the first (320).
+    assert cross_attention_macs(TINY_PROMPT, schedule) == 480
+    assert visual_attention_cut(TINY_PROMPT, schedule) == pytest.approx(1 - (320 + 480) / 1440)
+    example = ExampleTrace(prompt_length=6, num_visual=4, kept=[[0, 1, 2, 3]] * 4, visual_attention=[True] * 3)
+    example.frozen = [1, 2]
+    assert schedule_from_trace(example) == (LayerSpan(1, 4), *[LayerSpan(1, 4, visual_updates=False)] * 2)
 
 
 def test_schedule_by_hand_with_a_fraction_of_a_layer() -> None:

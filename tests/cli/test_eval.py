@@ -195,9 +195,8 @@ def test_every_method_that_runs(cli, planted_folder, data, tmp_path):
     ran = {row["method"] for row in document["rows"]}
     assert {"dense", "visipruner", "fastv", "random", "divprune", "fastervlm"} <= ran
     assert not ran & {"none", "composed", "schedule", "visipruner-reference"}
+    assert set(document["left_out"]) == {"downsample"}
     assert "knows one size only" in document["left_out"]["downsample"]  # CLIP
-    for reason in document["left_out"].values():
-        assert len(reason) > 20
 
 
 def test_bad_input(fails, planted_folder, data, monkeypatch):
