@@ -82,8 +82,9 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "8- and 4-bit weights": (
         "yes",
-        "nothing is asked of a linear layer but to be called; tried on a CPU with LLaVA, torchao 0.18.0 (int8) and "
-        "bitsandbytes 0.50.2 (8 and 4 bits)",
+        "nothing is asked of a linear layer but to be called; the tests replace LLaVA's by int8 layers of their own. "
+        "Those with torchao (0.18.0, int8) and bitsandbytes (0.50.2, 8 and 4 bits), on a CPU, run only where these are "
+        "installed, which no extra does: they were run by hand",
     ),
 }
 
