@@ -274,6 +274,45 @@ def _refuses(cache: Any, tokens: int) -> None:
     assert [layer.keys.shape[-2] for layer in cache.layers] == held
 
 
+def test_examples_are_selected_as_in_an_unpruned_cache() -> None:
+    """Unlike prompts, the shorter with padding: one of them goes on alone, and twice."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 7], [2, 0, 3]])
+    chosen = torch.tensor([1, 1])
+    for pruner in (PRUNERS["schedule"], vp.NoPruning()):
+        with vp.attach(model, pruner), torch.no_grad():
+            cache, all_of_them = (model(**inputs, use_cache=True).past_key_values for _ in range(2))
+            mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+            ids = torch.tensor([[5], [5]])
+            expected = model(input_ids=ids, attention_mask=mask, past_key_values=all_of_them).logits
+            held = [layer.keys.shape for layer in cache.layers]
+            cache.batch_select_indices(chosen)
+            assert [layer.keys.shape for layer in cache.layers] == held
+            assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+            got = model(input_ids=ids, attention_mask=mask[chosen], past_key_values=cache).logits
+        torch.testing.assert_close(got, expected[chosen], atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(got[0], expected[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("pruner", ["schedule", "ffn"])
+@pytest.mark.parametrize("layout", [[2, 0, 9], [9]], ids=["image", "text"])
+def test_a_reset_cache_is_a_new_one(layout: list[int], pruner: str) -> None:
+    """Its layers are empty as the host's are, and take another prompt."""
+    model, first, second = llava_model(), llava_inputs([[4, 0, 7]]), llava_inputs([layout], seed=2)
+    with vp.attach(model, PRUNERS[pruner]), torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        cache.reset()
+        assert [layer.get_seq_length() for layer in cache.layers] == [0] * LAYERS
+        assert [layer.get_mask_sizes(3) for layer in cache.layers] == [(3, 0)] * LAYERS
+        pruned = [layer for layer in cache.layers if isinstance(layer, PrunedLayer)]
+        assert pruned
+        assert all(layer.columns.shape == (1, 0) and layer.bias is None for layer in pruned)
+        new = DynamicCache(config=model.config)
+        for inputs in (second, {"input_ids": torch.tensor([[5]])}):
+            got, expected = (model(**inputs, past_key_values=held).logits for held in (cache, new))
+            assert torch.equal(got, expected)
+            assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in new.layers]
+
+
 @pytest.mark.parametrize("called", CACHE_NAMES)
 def test_the_cache_is_found_by_its_newer_and_its_older_name(called: str) -> None:
     """Whoever calls a decoder by itself may still use the older one, which hooks see before the host renames it."""
