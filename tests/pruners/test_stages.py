@@ -17,6 +17,7 @@ import visipruner as vp
 from tests.models import LAYERS, prompt, text_model
 from tests.pruners.plain import kept_by, largest, logits_of
 from tests.pruners.test_clustering import peaks_by_hand
+from visipruner.pruners.composed import Composed
 from visipruner.pruners.dart import Dart
 from visipruner.pruners.feather import Feather
 from visipruner.pruners.fitprune import FitPrune, dispensable, fit
@@ -62,7 +63,7 @@ def test_pyramiddrop(kind: str, positions: Any) -> None:
 
 
 @contextmanager
-def _without_rotary(layers: tuple[int, ...], calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+def _without_rotary(calls: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Collects queries and keys as Llama hands them to its rotary embedding."""
     original = modeling_llama.apply_rotary_pos_emb
 
@@ -77,24 +78,49 @@ def _without_rotary(layers: tuple[int, ...], calls: list[tuple[Tensor, Tensor]])
         modeling_llama.apply_rotary_pos_emb = original
 
 
-def test_feather() -> None:
-    model = text_model("llama")
-    embeds, mask = prompt()
-    pruner = Feather(layers=(2, 4), keep_ratio=0.5, stride=3)
-    kept = kept_by(model, pruner, embeds, mask)
+def _raw_logits(model: Any, embeds: Tensor, mask: Tensor, kept: list[list[int]]) -> list[Tensor]:
+    """As `logits_of`, before the rotary embedding."""
     calls: list[tuple[Tensor, Tensor]] = []
-    with _without_rotary(pruner.layers, calls):
+    with _without_rotary(calls):
         logits_of(model, embeds, mask, kept)
     raw = []
     for q, k in calls:
         k = k[0].repeat_interleave(q.shape[1] // k.shape[1], 0)
         raw.append(q[0] @ k.transpose(1, 2) / math.sqrt(q.shape[-1]))
-    first = largest(_last_row_scores(raw[2], ALL), 8)
-    first = sorted({*first, 0, 3, 12, 15})  # lines 0 and 3, columns 0 and 3 of a 4 x 4 grid
-    second = [first[i] for i in largest(_last_row_scores(raw[4], first), round(len(first) * 0.25))]
-    assert kept == [ALL, ALL, first, first, second, second, second]
-    rotated = [largest(_last_row_scores(part, ALL), 8) for part in logits_of(model, embeds, mask, [ALL] * (LAYERS + 1))]
-    assert rotated[2] != largest(_last_row_scores(raw[2], ALL), 8), "positions must matter for this to test anything"
+    return raw
+
+
+CORNERS = {0, 3, 12, 15}  # lines 0 and 3, columns 0 and 3 of a 4 x 4 grid
+
+
+@pytest.mark.parametrize("layers", [(2, 4), (2, 3), (1, 4)])
+def test_feather(layers: tuple[int, int]) -> None:
+    """Tokens are ranked in the layer before the one that they leave before, by those present there."""
+    model = text_model("llama")
+    embeds, mask = prompt()
+    kept = kept_by(model, Feather(layers=layers, keep_ratio=0.6, stride=3), embeds, mask)
+    raw = _raw_logits(model, embeds, mask, kept)
+    before = layers[0] - 1
+    best = largest(_last_row_scores(raw[before], ALL), int(16 * 0.6))
+    first = sorted({*best, *CORNERS})
+    second = [first[i] for i in largest(_last_row_scores(raw[layers[1] - 1], first), int(len(first) * 0.36))]
+    stages = [first] * (layers[1] - layers[0])
+    assert kept == [ALL] * layers[0] + stages + [second] * (LAYERS + 1 - layers[1])
+    rotated = logits_of(model, embeds, mask, [ALL] * (LAYERS + 1))
+    assert best != largest(_last_row_scores(rotated[before], ALL), 9), "positions must matter for this to test anything"
+    assert best != largest(_last_row_scores(raw[before + 1], ALL), 9), "and so must the layer"
+
+
+def test_feathers_scores_stay_with_their_tokens() -> None:
+    """Between the layer that ranks and the one that tokens leave before, another method may drop some."""
+    model = text_model("llama")
+    embeds, mask = prompt()
+    every_second = vp.FixedSchedule(layers=(1,), keep=(8,))
+    pruner = Composed(parts=(every_second, Feather(layers=(2,), keep_ratio=0.4, stride=3)))
+    scores = _last_row_scores(_raw_logits(model, embeds, mask, [ALL] * (LAYERS + 1))[1], ALL)
+    left = kept_by(model, every_second, embeds, mask)[2]
+    best = {left[i] for i in largest([scores[token] for token in left], int(8 * 0.4))}
+    assert kept_by(model, pruner, embeds, mask)[2] == sorted(best | CORNERS & set(left))
 
 
 def _hidden_and_keys(model: Any, embeds: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -295,6 +321,7 @@ def test_a_recipe_belongs_to_a_depth() -> None:
         (lambda: PyramidDrop(keep_ratios=(0.1, 0.2, 0.3)), "grow"),
         (lambda: PyramidDrop(keep_ratios=(2.0, 0.2, 0.1)), r"\[0, 1\]"),
         (lambda: Feather(stride=0), "stride"),
+        (lambda: Feather(layers=(0, 2)), "1 or later"),
         (lambda: Dart(pivot_image=0, pivot_text=0), "pivot"),
         (lambda: SparseVLM(recycle_ratio=2), "recycle_ratio"),
         (lambda: FitPrune(remove=(0.9, 0.9)), "sum to"),
@@ -313,3 +340,16 @@ def test_projections_ahead_of_a_layer_are_counted() -> None:
     work = handle.trace[0].work
     assert [layer.score_rows for layer in work] == [0, 17, 0, 9, 0, 0]
     assert [layer.score_pairs for layer in work] == [0, 16, 0, 8, 0, 0]
+
+
+@pytest.mark.parametrize(("layers", "at"), [((2, 4), 3), ((2, 3), 2)])
+def test_feathers_projections_are_counted(layers: tuple[int, int], at: int) -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    with vp.attach(model, Feather(layers=layers, keep_ratio=0.5, stride=9), mask) as handle, torch.no_grad():
+        model(inputs_embeds=embeds)
+    left = len(handle.trace[0].kept[2])
+    assert 8 <= left <= 9
+    work = handle.trace[0].work
+    assert [layer.score_pairs for layer in work] == [{1: 16, at: left}.get(layer, 0) for layer in range(LAYERS)]
+    assert [layer.score_rows for layer in work] == [{1: 17, at: left + 1}.get(layer, 0) for layer in range(LAYERS)]

@@ -162,3 +162,8 @@ class EntryView:
         view = EntryView(states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision)
         view._places = self._places[stays]
         return view
+
+    def add_work_of(self, narrowed: EntryView) -> None:
+        """Counts what was computed for a look at `narrowed`, a part of this view, here."""
+        self.pairs += narrowed.pairs
+        self.projected_rows += narrowed.projected_rows

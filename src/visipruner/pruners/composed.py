@@ -148,8 +148,7 @@ class _ComposedRun(PromptRun):
                 continue
             answer = run.select_entry(layer, left)
             if left is not view:
-                view.pairs += left.pairs
-                view.projected_rows += left.projected_rows
+                view.add_work_of(left)
             if answer is not None:
                 has_merged |= isinstance(answer, Merge)
                 stays = answer.kept if isinstance(answer, Merge) else answer

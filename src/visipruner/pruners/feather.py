@@ -20,21 +20,24 @@ from visipruner.pruners.budgeted import check_layers, scaled_layers
 from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.pyramiddrop import check_stages
 from visipruner.pruners.scope import Scope, best, parts_of
-from visipruner.pruners.selection import union
+from visipruner.pruners.selection import scores_of, union
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feather(DroppingPruner):
     """Score: softmax over the visual tokens of q_last K^T **before RoPE**, mean over heads.
 
-    RoPE makes the last row prefer the bottom of the image. Before the first layer the best `keep_ratio` of the tokens
-    stay, and with them every `stride`-th token of every `stride`-th line; before the second, the best `keep_ratio`
-    squared of those present, as in the released code.
+    RoPE makes the last row prefer the bottom of the image. Queries and keys are made by the layer before the one that
+    tokens leave before (its norm and projections, on what enters it), as in the released code; that is one projection
+    more per stage, counted in the trace. Before the first of `layers` the best `keep_ratio` of the tokens stay, and
+    with them every `stride`-th token of every `stride`-th line; before the second, the best `keep_ratio` squared of
+    those present. Both counts are rounded down, as there.
 
     Images whose tokens form no grid contribute every `stride`^2-th token instead.
 
     Attributes:
-        layers: tokens leave before these. keep_ratio: see above. stride: of the grid, in tokens.
+        layers: tokens leave before these, the first of which is 1 or later. keep_ratio: see above. stride: of the
+            grid, in tokens.
         scope: whether the best are those of all images together or of each (see `Budgeted`).
     """
 
@@ -43,7 +46,7 @@ class Feather(DroppingPruner):
         "FEATHER: attention without positions, and a coarse grid",
         paper="Endo et al., ICCV 2025, arXiv 2412.13180",
         acts="before layers 8, 16",
-        needs="last row's query, keys, both before RoPE",
+        needs="last row's query, keys, a layer earlier, before RoPE",
     )
 
     layers: tuple[int, ...] = (8, 16)
@@ -54,6 +57,8 @@ class Feather(DroppingPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self.layers, self.layers, "layers")
+        if 0 in self.layers:
+            raise ConfigError("layers must be 1 or later: tokens are scored in the layer before.")
         if not 0 <= self.keep_ratio <= 1 or self.stride < 1:
             raise ConfigError("keep_ratio must lie in [0, 1] and stride must be at least 1.")
 
@@ -72,15 +77,27 @@ class _FeatherRun(PromptRun):
     def __init__(self, config: Feather) -> None:
         super().__init__()
         self._config = config
+        self._scored = torch.empty(0, dtype=torch.long)
+        self._scores = torch.empty(0)
 
     def observes_entry(self, layer: int) -> bool:
-        return layer in self._config.layers
+        return layer in self._config.layers or layer + 1 in self._config.layers
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+        kept = self._chosen(layer, view) if layer in self._config.layers else None
+        left = view if kept is None else view.narrowed(kept)
+        if layer + 1 in self._config.layers and left.tokens.numel():
+            self._scored, self._scores = left.tokens, left.attention(rotary=False).mean(0)
+            if left is not view:
+                view.add_work_of(left)
+        return kept
+
+    def _chosen(self, layer: int, view: EntryView) -> Tensor | None:
+        """Who stays, by the scores of the layer before."""
         stage = self._config.layers.index(layer)
         parts = parts_of(view, self._config.scope)
-        counts = [round(len(part) * self._config.keep_ratio ** (stage + 1)) for part in parts]
-        kept = best(view.attention(rotary=False).mean(0), parts, counts)
+        counts = [int(len(part) * self._config.keep_ratio ** (stage + 1)) for part in parts]
+        kept = best(scores_of(view.tokens, self._scored, self._scores), parts, counts)
         if kept is None or stage > 0:
             return kept
         return union(kept, coarse_grid(view, self._config.stride))

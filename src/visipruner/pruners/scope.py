@@ -47,8 +47,7 @@ def chosen(view: EntryView, parts: Sequence[Tensor], counts: Sequence[int], choo
         if 0 < count < len(part):
             alone = view.narrowed(part)
             answer = choose(alone, count)
-            view.pairs += alone.pairs
-            view.projected_rows += alone.projected_rows
+            view.add_work_of(alone)
             where = answer.kept if isinstance(answer, Merge) else answer
             positions, held = part[where], answer.states if isinstance(answer, Merge) else view.embeddings[part[where]]
             has_merged |= isinstance(answer, Merge)

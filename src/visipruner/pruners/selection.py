@@ -13,6 +13,14 @@ def top(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
+def scores_of(present: Tensor, scored: Tensor, scores: Tensor) -> Tensor:
+    """`scores` `[m]` of the tokens `scored`, cut to those `present` among them; both are ascending numbers.
+
+    For scores of an earlier layer: other methods of a composition may have taken tokens out since.
+    """
+    return scores.to(present.device)[torch.searchsorted(scored.to(present.device), present)]
+
+
 def union(*positions: Tensor) -> Tensor:
     """Ascending positions that are in any of several."""
     return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]

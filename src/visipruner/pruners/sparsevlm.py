@@ -23,7 +23,7 @@ from visipruner.pruners.clustering import cluster_means
 from visipruner.pruners.dropping import DroppingPruner, Positions
 from visipruner.pruners.pyramiddrop import check_stages
 from visipruner.pruners.scope import Scope, best, parts_of
-from visipruner.pruners.selection import top
+from visipruner.pruners.selection import scores_of, top
 
 # Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
 _COUNTS: dict[int, tuple[int, ...]] = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
@@ -124,10 +124,7 @@ class _SparseRun(PromptRun):
         if layer - 1 not in self._stages or self._scores is None:
             return None
         counts = [round(self._stages[layer - 1] * first / self._config.tokens) for first in self._first]
-        # Other methods of a composition may have taken tokens out since they were rated.
-        self._scores = self._scores.to(view.tokens.device)[
-            torch.searchsorted(self._scored.to(view.tokens.device), view.tokens)
-        ]
+        self._scores = scores_of(view.tokens, self._scored, self._scores)
         kept = best(self._scores, parts_of(view, self._config.scope), counts)
         return None if kept is None else self._recycle(view, kept)
 
