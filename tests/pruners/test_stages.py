@@ -44,6 +44,14 @@ def _last_row_scores(logits: Tensor, tokens: list[int]) -> list[float]:
     return [sum(column) / len(heads) for column in zip(*heads, strict=True)]
 
 
+def _last_row_attention(logits: Tensor, tokens: list[int]) -> list[float]:
+    """Softmax of every head's last row over the text and the given tokens, mean over heads: what the tokens have."""
+    n = logits.shape[-1]
+    columns = [*map(_column, tokens), *range(BEFORE), *range(n - AFTER, n)]
+    heads = [_softmax_over([float(head[-1, column]) for column in columns]) for head in logits]
+    return [sum(column) / len(heads) for column in zip(*heads, strict=True)][: len(tokens)]
+
+
 @pytest.mark.parametrize("positions", ["keep", "compact"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_pyramiddrop(kind: str, positions: Any) -> None:
@@ -56,10 +64,20 @@ def test_pyramiddrop(kind: str, positions: Any) -> None:
         if layer in pruner.layers:
             count = int(16 * pruner.keep_ratios[pruner.layers.index(layer)])
             before = [*kept[:layer], *[tokens] * (LAYERS + 1 - layer)]  # ranked where the stage before has put them
-            scores = _last_row_scores(logits_of(model, embeds, mask, before, pruner)[layer], tokens)
+            scores = _last_row_attention(logits_of(model, embeds, mask, before, pruner)[layer], tokens)
             tokens = [tokens[i] for i in largest(scores, count)]
         assert kept[layer] == tokens, layer
     assert sum(map(len, kept[:LAYERS])) == 16 + 12 + 8 + 8 + 3 + 3
+
+
+def test_pyramiddrop_counts_a_head_by_what_it_has_of_the_image() -> None:
+    model = text_model("llama-mha")
+    embeds, mask = prompt(visual=36)
+    tokens = list(range(36))
+    kept = kept_by(model, PyramidDrop(layers=(2,), keep_ratios=(0.5,)), embeds, mask)
+    logits = logits_of(model, embeds, mask, [tokens] * (LAYERS + 1))[2]
+    assert kept[2] == largest(_last_row_attention(logits, tokens), 18)
+    assert kept[2] != largest(_last_row_scores(logits, tokens), 18), "text must matter for this to test anything"
 
 
 @contextmanager
@@ -338,8 +356,8 @@ def test_projections_ahead_of_a_layer_are_counted() -> None:
     with vp.attach(model, PyramidDrop(layers=(1, 3), keep_ratios=(0.5, 0.25)), mask) as handle, torch.no_grad():
         model(inputs_embeds=embeds)
     work = handle.trace[0].work
-    assert [layer.score_rows for layer in work] == [0, 17, 0, 9, 0, 0]
-    assert [layer.score_pairs for layer in work] == [0, 16, 0, 8, 0, 0]
+    assert [layer.score_rows for layer in work] == [0, 27, 0, 19, 0, 0]
+    assert [layer.score_pairs for layer in work] == [0, 27, 0, 19, 0, 0]
 
 
 @pytest.mark.parametrize(("layers", "at"), [((2, 4), 3), ((2, 3), 2)])

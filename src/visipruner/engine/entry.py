@@ -54,8 +54,8 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """Queries and keys of one layer: `query` `[heads, head_dim]` of the last row, `keys` `[kv_heads, n_v, head_dim]` of
-    the visual tokens, the factor of their product in the logits, and the logits' softcap (None for none)."""
+    """Queries and keys of one layer: `query` `[heads, head_dim]` of the last row, `keys` `[kv_heads, k, head_dim]` of
+    the rows asked for, the factor of their product in the logits, and the logits' softcap (None for none)."""
 
     query: Tensor
     keys: Tensor
@@ -133,20 +133,29 @@ class EntryView:
             raise LookupError("Pruner.vision_layers asked for no layer of the vision tower")
         return self._vision
 
-    def project(self, rotary: bool = True) -> Projected:
-        """The layer's own norm and projections, run ahead of it on the last row and the visual tokens.
+    def project(self, rows: Tensor, rotary: bool = True) -> Projected:
+        """The layer's own norm and projections, run ahead of it on some `rows` `[k]`, long and ascending, and the last.
 
         `rotary=False` leaves positions out: what the queries and keys are before RoPE.
         """
-        wanted = torch.cat([self.visual, self.visual.new_tensor([len(self.states) - 1])])
+        last = len(self.states) - 1
+        wanted = rows if int(rows[-1]) == last else torch.cat([rows, rows.new_tensor([last])])
         queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
         self.projected_rows += wanted.numel()
-        return Projected(queries[:, -1], keys[:, :-1], scaling, softcap)
+        return Projected(queries[:, -1], keys[:, : rows.numel()], scaling, softcap)
 
     def attention(self, rotary: bool = True) -> Tensor:
         """`[heads, n_v]` float32: softmax of the last row over the visual tokens alone, in the layer to come."""
-        found = self.project(rotary)
-        self.pairs += self.visual.numel()
+        return self._last_row_over(self.visual, rotary)
+
+    def attention_to_all(self) -> Tensor:
+        """`[heads, n]` float32: softmax of the last row over all rows of this forward that are present, in the layer to
+        come. Older turns are not among them; a sliding window is not looked at."""
+        return self._last_row_over(torch.arange(len(self.states), device=self.states.device), rotary=True)
+
+    def _last_row_over(self, rows: Tensor, rotary: bool) -> Tensor:
+        found = self.project(rows, rotary)
+        self.pairs += rows.numel()
         return last_row_attention(found.query, found.keys, found.scaling, softcap=found.softcap)
 
     def narrowed(self, answer: Tensor | Merge) -> EntryView:

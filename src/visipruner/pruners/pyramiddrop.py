@@ -22,11 +22,12 @@ from visipruner.pruners.scope import Scope, best, parts_of
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(DroppingPruner):
-    """Before each of `layers`: score = softmax over the visual tokens of q_last K^T, mean over heads.
+    """Before each of `layers`: score = softmax over all rows of q_last K^T, mean over heads.
 
-    Queries and keys are made by the layer about to run (its norm, projections and RoPE, on the rows needed), as in
-    the released code; that is one projection more per stage, counted in the trace. Positions are made anew after every
-    stage, as there.
+    The text is among the rows, so a head counts by how much of its attention the image has. Queries and keys are made
+    by the layer about to run (its norm, projections and RoPE, on all rows), as in the released code; that is one
+    projection more per stage, counted in the trace. Positions are made anew after every stage, as there. Where a prompt
+    is a later turn of a cached dialogue, the rows are those of this turn.
 
     Attributes:
         layers: tokens leave before these. keep_ratios: fractions of the prompt's visual tokens that stay from each on,
@@ -38,7 +39,7 @@ class PyramidDrop(DroppingPruner):
         "PyramidDrop: half of the tokens leave at each of three stages",
         paper="Xing et al., CVPR 2025, arXiv 2410.17247",
         acts="before layers 8, 16, 24",
-        needs="last row's query, keys",
+        needs="last row's query, all keys",
     )
     published_positions: ClassVar[Positions] = "compact"
 
@@ -80,7 +81,7 @@ class _PyramidRun(PromptRun):
         counts = [int(first * self._stages[layer]) for first in self._first]
         if all(count >= len(part) for part, count in zip(parts, counts, strict=True)):
             return None
-        return best(view.attention().mean(0), parts, counts)
+        return best(view.attention_to_all().mean(0)[view.visual], parts, counts)
 
 
 def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str) -> None:
