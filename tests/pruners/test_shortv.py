@@ -25,7 +25,7 @@ def test_layers_are_ranked_by_what_freezing_each_alone_does_to_the_next_token() 
                 full = model(**call).logits[0, -1].softmax(-1)
                 with frozen(model.model.layers, mask[0], [layer]):
                     without = model(**call).logits[0, -1].softmax(-1)
-            terms.append(sum(float(p * (p / q).log()) for p, q in zip(full, without, strict=True)))
+            terms.append(sum(float(q * (q / p).log()) for p, q in zip(full, without, strict=True)))
         means.append(sum(terms) / len(terms))
     wanted = sorted(range(LAYERS), key=means.__getitem__)
     assert rank_layers(model, calls, visual_mask=mask) == tuple(wanted)

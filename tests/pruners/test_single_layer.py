@@ -85,7 +85,7 @@ def test_vtws_search_is_the_first_layer_under_the_threshold() -> None:
                 full = model(**call).logits[0, -1].softmax(-1)
                 with vp.attach(model, VTW(layer=layer), mask):
                     without = model(**call).logits[0, -1].softmax(-1)
-            terms.append(sum(float(p * (p / q).log()) for p, q in zip(full, without, strict=True)))
+            terms.append(sum(float(q * (q / p).log()) for p, q in zip(full, without, strict=True)))
         means.append(sum(terms) / len(terms))
     threshold = sorted(means)[1] + 1e-6
     expected = next(layer for layer, mean in enumerate(means, start=1) if mean <= threshold)

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 
 def divergence(full: Sequence[Tensor], changed: Sequence[Tensor]) -> float:
-    """Mean over examples of KL(full || changed), of log-probabilities `[batch, vocab]`."""
+    """Mean over examples of KL(changed || full), of log-probabilities `[batch, vocab]`.
+
+    That is the direction of the released codes, whose thresholds were found with it: torch's `kl_div` weighs by its
+    second argument, and they give it the changed model there.
+    """
     pairs = zip(full, changed, strict=True)
-    return float(torch.cat([(one.exp() * (one - other)).sum(-1) for one, other in pairs]).mean())
+    return float(torch.cat([(other.exp() * (other - one)).sum(-1) for one, other in pairs]).mean())
 
 
 def next_token(model: nn.Module, call: Mapping[str, Any]) -> Tensor:

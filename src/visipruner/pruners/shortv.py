@@ -79,8 +79,8 @@ def rank_layers(
 ) -> tuple[int, ...]:
     """All layers, those first whose update of visual tokens contributes least.
 
-    A layer's contribution is the mean over examples of KL(p_full || p_frozen) of the next-token distributions, with the
-    visual tokens frozen in this layer alone.
+    A layer's contribution is the mean over examples of KL(p_frozen || p_full) of the next-token distributions, the
+    direction of the released code, with the visual tokens frozen in this layer alone.
 
     Args:
         prompts: keyword arguments of forward calls, about 20 examples. visual_mask: as in `attach`.

@@ -83,8 +83,8 @@ def find_layer(
 ) -> int:
     """The paper's search: the first layer K >= `first` where withdrawal hardly changes the next token.
 
-    That is, where the mean over examples of KL(p_full || p_withdrawn) of the next-token distributions is at most
-    `threshold`; 0.003 is the paper's for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for NeXT.
+    That is, where the mean over examples of KL(p_withdrawn || p_full) of the next-token distributions, the direction of
+    the released code, is at most `threshold`; 0.003 is the paper's for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for NeXT.
 
     Args:
         prompts: keyword arguments of forward calls, about 20 examples. visual_mask: as in `attach`.
