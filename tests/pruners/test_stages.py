@@ -200,7 +200,7 @@ def test_sparsevlm_recycles_the_best_that_leave() -> None:
     embeds, mask = prompt(visual=64)
     with torch.no_grad():
         plain = model(inputs_embeds=embeds, output_hidden_states=True).hidden_states[2][0]
-    recycled_count = (64 - 20) // 2
+    recycled_count = (64 - 20) // 2 + 1
     kept, best = (
         set(kept_by(model, SparseVLM(layers=(1,), keep=(count,), tokens=64, recycle_ratio=0), embeds, mask)[2])
         for count in (20, 20 + recycled_count)
@@ -226,6 +226,14 @@ def test_sparsevlm_recycles_the_best_that_leave() -> None:
     for token, state in zip(stay, entered[0][0, BEFORE:], strict=False):
         torch.testing.assert_close(state, means.get(token, plain[_column(token)]))
     assert max(members.count(cluster) for cluster in range(len(centres))) > 1, "a mean of one shows nothing"
+
+
+def test_sparsevlm_recycles_one_token_at_least() -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    for ratio, kept in ((0.3, 16), (0.0, 15)):
+        pruner = SparseVLM(layers=(1,), keep=(15,), tokens=16, recycle_ratio=ratio)
+        assert len(kept_by(model, pruner, embeds, mask)[2]) == kept
 
 
 @pytest.mark.parametrize(("budget", "average"), [(192, 202.75), (128, 140.8125), (64, 79.1875)])

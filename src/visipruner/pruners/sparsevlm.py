@@ -35,16 +35,18 @@ class SparseVLM(DroppingPruner):
 
     Raters are the text rows t after the image with mean_v softmax_t(V T^T) above its mean over t, V and T the
     embeddings before the first layer. After each of `layers`, score_j = mean over raters and heads of A[h, t, j]; the
-    best stay. Of the others the best `recycle_ratio` are clustered (density peaks among k nearest neighbours, one
-    cluster for ten tokens and one more); each cluster's mean takes the place of its centre.
+    best stay. Of the others the best `recycle_ratio` and one more are clustered (density peaks among k nearest
+    neighbours, one cluster for ten tokens and one more); each cluster's mean takes the place of its centre.
 
     The released code cuts positions to the new length, and so do we; but it appends merged tokens after the kept ones,
-    and ours stay in the image's order. Its second version ("+") corrects ratings for RoPE and does not merge: not here.
+    and ours stay in the image's order. Where `keep` would keep all that are present it takes one out and recycles this
+    one by itself, which then only changes its place; ours all stay. Its second version ("+") corrects ratings for RoPE
+    and does not merge: not here.
 
     Attributes:
         layers: after these tokens leave. keep: how many stay then of `tokens`; other prompts in proportion.
         tokens: the number of visual tokens that `keep` was chosen for.
-        recycle_ratio: fraction of the leaving tokens that is merged; 0 turns recycling off.
+        recycle_ratio: fraction of the leaving tokens that is merged, with one more; 0 turns recycling off.
         scope: whether `keep` is in proportion to all images together or to each (see `Budgeted`). Tokens of several
             images are recycled together.
     """
@@ -133,9 +135,10 @@ class _SparseRun(PromptRun):
         leaves = torch.ones_like(view.tokens, dtype=torch.bool)
         leaves[kept] = False
         leaving = leaves.nonzero().flatten()
-        recycled = leaving[top(self._scores[leaving], int(leaving.numel() * self._config.recycle_ratio))]
-        if not recycled.numel():
+        if not self._config.recycle_ratio:
             return kept
+        count = int(leaving.numel() * self._config.recycle_ratio) + 1
+        recycled = leaving[top(self._scores[leaving], count)]
         centres, means = cluster_means(view.embeddings[recycled].float(), recycled.numel() // 10 + 1)
         everyone = torch.cat([kept, recycled[centres]])
         states = torch.cat([view.embeddings[kept], means.to(view.embeddings)])
