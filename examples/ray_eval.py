@@ -13,12 +13,13 @@ from typing import Any
 
 import ray
 
-from visipruner.cli import models, settings
+from visipruner.cli import settings
 from visipruner.cli.data import task_of
 from visipruner.evaluation import as_markdown, summarize
 from visipruner.evaluation.runner import Comparison
+from visipruner.evaluation.samples import Sample
 from visipruner.files import write_atomic, write_json
-from visipruner.samples import Sample
+from visipruner.models import loading as models
 
 
 class Answering:

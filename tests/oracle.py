@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import AttentionInterface
 
 from visipruner import VisiPruner
-from visipruner.engine.routing import PLAIN
+from visipruner.contract.routing import PLAIN
 from visipruner.pruners.visipruner import ReferenceVisiPruner
 
 # (layer, weights-to-be as logits [heads, n, n], values [heads, n, d]) -> weights

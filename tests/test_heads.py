@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.models import llava_inputs, llava_model
-from visipruner.heads import give_whole_rows
+from visipruner.models.heads import give_whole_rows
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visipruner.influence import influence, last_row_attention
+from visipruner.contract.influence import influence, last_row_attention
 
 
 def _by_definition(

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visipruner.contract.layout import ImageTokens, VisualRows, layouts, mask_for_forward
 from visipruner.errors import LayoutError
-from visipruner.layout import ImageTokens, VisualRows, layouts, mask_for_forward
 
 Flags = st.lists(st.booleans(), min_size=1, max_size=40)
 

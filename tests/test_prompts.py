@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from visipruner import prompts
-from visipruner.engine import clock
+from visipruner import chat as prompts
+from visipruner.evaluation import clock
 
 _PREFILL, _DECODE, _LEFT_OVER = 5.0, 2.0, 1.0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from visipruner.benchmarks.reading import read_jsonl
 from visipruner.errors import ConfigError
-from visipruner.samples import Sample, load_samples, spread
+from visipruner.evaluation.datasets.reading import read_jsonl
+from visipruner.evaluation.samples import Sample, load_samples, spread
 from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from visipruner.scoring import is_right, majority_right, normalize, wilson_interval
+from visipruner.evaluation.scoring import is_right, majority_right, normalize, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from visipruner.scoring import is_right
+from visipruner.evaluation.scoring import is_right
 from visipruner.testbed.testset import TEST_FOLDER
 
 

@@ -16,12 +16,13 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visipruner.accounting.record import ExampleTrace
     from visipruner.adapters import Adapter
+    from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
-    from visipruner.engine.trace import ExampleTrace, PruneTrace
+    from visipruner.engine.trace import PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
     from visipruner.evaluation.runner import evaluate
-    from visipruner.pruners.base import PromptRun, Pruner
     from visipruner.pruners.capa import Capa
     from visipruner.pruners.cdpruner import CDPruner
     from visipruner.pruners.composed import Composed
@@ -55,7 +56,7 @@ _PUBLIC = {
     "Dart": "pruners.dart",
     "DivPrune": "pruners.divprune",
     "Downsample": "pruners.downsample",
-    "ExampleTrace": "engine.trace",
+    "ExampleTrace": "accounting.record",
     "FastV": "pruners.fastv",
     "FasterVLM": "pruners.fastervlm",
     "Feather": "pruners.feather",
@@ -65,10 +66,10 @@ _PUBLIC = {
     "LayoutError": "errors",
     "NoPruning": "pruners.none",
     "Pool": "pruners.pool",
-    "PromptRun": "pruners.base",
+    "PromptRun": "contract.pruner",
     "PruneHandle": "engine.attach",
     "PruneTrace": "engine.trace",
-    "Pruner": "pruners.base",
+    "Pruner": "contract.pruner",
     "PyramidDrop": "pruners.pyramiddrop",
     "RandomPruner": "pruners.random",
     "SparseVLM": "pruners.sparsevlm",

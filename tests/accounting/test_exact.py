@@ -16,8 +16,8 @@ from visipruner.accounting import (
     prompt_cut,
     prompt_macs,
 )
-from visipruner.engine.trace import ExampleTrace, LayerWork
-from visipruner.shape import ModelShape
+from visipruner.accounting.record import ExampleTrace, LayerWork
+from visipruner.models.shape import ModelShape
 
 # d=10, 4 query heads and 2 key/value heads of 3 (so H h = 12, not d), m=7, V=50.
 GQA = ModelShape(2, 10, 4, 2, 3, 7, 50)

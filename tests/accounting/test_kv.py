@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from visipruner.accounting import cache_bytes, dense_kv_bytes, expected_kv_bytes
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 
 # 2 layers, 2 key/value heads of 3.
 SHAPE = ModelShape(2, 10, 4, 2, 3, 7, 50)

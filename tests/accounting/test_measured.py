@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from visipruner.accounting import count_flops, dense_decode_macs, dense_macs
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,

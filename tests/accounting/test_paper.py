@@ -26,8 +26,8 @@ from visipruner.accounting import (
     visual_macs,
 )
 from visipruner.accounting.__main__ import main
-from visipruner.engine.trace import ExampleTrace
-from visipruner.shape import ModelShape
+from visipruner.accounting.record import ExampleTrace
+from visipruner.models.shape import ModelShape
 
 TINY = ModelShape(3, 10, 2, 2, 5, 20, 100)
 TINY_PROMPT = PaperModel("tiny", TINY, visual_tokens=4, text_tokens=2)

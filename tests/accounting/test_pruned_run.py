@@ -19,11 +19,11 @@ from visipruner.accounting import (
     prompt_macs,
     schedule_from_trace,
 )
-from visipruner.engine.trace import ExampleTrace
+from visipruner.accounting.record import ExampleTrace
+from visipruner.models.shape import ModelShape
 from visipruner.pruners.feather import Feather
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.sparsevlm import SparseVLM
-from visipruner.shape import ModelShape
 
 LENGTH, FIRST, LAST = 200, 20, 170
 _FILTER: dict[str, Any] = {"shallow_end": 2, "filter_layer": 3, "keep_tokens": 8}

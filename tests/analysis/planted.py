@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.cli.tiny_llava import save_llava
-from visipruner.samples import Sample
+from visipruner.evaluation.samples import Sample
 
 QUESTIONS = ("what is this ?", "where is the cat ?")
 

@@ -12,8 +12,8 @@ from tests.oracle import oracle, pruned_edit, softmax
 from visipruner.analysis import attention, influence, knockout, lens, removal
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.results import Labelled, Result
+from visipruner.contract.influence import influence as influence_of
 from visipruner.errors import ConfigError
-from visipruner.influence import influence as influence_of
 
 RIGHT = [7, 8, 2]
 

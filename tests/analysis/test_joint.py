@@ -19,9 +19,9 @@ from visipruner.analysis.joint import TRIES, Trial, settle
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.study import Task, measure
 from visipruner.analysis.summary import Study
-from visipruner.prompts import chat_inputs
+from visipruner.chat import chat_inputs
+from visipruner.evaluation.samples import Sample
 from visipruner.pruners.visipruner import VisiPruner
-from visipruner.samples import Sample
 
 LAYERS = 6
 

@@ -17,8 +17,8 @@ from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.stages import settings_from
 from visipruner.analysis.study import Task, measure
 from visipruner.analysis.summary import Study
-from visipruner.prompts import chat_inputs
-from visipruner.samples import Sample
+from visipruner.chat import chat_inputs
+from visipruner.evaluation.samples import Sample
 
 SHARES = [1 / 32, 1 / 16, 1 / 8, 1 / 4]
 

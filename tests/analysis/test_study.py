@@ -18,8 +18,8 @@ from visipruner.analysis.parts import PARTS
 from visipruner.analysis.study import Task, measure
 from visipruner.analysis.summary import Study
 from visipruner.errors import ConfigError
+from visipruner.evaluation.samples import load_samples
 from visipruner.pruners.visipruner import VisiPruner
-from visipruner.samples import load_samples
 
 LAYERS = 6
 TASK = Task("tiny", "float32", "sdpa", max_new_tokens=3)

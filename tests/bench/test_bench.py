@@ -9,16 +9,16 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from visipruner import VisiPruner, attach
-from visipruner.bench import build, machine, shapes, subject
-from visipruner.bench.checks import Target
-from visipruner.bench.measure import run_once
-from visipruner.bench.prompt import Rows, embedded, text_only
-from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
-from visipruner.bench.schedule import Schedule
-from visipruner.engine.clock import EngineClock
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.session import PromptSession
 from visipruner.errors import ConfigError
+from visipruner.evaluation.clock import EngineClock
+from visipruner.speed import build, machine, shapes, subject
+from visipruner.speed.checks import Target
+from visipruner.speed.measure import run_once
+from visipruner.speed.prompt import Rows, embedded, text_only
+from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
+from visipruner.speed.schedule import Schedule
 
 SCHEDULE = Schedule(filter=2, keep=5, exit=4)
 

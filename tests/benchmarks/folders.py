@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from visipruner.benchmarks import Benchmark
+from visipruner.evaluation.datasets import Benchmark
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

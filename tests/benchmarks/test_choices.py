@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.benchmarks.folders import LETTER, answered, encoded, jsonl, official, picture, scores, tsv, write_json
-from visipruner.benchmarks import open_benchmark
-from visipruner.benchmarks.choices import letter, options_in
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets import open_benchmark
+from visipruner.evaluation.datasets.choices import letter, options_in
 
 OPTIONS = {"A": "a red cat", "B": "Dog", "C": "2"}
 

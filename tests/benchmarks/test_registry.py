@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from tests.benchmarks.folders import answered, jsonl, picture, pope_folder, scores, tsv, write_json
-from visipruner.benchmarks import names, open_benchmark, recognises, registry
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets import names, open_benchmark, recognises, registry
 
 
 def test_a_folder_or_a_file_is_recognised(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.folders import SHORT, answered, jsonl, picture, scores, write_json
-from visipruner.benchmarks import open_benchmark
-from visipruner.benchmarks.vqa import normalize_answer, normalize_reference, soft_accuracy
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets import open_benchmark
+from visipruner.evaluation.datasets.vqa import normalize_answer, normalize_reference, soft_accuracy
 
 
 @pytest.mark.parametrize(

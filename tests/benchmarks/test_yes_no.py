@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.folders import SHORT, jsonl, official, picture, pope_folder, scores, write_json
-from visipruner.benchmarks import mme, open_benchmark, pope
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets import mme, open_benchmark, pope
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests.analysis.planted import pictures, planted
 from visipruner import load_pruner
 from visipruner.analysis.stages import stages_from
-from visipruner.cli import models
+from visipruner.models import loading as models
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.visipruner import VisiPruner
 

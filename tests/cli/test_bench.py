@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from visipruner.bench.checks import CHECKS
-from visipruner.bench.rounds import DENSE, TEXT
-from visipruner.cli import models
 from visipruner.cli.errors import CliError
+from visipruner.models import loading as models
+from visipruner.speed.checks import CHECKS
+from visipruner.speed.rounds import DENSE, TEXT
 
 
 def test_the_command_measures_and_saves(cli, tmp_path):

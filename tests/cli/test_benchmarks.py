@@ -9,9 +9,9 @@ import pytest
 
 from tests.analysis.planted import planted
 from tests.benchmarks.folders import SHORT, jsonl, picture, pope_folder
-from visipruner.benchmarks.pope import rates, yes_or_no
-from visipruner.benchmarks.vizwiz import VizWiz
-from visipruner.cli import models
+from visipruner.evaluation.datasets.pope import rates, yes_or_no
+from visipruner.evaluation.datasets.vizwiz import VizWiz
+from visipruner.models import loading as models
 
 
 @pytest.fixture(scope="module")

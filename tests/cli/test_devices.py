@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.cli.tiny_llava import PRUNE_EARLY
-from visipruner.cli import devices
 from visipruner.cli.errors import CliError
+from visipruner.models import devices
 
 
 @pytest.mark.parametrize("name", ["cuda:7", "gpu", "meta", "npu"])

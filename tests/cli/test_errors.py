@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
 from visipruner import files
-from visipruner.cli import ask, models
+from visipruner.cli import ask
 from visipruner.cli.errors import explain
+from visipruner.models import loading as models
 
 
 @pytest.fixture

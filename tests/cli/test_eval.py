@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FastV, VisiPruner
-from visipruner.cli import models
 from visipruner.cli.matches import Matches
+from visipruner.models import loading as models
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.engine.cases import KEEPS_EVERYTHING, METHODS, PRUNERS
 from tests.engine.state import state_of
 from tests.models import LAYERS, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from visipruner.analysis import Probe
-from visipruner.engine.routing import PLAIN, Routing
+from visipruner.contract.routing import PLAIN, Routing
 from visipruner.engine.session import PromptSession
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}

@@ -14,15 +14,15 @@ from PIL import Image
 
 from tests.analysis.planted import pictures, planted, sizes_seen, turned
 from visipruner import FixedSchedule, VisiPruner, attach
+from visipruner.chat import chat_inputs
 from visipruner.errors import ConfigError
 from visipruner.evaluation import DENSE, evaluate, matched
 from visipruner.evaluation import folder as files
 from visipruner.evaluation import runner as runner_module
 from visipruner.evaluation.processes import Processes
+from visipruner.evaluation.samples import Sample
 from visipruner.images import open_image
-from visipruner.prompts import chat_inputs
 from visipruner.pruners.registry import make
-from visipruner.samples import Sample
 
 LAYERS = 6
 METHODS = {

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.families.prompts import BREAK, END, IMAGE, ROW, START, VIDEO, VOCAB
 from tests.families.zoo import PINPOINTS, built
-from visipruner.cli.processors import images_only, pixtral
+from visipruner.models.processors import images_only, pixtral
 
 _SIDE = {"height": 32, "width": 32}
 _MROPE_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 64}

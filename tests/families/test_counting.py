@@ -12,7 +12,7 @@ from tests.families.test_matrix import PRUNERS
 from tests.families.zoo import FAMILIES, adapter_of, built, inputs, prompt
 from visipruner.accounting.measured import count_flops
 from visipruner.adapters.base import submodule
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 
 
 @pytest.mark.parametrize("pruner", ["none", "ffn"])

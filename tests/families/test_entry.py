@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.families.zoo import built, inputs, prompt
+from visipruner.contract.pruner import PromptRun
 from visipruner.engine.attach import attach
-from visipruner.pruners.base import PromptRun
 from visipruner.pruners.none import NoPruning
 
 

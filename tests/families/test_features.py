@@ -15,8 +15,8 @@ from tests.families.test_matrix import CLOSE, PRUNERS, each_cell, each_pruner
 from tests.families.tried import tries
 from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, prompt, visual_rows
 from tests.oracle import oracle, pruned_edit
-from visipruner.engine.view import LayerView
-from visipruner.pruners.base import PromptRun
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun
 from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.fastv import FastV
 

@@ -23,7 +23,7 @@ from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import Entering, merged, oracle, pruned_edit
 from visipruner.adapters.methods import asked, is_refused
-from visipruner.engine.entry import EntryView, Merge
+from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.shortv import ShortV
@@ -234,7 +234,7 @@ def test_what_does_not_work_is_an_error(name: str, method: str) -> None:
     model, pruner = built(name, _attn(name)), METHODS[method]
     _plain(name)
     before = state_of(model)
-    error, message = (vp.ConfigError, "use visipruner.prompts.attached") if pruner.shrinks else (
+    error, message = (vp.ConfigError, "use visipruner.chat.attached") if pruner.shrinks else (
         vp.UnsupportedModelError, "vision tower"
     )  # fmt: skip
     with pytest.raises(error, match=message), vp.attach(model, pruner), torch.no_grad():

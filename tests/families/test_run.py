@@ -16,8 +16,8 @@ from tests.families.checkpoints import PROCESSORS, save
 from tests.families.prompts import IMAGE
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, built
-from visipruner.cli import processors
 from visipruner.cli.app import app
+from visipruner.models import processors
 
 QUESTION = "w5 w6 w7"
 # One grid is the whole picture; crops are several, and LLaVA-NeXT's joined crops with newlines are no grid.

@@ -9,10 +9,10 @@ from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
 from visipruner import VisiPruner, attach
+from visipruner.chat import chat_inputs, greedy_reply
 from visipruner.cli.errors import CliError
 from visipruner.errors import ConfigError
 from visipruner.integrations.answering import Answerer
-from visipruner.prompts import chat_inputs, greedy_reply
 
 QUESTION = "what is this ?"
 

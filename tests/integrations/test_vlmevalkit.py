@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
-from visipruner.cli import models
 from visipruner.errors import ConfigError
 from visipruner.integrations.answering import Answerer
+from visipruner.models import loading as models
 
 _DRIVER = "visipruner.integrations.vlmevalkit"
 

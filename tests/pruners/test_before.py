@@ -16,7 +16,7 @@ import visipruner as vp
 from tests.cli.tiny_llava import WORDS, tokenizer
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import kept_by, largest
-from visipruner.engine.entry import Image
+from visipruner.contract.entry_view import Image
 from visipruner.engine.vision import VisionTap
 from visipruner.pruners.cdpruner import CDPruner, greedy_map
 from visipruner.pruners.divprune import DivPrune, most_diverse

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from visipruner.pruners.base import Pruner
+from visipruner.contract.pruner import Pruner
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.table import as_markdown, inserted
 

@@ -22,13 +22,13 @@ import visipruner as vp
 from tests.cli.tiny_llava import TEMPLATE, save_llava, tokenizer
 from tests.families.checkpoints import save
 from visipruner.accounting import LayerSpan, PaperModel, dense_macs, visual_attention_cut
-from visipruner.cli import processors
+from visipruner.chat import ChatPrompt, attached, chat_inputs
 from visipruner.cli.app import app
 from visipruner.evaluation import evaluate, matched
-from visipruner.prompts import ChatPrompt, attached, chat_inputs
+from visipruner.evaluation.samples import Sample
+from visipruner.models import processors
 from visipruner.pruners.downsample import Downsample
 from visipruner.pruners.registry import make, make_from_spec
-from visipruner.samples import Sample
 
 PATCH, SIDE, LAYERS = 8, 5, 6
 QUESTION = "where is the cat ?"
@@ -170,12 +170,12 @@ def test_with_a_method_inside(dinov2: tuple[Any, Any, Path]) -> None:
 
 def test_what_cannot_be(dinov2: tuple[Any, Any, Path], tmp_path: Path) -> None:
     model, processor, _ = dinov2
-    with pytest.raises(vp.ConfigError, match=r"which attach cannot; use visipruner.prompts.attached"):
+    with pytest.raises(vp.ConfigError, match=r"which attach cannot; use visipruner.chat.attached"):
         vp.attach(model, Downsample())
     with pytest.raises(vp.ConfigError, match="which attach cannot"):
         vp.attach(model, make_from_spec("downsample+visipruner"))
     prompt = chat_inputs(model, processor, _picture(), QUESTION)
-    with pytest.raises(vp.ConfigError, match=r"make the prompt with visipruner.prompts.chat_inputs"):
+    with pytest.raises(vp.ConfigError, match=r"make the prompt with visipruner.chat.chat_inputs"):
         _read(Downsample(), model, dict(prompt))  # type: ignore[arg-type]
     with pytest.raises(vp.ConfigError, match="above 0 and at most at 1"):
         make("downsample", keep_ratio=0)

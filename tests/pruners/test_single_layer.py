@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import visipruner as vp
 from tests.models import LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import attention_of, kept_by, largest, values_of
+from visipruner.contract.choosing import shares, spread, spread_over_grid, top
 from visipruner.pruners.capa import Capa
 from visipruner.pruners.fastv import FastV
 from visipruner.pruners.random import RandomPruner
 from visipruner.pruners.registry import available, method_class
-from visipruner.pruners.selection import shares, spread, spread_over_grid, top
 from visipruner.pruners.uniform import UniformPruner
 from visipruner.pruners.vtw import VTW, find_layer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import visipruner as vp
 from tests.models import prompt, text_model
-from visipruner.influence import Influence
+from visipruner.contract.influence import Influence
 
 MIDDLE_DEEP = ("middle", "deep")
 

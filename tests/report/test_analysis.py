@@ -16,9 +16,9 @@ from PIL import Image
 from tests.analysis.planted import turned
 from tests.report import cases
 from visipruner.analysis.evidence import Metric
-from visipruner.report.analysis import render, write_report
-from visipruner.report.explorer import MOST_BYTES, choose, explorer_data
-from visipruner.report.words import loss
+from visipruner.analysis.report.analysis import render, write_report
+from visipruner.analysis.report.explorer import MOST_BYTES, choose, explorer_data
+from visipruner.analysis.report.words import loss
 
 ALL = {
     "stages", "kinds", "explorer", "knockouts", "shallow", "sinks", "stability", "removal", "scores", "lens", "tests",

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from visipruner.scoring import is_right, majority_right, normalize
+from visipruner.evaluation.scoring import is_right, majority_right, normalize
 from visipruner.testbed.scenes import MIXES, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from visipruner.testbed.scenes.vocabulary import NUMBER_WORDS, plural
 

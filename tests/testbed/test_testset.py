@@ -6,7 +6,7 @@ from random import Random
 
 from PIL import Image
 
-from visipruner.scoring import majority_right
+from visipruner.evaluation.scoring import majority_right
 from visipruner.testbed.drawing import asks_about_the_unseen, draw_test_set, plan
 from visipruner.testbed.evaluate import MAX_NEW_TOKENS, answer, as_records, batch_inputs, decode, tabulate
 from visipruner.testbed.scenes import SCOPES, Question

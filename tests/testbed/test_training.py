@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets.easyvqa import PACKAGE
 from visipruner.files import sha256_of, write_atomic
 from visipruner.testbed.assembly.trained import PROJECTOR, TRAINED_FILE, export_trained, fold_trained, load_trained
 from visipruner.testbed.scenes import TRAIN_STYLES, Example, LayoutOptions, Scene, draw_example

@@ -15,7 +15,7 @@ import torch
 
 from tests.models import GRID, llava_model
 from visipruner import ConfigError, FixedSchedule
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 from visipruner.testbed.guidelines import runner
 from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Span, Stages
 from visipruner.testbed.guidelines.learner import Learner, Pace

@@ -16,7 +16,7 @@ from visipruner.training.sparse import log_gates, log_influence, top_tokens
 
 
 def test_log_influence_is_the_papers() -> None:
-    from visipruner.influence import influence
+    from visipruner.contract.influence import influence
 
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(4, 3, 12, generator=generator).softmax(-1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from visipruner.engine.trace import ExampleTrace, LayerWork
-from visipruner.shape import ModelShape
+from visipruner.accounting.record import ExampleTrace, LayerWork
+from visipruner.models.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from visipruner.engine.trace import ExampleTrace
-from visipruner.shape import ModelShape
+from visipruner.accounting.record import ExampleTrace
+from visipruner.models.shape import ModelShape
 
 
 class LayerSpan(NamedTuple):

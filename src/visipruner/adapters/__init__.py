@@ -20,8 +20,8 @@ from visipruner.adapters import (
 )
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import IMAGE, VIDEO, Placeholder, rows_of
+from visipruner.contract.layout import ImageTokens
 from visipruner.errors import UnsupportedModelError
-from visipruner.layout import ImageTokens
 
 BUILT_IN: tuple[Adapter, ...] = (
     llava.ADAPTER,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visipruner.layout import ImageTokens, VisualRows
+from visipruner.contract.layout import ImageTokens, VisualRows
 
 Locate = Callable[[nn.Module, Mapping[str, Any]], Tensor | None]
 Images = Callable[[nn.Module, Mapping[str, Any], Tensor], Sequence[ImageTokens] | None]

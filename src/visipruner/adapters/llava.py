@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import NO_VIDEO, Adapter
 from visipruner.adapters.placeholders import IMAGE, broken_rows, encoded_sizes, equal_squares, one_grid, rows_of
-from visipruner.layout import ImageTokens
+from visipruner.contract.layout import ImageTokens
 
 
 def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visipruner.adapters.base import Adapter
-from visipruner.pruners.base import Pruner
+from visipruner.contract.pruner import Pruner
 from visipruner.words import spans
 
 # What is checked of every method with every family.
@@ -31,7 +31,7 @@ NOT_ASKED: dict[tuple[str, int], str] = {
 MERGES = "Of 5: the full-length model's rows are overwritten with what the method merged where it merges."
 FREEZES = "Of 5: no token leaves; the full-length model's visual rows are put back as they were after a frozen layer."
 SHRINKS = (
-    "Not attached: an error that names `visipruner.prompts.attached`. What it can do depends on the processor and the "
+    "Not attached: an error that names `visipruner.chat.attached`. What it can do depends on the processor and the "
     "vision tower ([docs/evaluation.md](evaluation.md))."
 )
 NO_TOWER = "An error: the tokens cannot be traced back to patches of the vision tower."

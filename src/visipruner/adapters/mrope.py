@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visipruner.adapters.placeholders import runs
-from visipruner.layout import ImageTokens
+from visipruner.contract.layout import ImageTokens
 
 
 def frames(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:

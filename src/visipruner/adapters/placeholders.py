@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.adapters.base import Locate
+from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
-from visipruner.layout import ImageTokens
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.chat import chat_inputs, greedy_reply
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
+from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.scoring import is_right, normalize
 from visipruner.images import open_image
-from visipruner.prompts import chat_inputs, greedy_reply
-from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
-from visipruner.samples import Sample
-from visipruner.scoring import is_right, normalize
 
 
 def check(

@@ -15,7 +15,7 @@ from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.removal import keep_only
 from visipruner.analysis.results import Labelled, Result
-from visipruner.influence import influence
+from visipruner.contract.influence import influence
 
 Score = Callable[[Reading, int, Tensor], Tensor]
 

@@ -16,12 +16,12 @@ from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.proposals import Proposal, proposals
 from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Attempt, Stages, stages_from
+from visipruner.chat import chat_inputs
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
+from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.scoring import is_right
 from visipruner.images import open_image
-from visipruner.prompts import chat_inputs
-from visipruner.pruners.base import Pruner
-from visipruner.samples import Sample
-from visipruner.scoring import is_right
 
 TRIES = 12
 # Parts are found at the tolerance, and at 0.7 of it, 0.5, ... down to a sixteenth.

@@ -18,12 +18,12 @@ from visipruner.analysis.reading import Continuation, Reading
 from visipruner.analysis.recorder import Recording
 from visipruner.analysis.rerun import Rerun
 from visipruner.analysis.variants import Variant, rows_to_run
+from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
 from visipruner.engine.arguments import bound
 from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.host import Host
 from visipruner.engine.routed import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
-from visipruner.layout import VisualRows, check_visual_mask, layouts
 
 
 class Probe:

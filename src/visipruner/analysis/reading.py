@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visipruner.contract.layout import TokenLayout
 from visipruner.errors import ConfigError
-from visipruner.layout import TokenLayout
 
 GROUPS = ("visual", "text", "system", "question", "last", "answer", "all")
 Rows = str | Tensor | Iterable[int]

@@ -12,12 +12,12 @@ from typing import Any
 
 from visipruner.analysis.parts import PARTS, Context, Plan
 from visipruner.analysis.probe import Probe
+from visipruner.chat import chat_inputs
 from visipruner.errors import ConfigError
+from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.scoring import is_right
 from visipruner.files import write_json
 from visipruner.images import open_image
-from visipruner.prompts import chat_inputs
-from visipruner.samples import Sample
-from visipruner.scoring import is_right
 
 SAMPLE_FOLDER = "samples"
 SETTINGS_FILE = "settings.json"

@@ -19,8 +19,8 @@ from visipruner.analysis.results import Array, Result
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.analysis.study import Record, Task, measure
 from visipruner.errors import ConfigError
-from visipruner.fingerprint import fingerprint
-from visipruner.samples import Sample
+from visipruner.evaluation.samples import Sample
+from visipruner.models.fingerprint import fingerprint
 
 _SWEEPS = ("sweep_shallow_to_deep", "discard", "sweep_window")
 _MEASURES = ("kl", "agreement", "accuracy")

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from visipruner.cli import models, saving
+from visipruner.cli import saving
 from visipruner.cli.data import samples_of, with_progress
 from visipruner.cli.errors import CliError
 from visipruner.files import write_json
+from visipruner.models import loading as models
 from visipruner.words import spans
 
 if TYPE_CHECKING:
     from visipruner.analysis.stages import Stages
     from visipruner.analysis.summary import Study
-    from visipruner.cli.models import LoadedModel
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
+    from visipruner.evaluation.samples import Sample
+    from visipruner.models.loading import LoadedModel
     from visipruner.pruners.visipruner import VisiPruner
-    from visipruner.samples import Sample
 
 SCHEMA = "visipruner.analysis/1"
 ANALYSIS_FILE = "analysis.json"
@@ -55,11 +56,11 @@ def execute(job: Job) -> None:
 
     Raises CliError and its kin."""
     from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS
+    from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
     from visipruner.analysis.study import Task, check_folder, measure
     from visipruner.analysis.summary import Study
-    from visipruner.fingerprint import fingerprint
-    from visipruner.report.analysis import write_report  # what it needs is missed now, not after hours
-    from visipruner.samples import spread
+    from visipruner.evaluation.samples import spread
+    from visipruner.models.fingerprint import fingerprint
 
     parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
     Task(job.model, "", "", parts)  # unknown parts are told before the model loads
@@ -97,7 +98,7 @@ def execute(job: Job) -> None:
 
 
 def _document(job: Job, loaded: LoadedModel, study: Study) -> dict[str, Any]:
-    from visipruner.shape import ModelShape
+    from visipruner.models.shape import ModelShape
 
     seconds: dict[str, float] = {}
     for record in study.records:
@@ -143,7 +144,7 @@ def _add_stages(
     job: Job, loaded: LoadedModel, study: Study, samples: list[Sample], document: dict[str, Any], console: Console
 ) -> Stages:
     from visipruner.analysis.joint import TRIES
-    from visipruner.pruners.base import FILE_NAME
+    from visipruner.contract.pruner import FILE_NAME
 
     settling = study.settled(
         loaded.model,
@@ -188,7 +189,7 @@ def _add_check(
 ) -> None:
     """How the settings do on samples whose images were not analysed; without any a note."""
     from visipruner.analysis.check import check
-    from visipruner.samples import spread
+    from visipruner.evaluation.samples import spread
 
     samples = spread(others, job.checked, job.seed, per_image=4)
     if not samples:
@@ -201,7 +202,7 @@ def _add_check(
 
 
 def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stages | None) -> None:
-    from visipruner.report.notes import notes
+    from visipruner.analysis.report.notes import notes
 
     if stages is not None:
         overall = stages.overall

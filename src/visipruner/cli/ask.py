@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from visipruner.cli.models import LoadedModel
+from visipruner.chat import ChatPrompt, Reply, attached, chat_inputs, greedy_reply
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.trace import PruneTrace
-from visipruner.prompts import ChatPrompt, Reply, attached, chat_inputs, greedy_reply
-from visipruner.pruners.base import Pruner
+from visipruner.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)

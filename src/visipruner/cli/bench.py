@@ -15,12 +15,12 @@ from visipruner.cli.errors import CliError, did_you_mean
 from visipruner.files import write_json
 
 if TYPE_CHECKING:
-    from visipruner.bench.checks import Effort, Outcome
-    from visipruner.bench.rounds import Contender
-    from visipruner.bench.subject import Subject
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
+    from visipruner.speed.checks import Effort, Outcome
+    from visipruner.speed.rounds import Contender
+    from visipruner.speed.subject import Subject
 
-SCHEMA = "visipruner.bench/1"
+SCHEMA = "visipruner.speed/1"
 QUESTION = "Describe the image."
 _WIDE = 1.25  # highest over lowest time beyond which a reader is warned
 
@@ -55,7 +55,7 @@ class Job:
 
 def execute(job: Job) -> None:
     """Measures, shows tables and targets, and saves them. Raises CliError, ConfigError or MachineError."""
-    from visipruner.bench import machine
+    from visipruner.speed import machine
 
     if job.model is None and (job.image is not None or job.question is not None):
         raise CliError("--image and --question are for a real checkpoint; give --model NAME too, or leave them out.")
@@ -95,7 +95,7 @@ def _check_device(device: str) -> None:
 
 
 def _run_checks(job: Job, document: dict[str, Any], console: Console) -> None:
-    from visipruner.bench.checks import CHECKS, Effort
+    from visipruner.speed.checks import CHECKS, Effort
 
     if job.methods or job.batch > 1 or any(value is not None for value in (job.schedule, job.before, job.after)):
         raise CliError(
@@ -128,14 +128,14 @@ def _run_checks(job: Job, document: dict[str, Any], console: Console) -> None:
 
 
 def _one_check(name: str, effort: Effort, console: Console) -> Outcome:
-    from visipruner.bench.checks import CHECKS
+    from visipruner.speed.checks import CHECKS
 
     with console.status(f"{name}: building the model") as status:
         return CHECKS[name](effort, lambda what: status.update(f"{name}: {what}"))
 
 
 def _show_check(outcome: Outcome) -> None:
-    from visipruner.bench.present import table
+    from visipruner.speed.present import table
 
     model = outcome.model
     notes = "".join(f"; {note}" for note in model["notes"])
@@ -152,8 +152,8 @@ def _show_check(outcome: Outcome) -> None:
 
 
 def _run_shape(job: Job, document: dict[str, Any], console: Console) -> None:
-    from visipruner.bench.present import table
-    from visipruner.bench.subject import from_shape
+    from visipruner.speed.present import table
+    from visipruner.speed.subject import from_shape
 
     sizes = job.visual or [576]
     before, after = _text_around(job)
@@ -191,9 +191,9 @@ def _text_around(job: Job) -> tuple[int, int]:
 
 def _pruners(job: Job, found: Subject) -> dict[str, Pruner]:
     """What is measured beside dense. VisiPruner runs on a schedule, as nothing triggers in random weights."""
-    from visipruner.bench.schedule import Schedule
     from visipruner.pruners.registry import make_from_spec, method_class
     from visipruner.pruners.visipruner import VisiPruner
+    from visipruner.speed.schedule import Schedule
 
     fixed = Schedule.for_depth(found.depth) if job.schedule is None else Schedule.parse(job.schedule)
     ours = VisiPruner.for_depth(found.depth)
@@ -220,12 +220,12 @@ def _pruners(job: Job, found: Subject) -> dict[str, Pruner]:
 
 def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) -> None:
     """One chat prompt about a picture; methods find their own layers unless a schedule is given."""
-    from visipruner.bench.present import table
-    from visipruner.bench.prompt import about_picture, text_only
-    from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, take_turns
-    from visipruner.bench.subject import Subject
-    from visipruner.cli import models
     from visipruner.images import open_image
+    from visipruner.models import loading as models
+    from visipruner.speed.present import table
+    from visipruner.speed.prompt import about_picture, text_only
+    from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
+    from visipruner.speed.subject import Subject
     from visipruner.testbed.testset import load_photos
 
     shaped = (job.shape, job.layers, job.tie, job.before, job.after)
@@ -261,9 +261,9 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
 
 
 def _pruners_of_model(job: Job, found: Subject) -> dict[str, Pruner]:
-    from visipruner.bench.schedule import Schedule
     from visipruner.cli import settings
     from visipruner.pruners.visipruner import VisiPruner
+    from visipruner.speed.schedule import Schedule
 
     chosen = {spec: settings.pruner_for(spec, found.name, found.depth) for spec in job.methods or ["visipruner"]}
     for spec, pruner in chosen.items():
@@ -274,9 +274,9 @@ def _pruners_of_model(job: Job, found: Subject) -> dict[str, Pruner]:
 
 
 def _point(job: Job, found: Subject, pruners: dict[str, Pruner], visual: int, console: Console) -> dict[str, Any]:
-    from visipruner.bench.prompt import Rows, embedded, text_only
-    from visipruner.bench.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
-    from visipruner.bench.tower import tower_seconds
+    from visipruner.speed.prompt import Rows, embedded, text_only
+    from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
+    from visipruner.speed.tower import tower_seconds
 
     before, after = _text_around(job)
     shape = Rows(before, visual, after)
@@ -321,8 +321,8 @@ def _save(job: Job, document: dict[str, Any], name: str, points: Sequence[dict[s
     """After every step, so that an interrupted benchmark keeps what it has."""
     if job.out is None:
         return
-    from visipruner.bench.present import draw, table
     from visipruner.files import write_atomic
+    from visipruner.speed.present import draw, table
 
     told = {**document, "checks": document["checks"][-1:]} if job.checks else document
     write_json(job.out / f"{name}.json", told)

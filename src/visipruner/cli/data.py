@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.models import TESTBEDS
+from visipruner.models.loading import TESTBEDS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from visipruner.benchmarks import Benchmark
-    from visipruner.samples import Sample
+    from visipruner.evaluation.datasets import Benchmark
+    from visipruner.evaluation.samples import Sample
 
 
 def samples_of(model: str, data: Path | None) -> list[Sample]:
     """`--data`, or the test set that ships with the small model. Raises CliError where there is neither."""
-    from visipruner.samples import load_samples
+    from visipruner.evaluation.samples import load_samples
 
     return load_samples(data or _shipped(model))
 
@@ -31,9 +31,9 @@ def task_of(model: str, data: Path | None, name: str | None, images: Path | None
 
     Raises CliError or ConfigError.
     """
-    from visipruner.benchmarks import open_benchmark, recognises
-    from visipruner.benchmarks.easyvqa import PACKAGE
-    from visipruner.benchmarks.own import OwnQuestions
+    from visipruner.evaluation.datasets import open_benchmark, recognises
+    from visipruner.evaluation.datasets.easyvqa import PACKAGE
+    from visipruner.evaluation.datasets.own import OwnQuestions
 
     if name == PACKAGE and data is None:
         data = Path(PACKAGE)

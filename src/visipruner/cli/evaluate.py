@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from visipruner.cli import models, saving, settings, submissions
+from visipruner.cli import saving, settings, submissions
 from visipruner.cli.data import task_of, with_progress
 from visipruner.cli.errors import CliError
 from visipruner.cli.matches import Matches
 from visipruner.errors import VisiPrunerError
 from visipruner.files import sha256_of, write_json
+from visipruner.models import loading as models
 
 if TYPE_CHECKING:
-    from visipruner.benchmarks import Benchmark
-    from visipruner.cli.models import LoadedModel
+    from visipruner.contract.pruner import Pruner
+    from visipruner.evaluation.datasets import Benchmark
     from visipruner.evaluation.processes import Processes
-    from visipruner.pruners.base import Pruner
-    from visipruner.samples import Sample
+    from visipruner.evaluation.samples import Sample
+    from visipruner.models.loading import LoadedModel
 
 SCHEMA = "visipruner.eval/1"
 RESULTS_FILE = "results.json"
@@ -220,7 +221,7 @@ def _records(
     """One a sample, in their order; complete on the main process."""
     from visipruner.evaluation import evaluate
     from visipruner.evaluation.folder import join, key_of
-    from visipruner.fingerprint import fingerprint
+    from visipruner.models.fingerprint import fingerprint
 
     running = evaluate(
         loaded.model,

@@ -10,8 +10,8 @@ def show(as_json: bool) -> None:
     """Prints the methods with their settings, and the model types with their families."""
     from visipruner import adapters
     from visipruner.cli.present import show_families, show_methods
+    from visipruner.contract.settings import declared
     from visipruner.pruners import registry
-    from visipruner.pruners.checked import declared
 
     methods = {
         name: {"description": cls.about.summary, **asdict(cls.about), "settings": declared(cls)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from visipruner.files import write_json
 
 if TYPE_CHECKING:
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
 
 FILE = "matched.json"
 

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from visipruner.analysis.report.words import some
 from visipruner.cli.errors import CliError
 from visipruner.files import write_json
-from visipruner.report.words import some
 from visipruner.words import spans
 
 _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
@@ -76,7 +76,7 @@ def _evidence(document: dict[str, Any]) -> dict[str, Any]:
 def _shape(name: str, document: dict[str, Any]) -> tuple[Any, int, int]:
     """(shape, visual rows, text rows) of a named model, or of a folder or file with a transformers config."""
     from visipruner import accounting
-    from visipruner.shape import ModelShape
+    from visipruner.models.shape import ModelShape
 
     if name.lower() in _NAMED:
         known = getattr(accounting, _NAMED[name.lower()])

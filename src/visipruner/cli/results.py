@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from visipruner.accounting.record import ExampleTrace
+from visipruner.chat import Reply
 from visipruner.cli.ask import Exchange
-from visipruner.cli.models import LoadedModel
-from visipruner.engine.trace import ExampleTrace
-from visipruner.prompts import Reply
-from visipruner.pruners.base import Pruner
+from visipruner.contract.pruner import Pruner
+from visipruner.models.loading import LoadedModel
 
 SCHEMA = "visipruner.run/1"
 

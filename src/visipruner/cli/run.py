@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from visipruner.cli import models, saving, settings
+from visipruner.cli import saving, settings
 from visipruner.cli.errors import CliError
 from visipruner.files import write_atomic, write_json
 from visipruner.images import open_image
+from visipruner.models import loading as models
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from visipruner.cli.ask import Exchange
-    from visipruner.cli.models import LoadedModel
     from visipruner.cli.results import Result
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
+    from visipruner.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _save_overlay(
     path: Path, loaded: LoadedModel, picture: Image.Image, exchange: Exchange, result: Result
 ) -> str | None:
     """Draws and writes the picture of the kept tokens; None where the model's tokens are not one grid."""
-    from visipruner.report import overlay
+    from visipruner.cli import overlay
 
     example = exchange.trace[0]
     if len(example.grids) != 1:  # several crops of the picture, of which none is the whole

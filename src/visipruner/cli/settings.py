@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.models import TESTBEDS
+from visipruner.models.loading import TESTBEDS
 
 if TYPE_CHECKING:
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from visipruner.benchmarks import Benchmark
+    from visipruner.evaluation.datasets import Benchmark
 
 FOLDER = "submission"
 

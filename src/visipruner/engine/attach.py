@@ -10,6 +10,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from visipruner.adapters import Adapter, adapter_for
+from visipruner.contract.layout import check_visual_mask
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attachment import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
@@ -19,8 +21,6 @@ from visipruner.engine.stock import stock_model
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
-from visipruner.layout import check_visual_mask
-from visipruner.pruners.base import Pruner
 
 
 def attach(
@@ -53,7 +53,7 @@ def attach(
     if pruner.shrinks:
         raise ConfigError(
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
-            "visipruner.prompts.attached(model, pruner, chat_inputs(model, processor, picture, question))."
+            "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
     chosen = adapter or adapter_for(model.config)
     if visual_mask is not None:

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.pruner import PromptRun
 from visipruner.engine.arguments import CACHE_NAMES, map_tensors, per_row, scaling_of
-from visipruner.engine.entry import EntryView, Merge
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV
 from visipruner.engine.rows import Rows
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
-from visipruner.pruners.base import PromptRun
 
 
 def arguments_for(rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:

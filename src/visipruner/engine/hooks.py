@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import Needed
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import bound, brings_pixels, cache_of
 from visipruner.engine.cache import PrunedLayer
@@ -23,13 +26,10 @@ from visipruner.engine.per_thread import PerThread, Threads
 from visipruner.engine.refusals import uncompiled
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.routed import QKV
-from visipruner.engine.routing import Needed
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.engine.vision import Vision, VisionTap, read_tower
 from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
-from visipruner.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
-from visipruner.pruners.base import PromptRun, Pruner
 
 
 class Hooks:

@@ -12,7 +12,7 @@ from visipruner.adapters import adapter_for
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive
 from visipruner.errors import UnsupportedModelError
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.pruner import PromptRun
 from visipruner.engine.arguments import map_tensors, per_row
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import OtherKeys, PackedExample
 from visipruner.errors import UnsupportedModelError
-from visipruner.pruners.base import PromptRun
 
 
 @dataclass(eq=False)

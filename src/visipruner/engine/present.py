@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visipruner.engine.routing import Routing
+from visipruner.contract.layout import TokenLayout
+from visipruner.contract.routing import Routing
 from visipruner.engine.rows import Rows
-from visipruner.layout import TokenLayout
 
 
 @dataclass(frozen=True, eq=False)

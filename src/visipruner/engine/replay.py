@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView, Merge
-from visipruner.pruners.base import PromptRun
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.pruner import PromptRun
 
 
 class ReplayRun(PromptRun):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.routing import Edge, Routing
 from visipruner.engine.attention import Kernel
 from visipruner.engine.masks import HostMask, kernel_mask
-from visipruner.engine.routing import Edge, Routing
 
 QKV = tuple[Tensor, Tensor, Tensor]
 

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.accounting.record import ExampleTrace, LayerWork
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.layout import TokenLayout
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import PLAIN, Needed, Routing
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
@@ -23,14 +28,9 @@ from visipruner.engine.image_cache import SharedPrefix
 from visipruner.engine.masks import HostMask
 from visipruner.engine.present import Present
 from visipruner.engine.routed import QKV, Edges, OtherKeys, PackedExample, attend, edge_values, plan
-from visipruner.engine.routing import PLAIN, Needed, Routing
 from visipruner.engine.rows import Rows
-from visipruner.engine.trace import ExampleTrace, LayerWork
-from visipruner.engine.view import LayerView
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
-from visipruner.layout import TokenLayout
-from visipruner.pruners.base import PromptRun, Pruner
 
 # Which keys rows may see: `[len(rows), keys]` bool, or None for all.
 Allowed = Callable[[Tensor], Tensor | None]

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
 from visipruner.evaluation.processes import Processes
+from visipruner.evaluation.samples import Sample
 from visipruner.files import whole_lines, write_atomic, write_json
-from visipruner.pruners.base import Pruner
-from visipruner.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
 SETTINGS_FILE = "settings.json"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from visipruner.chat import attached
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError
-from visipruner.prompts import attached
-from visipruner.pruners.base import Pruner
 
 AXES: dict[str, Callable[[PruneTrace], float]] = {
     "tokens": lambda trace: 1 - sum(map(len, trace[0].kept[:-1])) / (len(trace[0].work) * trace[0].dense_visual),
@@ -35,7 +35,7 @@ def matched(
 
     Args:
         prompts: what `model` takes, one example each; only prompts are read. Methods that show the picture smaller
-            need those of `visipruner.prompts.chat_inputs`.
+            need those of `visipruner.chat.chat_inputs`.
         axis: "tokens" (visual tokens summed over layers), "flops" (counted), or "attention" (the paper's formula).
         tolerance: how far off the target may be met; by default what the method says (`match_tolerance`).
 

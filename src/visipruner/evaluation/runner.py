@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from visipruner.engine.clock import EngineClock
+from visipruner.chat import attached, chat_inputs, greedy_reply
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
+from visipruner.evaluation.clock import EngineClock
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
 from visipruner.evaluation.processes import Processes
+from visipruner.evaluation.samples import Sample
 from visipruner.images import open_image
-from visipruner.prompts import attached, chat_inputs, greedy_reply
-from visipruner.pruners.base import Pruner
 from visipruner.pruners.none import NoPruning
-from visipruner.samples import Sample
 
 DENSE = "dense"
 _ALONE = Processes()

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from visipruner.evaluation.folder import Record
 from visipruner.evaluation.runner import DENSE
+from visipruner.evaluation.scoring import normalize, right_by_any
 from visipruner.evaluation.significance import LEVEL, holm, sign_flip_p
-from visipruner.scoring import normalize, right_by_any
 
 _LEVEL, _RESAMPLES, _SEED = 0.95, 4000, 0
 # How intervals are made, for whoever repeats them.

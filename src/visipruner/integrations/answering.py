@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visipruner.cli import models
+from visipruner.chat import greedy_reply, message_inputs
 from visipruner.cli.settings import make_pruner, pruner_for
 from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
-from visipruner.prompts import greedy_reply, message_inputs
+from visipruner.models import loading as models
 from visipruner.pruners.registry import make
 
 if TYPE_CHECKING:
-    from visipruner.pruners.base import Pruner
+    from visipruner.contract.pruner import Pruner
 
 _READS = {"text", "image"}
 

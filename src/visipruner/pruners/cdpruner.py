@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import PromptRun
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.clip_text import clip_text
-from visipruner.pruners.dropping import Positions
+from visipruner.models.clip_text import clip_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class CDPruner(EntryPruner):
             the vision tower alone, so it needs `text_encoder`. "words" takes the cosine to the mean embedding of the
             text after the image instead (ours), and "none" leaves the condition out.
         text_encoder: folder of the CLIP model that the vision tower was taken from.
-        question: what the prompt asks. `visipruner.prompts.attached`, and with it every command, fills it in.
+        question: what the prompt asks. `visipruner.chat.attached`, and with it every command, fills it in.
         vision_layer: of the tower, whose patches are compared with the question.
     """
 
@@ -78,7 +78,7 @@ class CDPruner(EntryPruner):
     def start(self) -> PromptRun:
         if self.relevance == "clip" and self.question is None:
             raise ConfigError(
-                "cdpruner must know what is asked: put it to work with visipruner.prompts.attached(model, pruner, "
+                "cdpruner must know what is asked: put it to work with visipruner.chat.attached(model, pruner, "
                 "chat_inputs(...)), or set question."
             )
         return super().start()

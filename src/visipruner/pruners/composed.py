@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView, Merge
-from visipruner.engine.routing import PLAIN, Routing
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import PLAIN, Routing
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
 
 if TYPE_CHECKING:
-    from visipruner.prompts import ChatPrompt
+    from visipruner.chat import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)

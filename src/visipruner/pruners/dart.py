@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView, Merge
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.budget import Budgeted, check_layers, scaled_layer
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.scope import chosen, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import Budgeted, check_layers, scaled_layer
-from visipruner.pruners.scope import chosen, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.dropping import Positions
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView
 
 CHUNK = 256
 SAME = 1e-6  # copies of one embedding (a newline's) are equally far but for rounding

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
+from visipruner.contract.about import About
+from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
 from visipruner.pruners.none import NoPruning
 
 if TYPE_CHECKING:
-    from visipruner.prompts import ChatPrompt
+    from visipruner.chat import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)

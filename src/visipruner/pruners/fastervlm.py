@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.dropping import Positions
-from visipruner.pruners.selection import shares, top
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import shares, top
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from visipruner.engine.view import LayerView
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import ScoredPruner
+from visipruner.contract.about import About
+from visipruner.contract.budget import ScoredPruner
+from visipruner.contract.layer_view import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers, scaled_layers
+from visipruner.contract.choosing import scores_of, union
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.scope import Scope, best, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import check_layers, scaled_layers
-from visipruner.pruners.dropping import DroppingPruner
 from visipruner.pruners.pyramiddrop import check_stages
-from visipruner.pruners.scope import Scope, best, parts_of
-from visipruner.pruners.selection import scores_of, union
 
 
 @dataclass(frozen=True, kw_only=True)

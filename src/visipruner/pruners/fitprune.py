@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.scope import Scope, best, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
-from visipruner.pruners.dropping import DroppingPruner
-from visipruner.pruners.scope import Scope, best, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)

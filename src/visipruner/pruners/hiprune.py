@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView, Image
-from visipruner.engine.vision import VisionView
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import shares, top, union
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView, Image
+from visipruner.contract.vision_view import VisionView
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.dropping import Positions
-from visipruner.pruners.selection import shares, top, union
 
 
 @dataclass(frozen=True, kw_only=True)

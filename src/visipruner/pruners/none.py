@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.contract.about import About
+from visipruner.contract.pruner import PromptRun, Pruner
 
 
 @dataclass(frozen=True, kw_only=True)

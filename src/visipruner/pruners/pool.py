@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView, Image, Merge
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.entry_view import EntryView, Image, Merge
+from visipruner.contract.pruner import PromptRun
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import check_layers
-from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers, scaled_layers
+from visipruner.contract.dropping import DroppingPruner, Positions
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.scope import Scope, best, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import check_layers, scaled_layers
-from visipruner.pruners.dropping import DroppingPruner, Positions
-from visipruner.pruners.scope import Scope, best, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)

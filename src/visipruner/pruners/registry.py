@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import visipruner.pruners
+from visipruner.contract.pruner import FILE_NAME, FORMAT_VERSION, Pruner
 from visipruner.errors import ConfigError
-from visipruner.pruners.base import FILE_NAME, FORMAT_VERSION, Pruner
 
 
 def available() -> dict[str, str]:

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from visipruner.engine.routing import FROZEN, PLAIN, Routing
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers, scaled_layer
+from visipruner.contract.divergence import divergence, next_token
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
-from visipruner.pruners.budgeted import check_layers, scaled_layer
-from visipruner.pruners.divergence import divergence, next_token
 
 _ORDERS: WeakKeyDictionary[nn.Module, tuple[object, tuple[int, ...]]] = WeakKeyDictionary()
 

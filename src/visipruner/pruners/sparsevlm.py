@@ -13,17 +13,17 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView, Merge
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers, scaled_layers
+from visipruner.contract.choosing import scores_of, top
+from visipruner.contract.clustering import cluster_means
+from visipruner.contract.dropping import DroppingPruner, Positions
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.scope import Scope, best, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import check_layers, scaled_layers
-from visipruner.pruners.clustering import cluster_means
-from visipruner.pruners.dropping import DroppingPruner, Positions
 from visipruner.pruners.pyramiddrop import check_stages
-from visipruner.pruners.scope import Scope, best, parts_of
-from visipruner.pruners.selection import scores_of, top
 
 # Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
 _COUNTS: dict[int, tuple[int, ...]] = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}

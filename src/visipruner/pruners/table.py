@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from visipruner.pruners.dropping import DroppingPruner
+from visipruner.contract.dropping import DroppingPruner
 from visipruner.pruners.registry import available, method_class
 
 BEGIN = "<!-- Written by `python -m visipruner.pruners README.md`; do not edit by hand. -->\n"

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.selection import shares, spread, spread_over_grid
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import shares, spread, spread_over_grid
+from visipruner.contract.entry_view import EntryView
 
 
 @dataclass(frozen=True, kw_only=True)

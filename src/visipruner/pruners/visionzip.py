@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView, Merge
-from visipruner.engine.vision import VisionView
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import shares, top
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.vision_view import VisionView
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.dropping import Positions
-from visipruner.pruners.selection import shares, top
 
 
 @dataclass(frozen=True, kw_only=True)

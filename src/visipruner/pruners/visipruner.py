@@ -11,15 +11,15 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
-from visipruner.engine.routing import PLAIN, Routing
-from visipruner.engine.view import LayerView
+from visipruner.contract.about import About
+from visipruner.contract.budget import scaled_layer
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.routing import PLAIN, Routing
+from visipruner.contract.scope import Scope, best, parts_of
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import scaled_layer
-from visipruner.pruners.dropping import DroppingPruner
-from visipruner.pruners.scope import Scope, best, parts_of
 
 Stage = Literal["shallow", "middle", "deep"]
 STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")

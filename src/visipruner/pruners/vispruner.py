@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.engine.entry import EntryView
+from visipruner.contract.about import About
+from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import shares
+from visipruner.contract.dropping import Positions
+from visipruner.contract.entry_view import EntryView
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.budgeted import EntryPruner
-from visipruner.pruners.dropping import Positions
-from visipruner.pruners.selection import shares
 
 STEP = 8  # tokens dropped at a time, as in the released code
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from visipruner.engine.entry import EntryView
+from visipruner.contract.about import About
+from visipruner.contract.budget import check_layers, scaled_layer
+from visipruner.contract.divergence import divergence, next_token
+from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import PromptRun
 from visipruner.errors import ConfigError
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun
-from visipruner.pruners.budgeted import check_layers, scaled_layer
-from visipruner.pruners.divergence import divergence, next_token
-from visipruner.pruners.dropping import DroppingPruner
 
 
 @dataclass(frozen=True, kw_only=True)

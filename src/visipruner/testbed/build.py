@@ -84,7 +84,7 @@ def load(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from visipruner.precision import faster_dtype
+    from visipruner.models.precision import faster_dtype
 
     if dtype == "auto":
         dtype = faster_dtype()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from visipruner.pruners.base import FILE_NAME
+from visipruner.contract.pruner import FILE_NAME
 from visipruner.pruners.registry import load_pruner
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.testbed.build import IMAGE_SIZE

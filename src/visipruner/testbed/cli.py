@@ -66,7 +66,7 @@ def measure(
     ] = None,
 ) -> None:
     """Accuracy per question type, beside the same model without its picture and the majority answer."""
-    from visipruner.precision import faster_dtype
+    from visipruner.models.precision import faster_dtype
     from visipruner.testbed.report import run_test
 
     if dtype == "auto":

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from visipruner.engine.arguments import cache_name
-from visipruner.scoring import is_right, majority_right, wilson_interval
+from visipruner.evaluation.scoring import is_right, majority_right, wilson_interval
 from visipruner.testbed.testset import Sample
 
 # The mean colour that the image processor maps to zero.

@@ -12,9 +12,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visipruner.errors import VisiPrunerError
+from visipruner.evaluation.scoring import is_right
 from visipruner.files import sha256_of, write_json
-from visipruner.heads import give_whole_rows
-from visipruner.scoring import is_right
+from visipruner.models.heads import give_whole_rows
 from visipruner.testbed.answerlog import AnswerLog
 from visipruner.testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
 from visipruner.testbed.evaluate import Row, answer, as_records, tabulate
@@ -128,7 +128,7 @@ def _in_words(run: dict[str, Any]) -> str:
 
 def _easy_vqa(limit: int | None) -> list[Sample]:
     """easy-VQA's test part as a split of its own; one shape in each picture holds every answer."""
-    from visipruner.benchmarks.easyvqa import PACKAGE, EasyVqa
+    from visipruner.evaluation.datasets.easyvqa import PACKAGE, EasyVqa
 
     read = EasyVqa.read(Path(PACKAGE), None).samples
     images = set(sorted({sample.image for sample in read})[:limit])

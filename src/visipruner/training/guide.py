@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.engine.routing import FROZEN, PLAIN, Routing
-from visipruner.engine.view import LayerView
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.training.gates import Asked, VisualGates
 from visipruner.training.sparse import log_gates
 from visipruner.training.staged import StagedRun

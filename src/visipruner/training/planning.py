@@ -8,11 +8,11 @@ from typing import Any
 
 from visipruner.accounting.exact import Macs, work_macs
 from visipruner.accounting.kv import expected_kv_bytes
+from visipruner.accounting.record import LayerWork
 from visipruner.analysis.evidence import tokens_of
 from visipruner.analysis.idle import idle_layers
-from visipruner.engine.trace import LayerWork
 from visipruner.errors import VisiPrunerError
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 from visipruner.training.settings import Alignment
 
 # Matrix products of a training step in forward passes: the forward, the gradient of every input, that of every weight.

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.engine.entry import EntryView
-from visipruner.engine.routing import FROZEN, PLAIN, Routing
-from visipruner.engine.view import LayerView
-from visipruner.pruners.about import About
-from visipruner.pruners.base import PromptRun, Pruner
+from visipruner.contract.about import About
+from visipruner.contract.entry_view import EntryView
+from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.training.gates import Asked
 from visipruner.training.settings import Alignment
 from visipruner.training.sparse import log_influence, top_tokens

@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from visipruner.accounting import count_flops
 from visipruner.accounting.exact import dense_macs, prompt_macs
 from visipruner.accounting.kv import dense_kv_bytes, expected_kv_bytes
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
-from visipruner.pruners.base import Pruner
-from visipruner.shape import ModelShape
+from visipruner.models.shape import ModelShape
 from visipruner.testbed.guidelines.arms import PRUNED, Arm, staged
 from visipruner.testbed.guidelines.learner import Learner, Pace
 from visipruner.testbed.guidelines.lessons import Lesson

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
 from visipruner.files import write_atomic, write_json
-from visipruner.pruners.base import Pruner
 from visipruner.testbed.guidelines.arms import PLAIN, PRUNED, Arm, Stages, arms, staged
 from visipruner.testbed.guidelines.costs import inference_costs, training_costs
 from visipruner.testbed.guidelines.entries import enter_at

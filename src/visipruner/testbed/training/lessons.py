@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from visipruner.benchmarks.easyvqa import PACKAGE
 from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets.easyvqa import PACKAGE
 from visipruner.testbed.scenes import EmojiArt, Question, draw_example
 from visipruner.testbed.training.recipe import Recipe
 

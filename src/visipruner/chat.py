@@ -1,0 +1,179 @@
+"""Chat prompts about a picture, methods at work on them, and greedy answers; stock processors and `generate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+
+from visipruner.adapters import adapter_for
+from visipruner.contract.pruner import Pruner
+from visipruner.engine.attach import PruneHandle, attach
+from visipruner.engine.host import Host
+from visipruner.engine.image_cache import ImageCache
+from visipruner.engine.trace import PruneTrace
+from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.evaluation.clock import synchronize
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said.
+
+    Attributes:
+        text: the answer; `tokens`: how many tokens it took.
+        seconds: from the prepared prompt to the last token, image encoding included.
+        first_token_seconds: the part of `seconds` up to the first token, which is where pruning can save most.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+    first_token_seconds: float
+
+
+@dataclass
+class _FirstToken:
+    """A stopping criterion that never stops: it notes when the first token is there."""
+
+    at: float | None = None
+    never: Any = field(default=None)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        if self.at is None:
+            synchronize(input_ids.device)
+            self.at = time.perf_counter()
+            self.never = input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+        return self.never
+
+
+class ChatPrompt(dict[str, Any]):
+    """A prompt as `model(**prompt)` takes it, with what it was made from, so that it can be made again otherwise.
+
+    Attributes:
+        full: the prompt with the picture in full size where this one has it smaller, else None.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, picture: Image.Image, question: str, full: ChatPrompt | None = None
+    ) -> None:
+        super().__init__(_tensors(model, processor, picture, question))
+        self.model, self.processor, self.picture, self.question, self.full = model, processor, picture, question, full
+
+    def smaller(self, processor: Any, picture: Image.Image) -> ChatPrompt:
+        """The same question about the same picture, which `processor` or `picture` show smaller."""
+        return ChatPrompt(self.model, processor, picture, self.question, self.full or self)
+
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return int(self["input_ids"].shape[1])
+
+    @cached_property
+    def num_visual(self) -> int:
+        """Visual rows among them."""
+        host = Host.of(self.model, adapter_for(self.model.config))
+        assert host.embedder is not None
+        assert host.adapter.locate is not None
+        mask = host.adapter.locate(host.embedder, self)
+        return 0 if mask is None else int(mask.sum())
+
+
+def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str) -> ChatPrompt:
+    """The chat prompt as tensors in the model's dtype: the picture first, then the question."""
+    return ChatPrompt(model, processor, picture, question)
+
+
+def _tensors(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return message_inputs(model, processor, [{"role": "user", "content": content}])
+
+
+def message_inputs(model: Any, processor: Any, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A conversation in transformers' form as tensors in the model's dtype, up to where the model is to answer."""
+    inputs = processor.apply_chat_template(
+        list(messages),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return dict(inputs.to(model.device, model.dtype))
+
+
+class Turn:
+    """A method at work on one prompt, made by `attached`.
+
+    Attributes:
+        inputs: what the model is to be given.
+    """
+
+    def __init__(self, handle: PruneHandle, inputs: Mapping[str, Any]) -> None:
+        self._handle, self.inputs = handle, inputs
+
+    def image_cache(self, cache: ImageCache) -> AbstractContextManager[ImageCache]:
+        """As the handle's: prompts that begin with the same image share the work on it."""
+        return self._handle.image_cache(cache)
+
+    @property
+    def trace(self) -> PruneTrace:
+        """What was done to the prompt, against the dense model's prompt with the picture in full size."""
+        trace = self._handle.trace
+        full = getattr(self.inputs, "full", None)
+        if full is not None:
+            trace[0].unseen_rows = full.length - trace[0].prompt_length
+            trace[0].unseen_visual = full.num_visual - trace[0].num_visual
+        return trace
+
+
+@contextmanager
+def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[Turn]:
+    """`attach`, also for methods that read the question or show the picture smaller, for one prompt, which must then be
+    a `ChatPrompt`.
+
+    Raises ConfigError where the prompt, or the model, cannot have the picture smaller; and what `attach` raises.
+    """
+    if isinstance(prompt, ChatPrompt):
+        pruner = pruner.asked(prompt.question)
+    if not pruner.shrinks:
+        with attach(model, pruner) as handle:
+            yield Turn(handle, prompt)
+        return
+    if not isinstance(prompt, ChatPrompt):
+        raise ConfigError(f"{pruner.name} needs the picture: make the prompt with visipruner.chat.chat_inputs.")
+    smaller = pruner.prompt(prompt)
+    try:
+        with attach(model, pruner.inside()) as handle:
+            yield Turn(handle, smaller)
+    except (VisiPrunerError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{pruner.name}: this {model.config.model_type} cannot be given the picture at another size ({error}); "
+            "take pool where its vision tower knows one size only."
+        ) from error
+
+
+def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
+    """What the model says to one prompt, special tokens left out, with its times."""
+    clock, device = _FirstToken(), inputs["input_ids"].device
+    synchronize(device)  # what is still to be done of the prompt's tensors is no part of the answer
+    start = time.perf_counter()
+    output = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        stopping_criteria=[clock],
+    )
+    synchronize(device)
+    end = time.perf_counter()
+    new = output[0, inputs["input_ids"].shape[1] :]
+    text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+    return Reply(text, len(new), end - start, (clock.at or end) - start)

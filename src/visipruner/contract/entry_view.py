@@ -1,0 +1,190 @@
+"""What a pruner may look at before a layer runs: one example's rows on their way in, and what it may answer.
+
+Before layer 0 these are the projected visual embeddings between the text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from visipruner.contract.influence import last_row_attention
+from visipruner.contract.layout import TokenLayout
+from visipruner.contract.vision_view import VisionView
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Kept tokens that take over what others held.
+
+    Attributes:
+        kept: `[k]` long, ascending positions among the visual tokens present.
+        states: `[k, d]`, what their hidden states become.
+    """
+
+    kept: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One image of a prompt.
+
+    Attributes:
+        positions: `[k]` long, where its tokens are among the visual tokens present. tokens: `[k]`, their numbers
+            within the image, ascending; line by line where there is a grid.
+        grid: `(rows, columns)` of the whole image's tokens, or None. size: how many tokens it had at first.
+    """
+
+    positions: Tensor
+    tokens: Tensor
+    grid: tuple[int, int] | None
+    size: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of its tokens left."""
+        return len(self.tokens) == self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """Queries and keys of one layer: `query` `[heads, head_dim]` of the last row, `keys` `[kv_heads, k, head_dim]` of
+    the rows asked for, the factor of their product in the logits, and the logits' softcap (None for none)."""
+
+    query: Tensor
+    keys: Tensor
+    scaling: float
+    softcap: float | None
+
+
+# States of some rows [n, d], their places among the example's rows [n], with rotary embedding or without
+# -> their queries [heads, n, head_dim], keys, the logits' factor and softcap.
+Project = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, float, float | None]]
+
+
+class Tower(Protocol):
+    """The vision tower as it encoded one example's images."""
+
+    @property
+    def depth(self) -> int:
+        """Layers of the tower."""
+
+    def views(self, layer: int) -> list[VisionView]:
+        """The images in one of the layers that `Pruner.vision_layers` named."""
+
+
+class EntryView:
+    """One example before one layer.
+
+    Attributes:
+        states: `[n, d]` hidden states of the rows of this forward that are present.
+        visual: `[n_v]` long, which of them are visual tokens. tokens: `[n_v]` long, the tokens' numbers in the prompt.
+        layout: the prompt's images: `tokens_per_image` and `grids`.
+        projected_rows, pairs: rows projected and (query, key) pairs computed for scores so far, the latter per head.
+    """
+
+    def __init__(
+        self,
+        states: Tensor,
+        visual: Tensor,
+        tokens: Tensor,
+        layout: TokenLayout,
+        project: Project,
+        vision: Tower | None,
+    ) -> None:
+        self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
+        self._project, self._vision = project, vision
+        self._places = torch.arange(len(states), device=states.device)
+        self.projected_rows = self.pairs = 0
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """`[n_v, d]` hidden states of the visual tokens."""
+        return self.states[self.visual]
+
+    @cached_property
+    def text(self) -> Tensor:
+        """`[n_t]` long: the rows that are not visual."""
+        is_text = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
+        is_text[self.visual] = False
+        return is_text.nonzero().flatten()
+
+    def images(self) -> list[Image]:
+        """The prompt's images, as far as they are present."""
+        sizes = self.layout.tokens_per_image
+        return [
+            Image(positions, self.tokens[positions] - end + size, grid, size)
+            for positions, size, end, grid in zip(
+                self.positions_per_image(), sizes, accumulate(sizes), self.layout.grids, strict=True
+            )
+        ]
+
+    def positions_per_image(self) -> list[Tensor]:
+        """`[k]` long for each image: where its tokens are among the visual tokens present."""
+        return self.layout.per_image(self.tokens)
+
+    def vision(self, layer: int) -> list[VisionView]:
+        """The images in a layer of the vision tower, one of those that `Pruner.vision_layers` named, in the order of
+        `images()`; token i of an image is its patch i."""
+        return [view.to(self.states.device) for view in self._tower().views(layer)]
+
+    @property
+    def vision_depth(self) -> int:
+        """Layers of the vision tower."""
+        return self._tower().depth
+
+    def _tower(self) -> Tower:
+        if self._vision is None:
+            raise LookupError("Pruner.vision_layers asked for no layer of the vision tower")
+        return self._vision
+
+    def project(self, rows: Tensor, rotary: bool = True) -> Projected:
+        """The layer's own norm and projections, run ahead of it on some `rows` `[k]`, long and ascending, and the last.
+
+        `rotary=False` leaves positions out: what the queries and keys are before RoPE.
+        """
+        last = len(self.states) - 1
+        wanted = rows if int(rows[-1]) == last else torch.cat([rows, rows.new_tensor([last])])
+        queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
+        self.projected_rows += wanted.numel()
+        return Projected(queries[:, -1], keys[:, : rows.numel()], scaling, softcap)
+
+    def attention(self, rotary: bool = True) -> Tensor:
+        """`[heads, n_v]` float32: softmax of the last row over the visual tokens alone, in the layer to come."""
+        return self._last_row_over(self.visual, rotary)
+
+    def attention_to_all(self) -> Tensor:
+        """`[heads, n]` float32: softmax of the last row over all rows of this forward that are present, in the layer to
+        come. Older turns are not among them; a sliding window is not looked at."""
+        return self._last_row_over(torch.arange(len(self.states), device=self.states.device), rotary=True)
+
+    def _last_row_over(self, rows: Tensor, rotary: bool) -> Tensor:
+        found = self.project(rows, rotary)
+        self.pairs += rows.numel()
+        return last_row_attention(found.query, found.keys, found.scaling, softcap=found.softcap)
+
+    def narrowed(self, answer: Tensor | Merge) -> EntryView:
+        """The view once an answer was followed: for a second method at the same layer."""
+        kept = answer.kept if isinstance(answer, Merge) else answer
+        stays = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
+        stays[self.visual] = False
+        stays[self.visual[kept]] = True
+        states = self.states
+        if isinstance(answer, Merge):
+            states = states.index_copy(0, self.visual[kept], answer.states.to(states))
+        visual = (stays.cumsum(0) - 1)[self.visual[kept]]
+        view = EntryView(states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision)
+        view._places = self._places[stays]
+        return view
+
+    def add_work_of(self, narrowed: EntryView) -> None:
+        """Counts what was computed for a look at `narrowed`, a part of this view, here."""
+        self.pairs += narrowed.pairs
+        self.projected_rows += narrowed.projected_rows

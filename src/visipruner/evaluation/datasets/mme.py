@@ -1,0 +1,105 @@
+"""MME (Fu et al. 2023, https://arxiv.org/abs/2306.13394): two yes-or-no questions an image, in points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from visipruner.errors import ConfigError
+from visipruner.evaluation.datasets.base import Benchmark, Record, grouped, percent, whole_groups
+from visipruner.evaluation.datasets.reading import SHORT_ANSWER, check_images, needed, read_jsonl, read_text
+from visipruner.evaluation.samples import Sample
+
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+_INSTRUCTION = "Please answer yes or no."
+
+
+def yes_or_no(answer: str) -> str:
+    """What the first four characters say, or "other", which is never right."""
+    start = answer.strip().lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+class Mme(Benchmark):
+    """A category scores accuracy + accuracy+ (both questions of an image right), 0 to 200 points."""
+
+    name = "mme"
+    title = "MME"
+    patterns: ClassVar[tuple[str, ...]] = ("llava_mme.jsonl", "llava_mme*.jsonl")
+    metric = "points: accuracy + accuracy+ in each category, summed over perception and over cognition"
+
+    @classmethod
+    def read(cls, questions: Path, images: Path | None) -> Self:
+        release = questions.parent / "MME_Benchmark_release_version"
+        root = release / "MME_Benchmark" if (release / "MME_Benchmark").is_dir() else needed(cls.title, release)
+        truths: dict[str, dict[tuple[str, str], str]] = {}
+        samples = []
+        for number, line in enumerate(read_jsonl(questions, "question_id", "image", "text")):
+            category = str(line["question_id"]).split("/")[0]
+            if category not in truths:
+                truths[category] = _truths(root / category)
+            stem = Path(str(line["question_id"])).stem
+            answer = truths[category].get((stem, _bare(line["text"])))
+            if answer is None:
+                raise ConfigError(
+                    f"MME is incomplete: {root / category} has no answer to {_bare(line['text'])!r}, {stem}."
+                )
+            image = _image(root, line["image"])
+            samples.append(Sample(image, line["text"], (answer,), category, f"{category}/{stem}/{number}"))
+        check_images(cls.title, samples)
+        return cls(questions, samples)
+
+    def choose(self, count: int, seed: int) -> list[Sample]:
+        return whole_groups(self.samples, lambda sample: str(sample.image), count, seed)
+
+    def score(self, record: Record, answer: str) -> float:
+        return float(yes_or_no(answer) == record["answers"][0])
+
+    def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
+        parts = {}
+        for category, members in grouped(records, lambda record: str(record["type"])).items():
+            images = grouped(members, lambda record: str(record["image"]))
+            both = [float(min(self.scores(pair, method))) for pair in images.values() if len(pair) == 2]
+            accuracy, plus = percent(self.scores(members, method)), percent(both)
+            parts[category] = {"accuracy": accuracy, "accuracy+": plus, "score": accuracy + plus}
+        sums = {
+            name: sum(parts[category]["score"] for category in categories if category in parts)
+            for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION))
+        }
+        return {"scores": {**sums, "total": sum(sums.values())}, "parts": parts}
+
+
+def _truths(folder: Path) -> dict[tuple[str, str], str]:
+    """By text file (an image's name) and question; the files lie beside the images, or in a folder of their own."""
+    nested = folder / "questions_answers_YN"
+    found = {}
+    for path in sorted((nested if nested.is_dir() else folder).glob("*.txt")):
+        for line in read_text(path).split("\n"):
+            question, tab, answer = line.partition("\t")
+            if tab:
+                found[path.stem, _bare(question)] = answer.strip().lower()
+    return found
+
+
+def _bare(question: str) -> str:
+    return " ".join(question.replace(SHORT_ANSWER, "").replace(_INSTRUCTION, "").split())
+
+
+def _image(root: Path, name: str) -> Path:
+    """Question files name images without the folder that some categories have for them."""
+    path = root / name
+    nested = path.parent / "images" / path.name
+    return nested if not path.is_file() and nested.is_file() else path

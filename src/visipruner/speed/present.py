@@ -1,0 +1,92 @@
+"""A benchmark as a table people paste, and as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visipruner.evaluation.chart import COLORS, MARKERS
+from visipruner.files import write_atomic
+from visipruner.speed.rounds import DENSE, TEXT
+
+Point = Mapping[str, Any]
+
+
+def table(point: Point) -> str:
+    """Markdown: one line a contender. Seconds are medians with (lowest to highest); ratios are to dense."""
+    lines = [
+        "| | prefill, s | faster than dense | FLOPs promise | of the promise | x text only | decode, ms | "
+        "faster | all tokens, s | selection | bookkeeping | peak memory | KV cache |",
+        "|---|" + "---:|" * 12,
+    ]
+    for row in point["rows"]:
+        cells = [
+            row["name"],
+            _seconds(row["prefill"]),
+            _times(row["speedup"]),
+            _plain(row["flops_ratio"], "{:.2f}x"),
+            _plain(row["of_limit"], "{:.2f}"),
+            _plain((row["times_text_only"] or {}).get("median"), "{:.2f}"),
+            _seconds(row["decode"], 1000, 1),
+            _times(row["decode_speedup"]),
+            _seconds(row["total"]),
+            _plain(row["selection_share"], "{:.2%}"),
+            _plain(row["bookkeeping_share"], "{:.2%}"),
+            _plain((row["peak_bytes"] or {}).get("median"), "{:.0f} MB", 1e-6),
+            _plain(row["kv_bytes"], "{:.0f} MB", 1e-6),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _seconds(value: Mapping[str, float] | None, factor: float = 1, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    median, low, high = (factor * value[key] for key in ("median", "low", "high"))
+    return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _times(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{value['median']:.2f}x ({value['low']:.2f}-{value['high']:.2f})"
+
+
+def _plain(value: float | None, pattern: str, factor: float = 1) -> str:
+    return "-" if value is None else pattern.format(value * factor)
+
+
+def draw(points: Sequence[Point], path: Path) -> None:
+    """Writes a PNG over image sizes: seconds to the first token with the limit that FLOPs set, and peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    seconds, memory = figure.subplots(1, 2)
+    names = [row["name"] for row in points[0]["rows"] if row["name"] != TEXT]
+    sizes = [point["visual"] for point in points]
+    for number, name in enumerate(names):
+        rows = [next(row for row in point["rows"] if row["name"] == name) for point in points]
+        style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "linewidth": 1}
+        middle = [row["prefill"]["median"] for row in rows]
+        reach = [
+            [value - row["prefill"]["low"] for value, row in zip(middle, rows, strict=True)],
+            [row["prefill"]["high"] - value for value, row in zip(middle, rows, strict=True)],
+        ]
+        seconds.errorbar(sizes, middle, yerr=reach, label=name, capsize=2, elinewidth=0.6, **style)
+        if name != DENSE:
+            dense = [next(row for row in point["rows"] if row["name"] == DENSE) for point in points]
+            limit = [base["prefill"]["median"] / row["flops_ratio"] for base, row in zip(dense, rows, strict=True)]
+            seconds.plot(sizes, limit, linestyle=":", linewidth=1, color=style["color"])
+        peaks = [row["peak_bytes"]["median"] / 1e6 if row["peak_bytes"] else None for row in rows]
+        if all(peak is not None for peak in peaks):
+            memory.plot(sizes, peaks, label=name, **style)
+    for panel, title in ((seconds, "seconds to the first token (dotted: dense time x FLOPs)"), (memory, "peak, MB")):
+        panel.set_xlabel("visual tokens")
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+        if len(sizes) > 1:
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_xticks(sizes, [str(size) for size in sizes])
+            panel.minorticks_off()
+    seconds.legend(fontsize="small", frameon=False)
+    write_atomic(path, lambda part: figure.savefig(part, format="png", dpi=150))
