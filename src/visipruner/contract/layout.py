@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,14 +57,33 @@ class TokenLayout:
     grids: list[tuple[int, int] | None] = field(default_factory=list)
     ends_in_image: bool = False
 
+    @cached_property
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """`real` and `visual` as numbers; one read from the device, unless `layouts` made them from numbers."""
+        return self.real.cpu().numpy(), self.visual.cpu().numpy()
+
+    @cached_property
+    def text(self) -> Tensor:
+        """`[n_t]` long: the real rows that are not visual, ascending."""
+        real, visual = self.on_host
+        return _long(np.setdiff1d(real, visual, assume_unique=True), self.real.device)
+
     def to(self, device: torch.device) -> TokenLayout:
         """The same with its tensors on `device`."""
-        return replace(self, real=self.real.to(device), visual=self.visual.to(device))
+        moved = replace(self, real=self.real.to(device), visual=self.visual.to(device))
+        vars(moved)["on_host"] = self.on_host
+        return moved
 
     def per_image(self, tokens: Tensor) -> list[Tensor]:
         """For each image, which of `tokens` (numbers of visual tokens, `[n_v]` long) are its own, `[k]` long."""
         starts = [0, *accumulate(self.tokens_per_image)]
+        if tokens.numel() == starts[-1]:  # all of them: nothing to look up
+            return [torch.arange(start, end, device=tokens.device) for start, end in pairwise(starts)]
         return [((tokens >= start) & (tokens < end)).nonzero().flatten() for start, end in pairwise(starts)]
+
+
+def _long(numbers: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(device)
 
 
 def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
@@ -78,20 +99,33 @@ def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
 
 
 def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
-    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
+    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool on one device.
 
     The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
     it holds image features: the next token is read from it, so it must stay. Images of masked rows are passed over.
+    Reads both masks from the device, once.
     """
+    flags = torch.stack([visual.mask, real]).cpu().numpy()
+    return layouts_of(flags[0], flags[1], visual.images, real.device, prompt_end)
+
+
+def layouts_of(
+    visual: np.ndarray,
+    real: np.ndarray,
+    images: Sequence[ImageTokens] | None,
+    device: torch.device,
+    prompt_end: int | None = None,
+) -> list[TokenLayout]:
+    """`layouts` of masks that were read already, for tensors on `device`."""
     found = []
-    images = list(visual.images or ())
-    for mask, rows in zip(visual.mask, real, strict=True):
-        held = (mask & rows).nonzero().flatten()
-        mine, images = _take(images, int(mask.sum()))
-        if held.numel() != mask.sum():
+    left = list(images or ())
+    for mask, rows in zip(visual, real, strict=True):
+        held = np.flatnonzero(mask & rows)
+        mine, left = _take(left, int(mask.sum()))
+        if len(held) != mask.sum():
             mine = None
-        last = rows[:prompt_end].nonzero().flatten()[-1:]
-        found.append(_layout(held, last, rows.nonzero().flatten(), mine or _runs(held)))
+        last = np.flatnonzero(rows[:prompt_end])[-1:]
+        found.append(_layout(held, last, np.flatnonzero(rows), mine or _runs(held), device))
     return found
 
 
@@ -106,31 +140,31 @@ def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | No
     return (mine, images[len(mine) :]) if count == 0 else (None, [])
 
 
-def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
-    ends_in_image = held.numel() > 0 and torch.equal(held[-1:], last)
+def _layout(
+    held: np.ndarray, last: np.ndarray, real: np.ndarray, images: list[ImageTokens], device: torch.device
+) -> TokenLayout:
+    ends_in_image = len(held) > 0 and bool((held[-1:] == last).all()) and len(last) > 0
     if ends_in_image:
         held = held[:-1]
         shorter = images[-1].count - 1
         images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
-    return TokenLayout(
-        real=real,
-        visual=held,
+    layout = TokenLayout(
+        real=_long(real, device),
+        visual=_long(held, device),
         tokens_per_image=[image.count for image in images],
         grids=[image.grid for image in images],
         ends_in_image=ends_in_image,
     )
+    vars(layout)["on_host"] = (real, held)
+    return layout
 
 
-def _runs(rows: Tensor) -> list[ImageTokens]:
-    return [ImageTokens(size, square(size)) for size in _run_lengths(rows)]
-
-
-def _run_lengths(rows: Tensor) -> list[int]:
-    if rows.numel() == 0:
+def _runs(rows: np.ndarray) -> list[ImageTokens]:
+    """An image for each unbroken run of `rows`."""
+    if not len(rows):
         return []
-    breaks = (rows.diff() != 1).nonzero().flatten() + 1
-    edges = [0, *breaks.tolist(), rows.numel()]
-    return [end - start for start, end in pairwise(edges)]
+    sizes = [len(run) for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)]
+    return [ImageTokens(size, square(size)) for size in sizes]
 
 
 def square(size: int) -> tuple[int, int] | None:

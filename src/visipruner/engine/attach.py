@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from visipruner.adapters import Adapter, adapter_for
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.pruner import Pruner
-from visipruner.engine.attachment import Attachment, check_free
+from visipruner.engine.patch import Attachment, check_free
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
-from visipruner.engine.refusals import Refusals
-from visipruner.engine.stock import stock_model
+from visipruner.engine.guards import Refusals
+from visipruner.engine.guards import stock_model
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError

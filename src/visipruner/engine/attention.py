@@ -22,6 +22,9 @@ from visipruner.errors import UnsupportedModelError
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "visipruner_"
 
+# Queries, keys and values as a layer hands them to attention: `[batch, heads, n, head_dim]`.
+QKV = tuple[Tensor, Tensor, Tensor]
+
 
 class Attends(Protocol):
     """Whoever runs the attention of an attached layer."""

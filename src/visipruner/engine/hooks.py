@@ -16,16 +16,16 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import Needed
-from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import bound, brings_pixels, cache_of
+from visipruner.engine.deepstack import AddedFeatures
+from visipruner.engine.calls import bound, brings_pixels, cache_of
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix
-from visipruner.engine.per_thread import PerThread, Threads
-from visipruner.engine.refusals import uncompiled
+from visipruner.engine.threads import PerThread, Threads
+from visipruner.engine.guards import uncompiled
 from visipruner.engine.replay import ReplayRun, Uncached
-from visipruner.engine.routed import QKV
+from visipruner.engine.attention import QKV
 from visipruner.engine.session import Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.engine.vision import Vision, VisionTap, read_tower

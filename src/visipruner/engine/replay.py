@@ -13,13 +13,13 @@ from visipruner.contract.pruner import PromptRun
 
 
 class ReplayRun(PromptRun):
-    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example, and `merged` states by layer; of the tokens
-    that leave, `closed` (`[k]` long) leave no gap in the positions.
+    """Follows the tokens `kept` (`[k]` long) on entry to each layer of one example, and `merged` states by layer; of
+    the tokens that leave, `closed` (`[k]` long) leave no gap in the positions.
 
     Everything is done on entry to a layer: what left after a layer's attention is gone before the next one too.
     """
 
-    def __init__(self, kept: Sequence[Sequence[int]], merged: Mapping[int, Tensor], closed: Tensor) -> None:
+    def __init__(self, kept: Sequence[Tensor], merged: Mapping[int, Tensor], closed: Tensor) -> None:
         super().__init__()
         self._kept, self._merged, self._closed = kept, merged, closed
 
@@ -27,11 +27,10 @@ class ReplayRun(PromptRun):
         return torch.isin(gone, self._closed.to(gone.device))
 
     def observes_entry(self, layer: int) -> bool:
-        return layer == 0 or layer in self._merged or len(self._kept[layer]) < len(self._kept[layer - 1])
+        return layer == 0 or layer in self._merged or self._kept[layer].numel() < self._kept[layer - 1].numel()
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        wanted = torch.tensor(self._kept[layer], dtype=torch.long, device=view.tokens.device)
-        positions = torch.searchsorted(view.tokens, wanted)
+        positions = torch.searchsorted(view.tokens, self._kept[layer].to(view.tokens.device))
         if layer in self._merged:
             return Merge(positions, self._merged[layer])
         return positions

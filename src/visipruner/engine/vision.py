@@ -16,14 +16,14 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.contract.layout import TokenLayout, square
 from visipruner.contract.vision_view import VisionView
 from visipruner.engine import attention
-from visipruner.engine.arguments import brings_pixels, scaling_of
+from visipruner.engine.calls import brings_pixels, scaling_of
 from visipruner.engine.attention import host_kernel
-from visipruner.engine.implementation import Implementation
+from visipruner.engine.patch import Implementation
 from visipruner.engine.masks import is_open
-from visipruner.engine.per_thread import PerThread, Threads
-from visipruner.engine.refusals import uncompiled
-from visipruner.engine.replaced import Replaced
-from visipruner.engine.routed import QKV
+from visipruner.engine.threads import PerThread, Threads
+from visipruner.engine.guards import uncompiled
+from visipruner.engine.patch import Replaced
+from visipruner.engine.attention import QKV
 from visipruner.errors import LayoutError, UnsupportedModelError
 
 MAX_WINDOW = 4  # the largest square of patches that a known model makes one token of

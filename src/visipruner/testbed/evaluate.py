@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from visipruner.engine.arguments import cache_name
+from visipruner.engine.calls import cache_name
 from visipruner.evaluation.scoring import is_right, majority_right, wilson_interval
 from visipruner.testbed.testset import Sample
 

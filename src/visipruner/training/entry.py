@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from visipruner.adapters.llava import ADAPTER
-from visipruner.engine.attachment import check_free
+from visipruner.engine.patch import check_free
 from visipruner.engine.host import Host
 from visipruner.errors import ConfigError, UnsupportedModelError
 

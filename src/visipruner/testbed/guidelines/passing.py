@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from visipruner.engine.arguments import cache_name, cache_of
+from visipruner.engine.calls import cache_name, cache_of
 from visipruner.testbed.training.sequence import PackedBatch
 from visipruner.training import Asked, VisualGates
 

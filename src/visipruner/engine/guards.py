@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visipruner.engine.replaced import Replaced
+from visipruner.engine.patch import Replaced
 from visipruner.errors import UnsupportedModelError
 
 

@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.engine import attention
 from visipruner.engine.attention import Attends
 from visipruner.engine.host import Host
-from visipruner.engine.implementation import Implementation
-from visipruner.engine.refusals import uncompiled
+from visipruner.engine.patch import Implementation
+from visipruner.engine.guards import uncompiled
 from visipruner.errors import VisiPrunerError
 
 _ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visipruner.engine.rows import Rows
+
 # What a layer is given besides hidden states, per row of the sequence: (name's beginning, sequence dimension).
 _PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
 
@@ -63,3 +65,27 @@ def map_tensors(change: Callable[[Tensor], Tensor], given: Any) -> Any:
 def scaling_of(kwargs: Mapping[str, Any], queries: Tensor) -> float:
     """The factor of the logits that an attention function was given, or the usual one."""
     return float(kwargs.get("scaling") or queries.shape[-1] ** -0.5)
+
+
+def narrowed(kwargs: Mapping[str, Any], rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
+    """The per-row arguments of a layer for some `rows` of the host's; `known` remembers them for the layers that are
+    given the same ones."""
+    return _once(kwargs, rows, known, lambda part, dim: rows.gather(part, dim))
+
+
+def narrowed_within(kwargs: Mapping[str, Any], where: Tensor, known: dict[str, Any]) -> dict[str, Any]:
+    """The same for packed arguments and the places `where` `[n]` long among their rows."""
+    return _once(kwargs, where, known, lambda part, dim: part.index_select(dim, where))
+
+
+def _once(
+    kwargs: Mapping[str, Any], where: Any, known: dict[str, Any], change: Callable[[Tensor, int], Tensor]
+) -> dict[str, Any]:
+    found = {}
+    for name, given, dim in per_row(kwargs):
+        source, place, result = known.get(name, (None, None, None))
+        if source is not given or place is not where:
+            result = map_tensors(lambda part, dim=dim: change(part, dim), given)  # type: ignore[misc]
+            known[name] = (given, where, result)
+        found[name] = result
+    return found

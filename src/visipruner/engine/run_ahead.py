@@ -1,4 +1,4 @@
-"""A pruner's look at the rows that enter a layer, example by example, and what its answer does to them."""
+"""A layer run ahead up to its attention on some rows, and a pruner's look at the rows that enter it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.pruner import PromptRun
-from visipruner.engine.arguments import CACHE_NAMES, map_tensors, per_row, scaling_of
-from visipruner.engine.present import Present
-from visipruner.engine.routed import QKV
+from visipruner.engine.attention import QKV
+from visipruner.engine.calls import CACHE_NAMES, map_tensors, per_row, scaling_of
+from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.rows import Rows
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
@@ -41,7 +41,7 @@ class Drop(Protocol):
     def __call__(self, example: int, kept: Tensor, trigger: int) -> None: ...
 
 
-class Entering:
+class EntryLook:
     """Asks the runs of a batch before a layer.
 
     Attributes:
@@ -50,36 +50,37 @@ class Entering:
 
     def __init__(
         self,
-        present: Present,
+        live: LiveRows,
         runs: Sequence[PromptRun],
         run_ahead: RunAhead,
         vision: Sequence[Vision | None],
     ) -> None:
-        self._vision = vision
-        self._present, self._runs = present, runs
+        self._live, self._runs, self._vision = live, runs, vision
         self._run_ahead = run_ahead
         self.merged: list[dict[int, Tensor]] = [{} for _ in runs]
 
+    def wanted(self, layer: int) -> list[int]:
+        """Examples whose runs look at the rows that enter `layer`."""
+        counts = [tokens.numel() for tokens in self._live.tokens]
+        return [example for example, run in enumerate(self._runs) if counts[example] and run.observes_entry(layer)]
+
     def look(
         self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop
-    ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Hidden states, new ones where tokens were merged, and per example the pairs and rows that scores took.
+    ) -> tuple[Tensor, dict[int, tuple[int, int]]]:
+        """Hidden states, new ones where tokens were merged, and by example the pairs and rows that scores took.
 
         `drop` takes out what the runs say; it is not kept, for its owner keeps this object and both would stay in
         memory until Python looks for cycles.
         """
-        work = [(0, 0)] * len(self._runs)
+        work: dict[int, tuple[int, int]] = {}
         places: list[Tensor] = []
         states: list[Tensor] = []
-        for example, run in enumerate(self._runs):
-            if not self._present.tokens[example].numel() or not run.observes_entry(layer):
-                continue
-            where = self._present.places(example)
-            view = self._view(layer, example, hidden.flatten(0, 1)[where], kwargs)
-            answer = run.select_entry(layer, view)
+        for example in self.wanted(layer):
+            view = self._view(layer, example, self._live.states(example, hidden), kwargs)
+            answer = self._runs[example].select_entry(layer, view)
             work[example] = (view.pairs, view.projected_rows)
             if isinstance(answer, Merge):
-                places.append(where[view.visual[answer.kept]])
+                places.append(self._live.places(example)[view.visual[answer.kept]])
                 states.append(answer.states.to(hidden))
                 self.merged[example][layer] = answer.states
                 answer = answer.kept
@@ -90,17 +91,16 @@ class Entering:
         return hidden, work
 
     def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
-        visual = self._present.visual_among(example).nonzero().flatten()
         project = partial(self._project, layer, example, kwargs)
-        tokens, layout = self._present.tokens[example], self._present.layouts[example]
-        return EntryView(states, visual, tokens, layout, project, self._vision[example])
+        tokens, layout = self._live.tokens[example], self._live.layouts[example]
+        return EntryView(states, self._live.visual_among(example), tokens, layout, project, self._vision[example])
 
     def _project(
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float, float | None]:
         """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
         come."""
-        rows = self._present.placed
+        rows = self._live.placed
         index = [part[:0] for part in rows.index]
         index[example] = rows.index[example][places]
         chosen = Rows(tuple(index), rows.seq)
