@@ -33,7 +33,7 @@ def last_row_attention(
 
     Args:
         query: `[heads, head_dim]` after RoPE. keys: `[kv_heads, n, head_dim]` after RoPE.
-        scaling: factor of the logits. allowed: `[n]` bool, keys the row may attend to; None for all.
+        scaling: factor of the logits. allowed: `[n]`, keys the row may attend to, as `masked` takes them; None for all.
         softcap: bound c of the logits, c tanh(logit / c); None for none.
 
     Returns:
@@ -41,9 +41,14 @@ def last_row_attention(
     """
     groups = query.float().view(keys.shape[0], -1, query.shape[-1])
     logits = softcapped(groups @ keys.float().transpose(1, 2) * scaling, softcap)
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, float("-inf"))
-    return logits.softmax(-1).flatten(0, 1)
+    return masked(logits, allowed).softmax(-1).flatten(0, 1)
+
+
+def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """Logits with those of keys that may not be seen at -inf. `allowed`: bool, or float to be added; None for all."""
+    if allowed is None:
+        return logits
+    return logits.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else logits + allowed
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from visipruner.contract.influence import Influence, influence, last_row_attention, softcapped
+from visipruner.contract.influence import Influence, influence, last_row_attention, masked, softcapped
 from visipruner.contract.layout import TokenLayout
 
 CHUNK = 64
@@ -40,8 +40,8 @@ class LayerView:
         softcap: float | None = None,
     ) -> None:
         """`queries`: `[heads, m, head_dim]`. `rows`: `[r]` long, those of them that are rows of this example.
-        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all. `softcap`: bound
-        of the logits, in models that have one."""
+        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, float where a mask adds to the
+        logits (-inf: not to be seen), or None for all. `softcap`: bound of the logits, in models that have one."""
         self.keys, self.values, self.columns, self.visual = keys, values, columns, visual
         self.tokens, self.layout = tokens, layout
         self._queries, self._rows, self._scaling, self._allowed = queries, rows, scaling, allowed
@@ -69,7 +69,10 @@ class LayerView:
     def sees_visual(self) -> bool:
         """Whether the last row may attend to any visual token at all: a sliding window may have moved past them."""
         allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
-        return allowed is None or bool(allowed[0, self.visual].any())
+        if allowed is None:
+            return True
+        visual = allowed[0, self.visual]
+        return bool((visual if visual.dtype == torch.bool else visual > float("-inf")).any())
 
     @cached_property
     def influence(self) -> Influence:
@@ -100,8 +103,5 @@ class LayerView:
             queries = self._queries[:, self._rows[part]].float()
             groups = queries.view(kv_heads, heads // kv_heads, part.numel(), -1)
             logits = groups @ keys * self._scaling
-            logits = softcapped(logits, self._softcap)
-            allowed = self._allowed(part)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, float("-inf"))
+            logits = masked(softcapped(logits, self._softcap), self._allowed(part))
             yield logits.softmax(-1).flatten(0, 1)

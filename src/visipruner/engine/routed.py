@@ -108,6 +108,9 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
             keys, allowed = keys[seen], allowed[:, seen]
         sees = allowed.any(-1)
         part_bias = bias if bias is None or keys is None else bias[keys]
+        added = host.added(part.example, rows, columns if keys is None else columns[keys])
+        if added is not None:
+            part_bias = added if part_bias is None else part_bias + added
         mask = kernel_mask(allowed, part_bias, eager, dtype)
         edges.append(Edges(edge, members, keys, mask, None if bool(sees.all()) else ~sees, allowed.numel()))
     return edges

@@ -32,7 +32,7 @@ from visipruner.engine.rows import Rows
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 
-# Which keys rows may see: `[len(rows), keys]` bool, or None for all.
+# Which keys rows may see, as `HostMask.seen` says it: `[len(rows), keys]`, or None for all.
 Allowed = Callable[[Tensor], Tensor | None]
 
 
@@ -415,7 +415,7 @@ class PromptSession:
         tokens = self._present.tokens[part.example]
         rows = LookedAt(own, own + columns.numel() - own.numel(), visual.nonzero().flatten(), tokens)
         mask = self._host_mask
-        return rows, lambda which: mask.allowed(part.example, part.rows[which], columns)
+        return rows, lambda which: mask.seen(part.example, part.rows[which], columns)
 
     def _packed_example(self, example: int) -> PackedExample:
         rows = self._present.attending.index[example]
@@ -506,7 +506,7 @@ class PromptSession:
         if self._host_mask.tensor is None and which.numel() == 1 and int(real[which]) == self._forward.seq - 1:
             return None  # the last row of plain causal attention sees everything
         columns = torch.arange(keys, device=real.device) + self._forward.past + self._forward.seq - keys
-        return self._host_mask.allowed(example, real[which], columns)
+        return self._host_mask.seen(example, real[which], columns)
 
     def _drop(self, example: int, kept: Tensor, trigger: int) -> None:
         run, tokens = self.runs[example], self._present.tokens[example]
