@@ -13,6 +13,7 @@ from visipruner.adapters import Adapter, adapter_for
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attachment import Attachment, check_free
+from visipruner.engine.generating import Generating
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
@@ -27,6 +28,9 @@ def attach(
     model: nn.Module, pruner: Pruner, visual_mask: Tensor | None = None, *, adapter: Adapter | None = None
 ) -> PruneHandle:
     """Makes `model` prune visual tokens until the handle is removed.
+
+    What is chosen for a prompt holds for the answer: with a cache, and in `generate` also without one. Any other call
+    without a cache is a prompt of its own, for which tokens are chosen anew, also where it begins as the last one did.
 
     Args:
         model: a stock transformers model with its head: a multimodal one, or a text decoder that is called with
@@ -114,6 +118,8 @@ class PruneHandle:
             undo.callback(self._attachment.remove)
             self._refusals = Refusals(model, host.decoder)
             undo.callback(self._refusals.remove)
+            self._generating = Generating(model, self._hooks)
+            undo.callback(self._generating.remove)
             if tap is not None:
                 undo.callback(tap.remove)
                 tap.install(model)
@@ -158,9 +164,10 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
-        self._refusals.remove()
         if self._tap is not None:
             self._tap.remove()
+        self._generating.remove()
+        self._refusals.remove()
         self._hooks.detach()
 
     def __enter__(self) -> Self:

@@ -17,16 +17,17 @@ from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layo
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import Needed
 from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import bound, brings_pixels, cache_of
+from visipruner.engine.arguments import bound, brings_pixels, cache_of, is_cached
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.frame import FRAME
+from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix
 from visipruner.engine.per_thread import PerThread, Threads
 from visipruner.engine.refusals import uncompiled
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.routed import QKV
-from visipruner.engine.session import Forward, PromptSession
+from visipruner.engine.session import WHOLE, Forward, PromptSession
 from visipruner.engine.trace import PruneTrace, plain_trace
 from visipruner.engine.vision import Vision, VisionTap, read_tower
 from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
@@ -36,15 +37,18 @@ class Hooks:
     """The engine of one attached model. What belongs to a forward, or to `generate` without a cache, is its thread's.
 
     Attributes:
+        generation: the run of `generate` in this thread, None outside of it.
         is_attached: False once the handle was removed; pruned caches refuse to go on then.
     """
 
     _session = PerThread[PromptSession | None](lambda: None)
     _found = PerThread[Tensor | None](lambda: None)
     _call = PerThread[Mapping[str, Any]](dict)
-    # Forwards without a cache: the last one, and the one that is running.
-    _uncached = PerThread[Uncached | None](lambda: None)
+    generation = PerThread[Generation | None](lambda: None)
+    # The forward without a cache that is running, in `generate`.
     _running = PerThread[Uncached | None](lambda: None)
+    # Whether the forward that is running reads a prompt of its own, and not beside the one of `generate`.
+    _is_first = PerThread[bool](bool)
     _is_projecting = PerThread[bool](bool)
     _spares_queries = PerThread[bool](bool)
     _query_rows = PerThread[int](int)
@@ -121,7 +125,6 @@ class Hooks:
         self._session = self._running = None  # those left by an interrupted forward are of no use
         if self._tap is not None:
             self._tap.spend()
-        before, self._uncached = self._uncached, None
         outer, self._call = self._call, {}
         call = bound(module, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call["cache"]
@@ -130,25 +133,39 @@ class Hooks:
             return None  # the host has a better word for this than we do
         batch, seq = rows.shape[:2]
         past = int(cache.get_seq_length()) if cache is not None else 0
-        visual = self._visual_rows(batch, past, seq, {**outer, **call})
+        is_first = self._is_first = self.generation is None or not self.generation.has_begun
+        if self.generation is not None:
+            self.generation.has_begun = True
+            if not is_cached(self._host.decoder, call):
+                self._running = Uncached(rows, seq) if is_first else self._repeated(rows)
+        is_aside = not is_first and self._running is None
+        visual = self._visual_rows(batch, past, seq, {**outer, **call}, is_aside)
         real = _real_rows((call.get("attention_mask"), outer.get("attention_mask")), batch, past + seq, rows.device)
         if visual is None or not bool(visual.mask.any()):
-            if past == 0:
+            self._running = None
+            if past == 0 and is_first:
                 self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
             return None
-        asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
-        wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
+        wants_whole = next((name for name in WHOLE if self._asks_for(name, {**outer, **call})), None)
         in_line = is_in_line(call.get("position_ids"), real[:, past:])
-        # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
-        if cache is None and embeds is not None and not torch.is_grad_enabled():
-            again = None if before is None else before.continued_by(embeds)
-            self._running = again or Uncached(embeds, seq)
-        self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps, in_line)
+        self._session = self._started(embeds, cache is not None, past, visual, real, wants_whole, in_line)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
         self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
         return args, {**kwargs, **dict.fromkeys(names)}
+
+    def _asks_for(self, name: str, call: Mapping[str, Any]) -> bool:
+        """Whether a call, or else the model's config, asks for what only whole layers can give."""
+        if name == "output_attentions" and not self._host.is_eager:
+            return False  # other implementations have no maps to give
+        asked = call.get(name)
+        return bool(getattr(self._host.decoder.config, name, False) if asked is None else asked)
+
+    def _repeated(self, rows: Tensor) -> Uncached | None:
+        """The forward of `rows` without a cache, where it goes on with what `generate` reads."""
+        prompt = None if self.generation is None else self.generation.prompt
+        return None if prompt is None else prompt.continued_by(rows)
 
     def _started(
         self,
@@ -157,7 +174,7 @@ class Hooks:
         past: int,
         visual: VisualRows,
         real: Tensor,
-        wants_maps: bool,
+        wants_whole: str | None,
         in_line: bool,
     ) -> PromptSession:
         """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
@@ -170,9 +187,9 @@ class Hooks:
             runs = list(self._running.runs)
         elif self._tap is not None:
             found, vision = read_tower(self._tap, found)
-        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_maps)
+        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_whole)
         owner = weakref.ref(self)
-        shared = None if past or wants_maps or not is_cached else self._shared_prefix(embeds, found)
+        shared = None if past or wants_whole or not is_cached else self._shared_prefix(embeds, found)
         return PromptSession(self._pruner, self._host, owner, found, runs, forward, self._run_ahead, vision, shared)
 
     def _shared_prefix(self, embeds: Tensor | None, found: Sequence[TokenLayout]) -> SharedPrefix | None:
@@ -206,9 +223,14 @@ class Hooks:
         finally:
             self._image_cache = None
 
-    def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
+    def _visual_rows(
+        self, batch: int, past: int, seq: int, call: Mapping[str, Any], is_aside: bool
+    ) -> VisualRows | None:
+        """`is_aside`: a later forward of `generate` that does not repeat its prompt; the user's mask is of that alone."""
         found, self._found = self._found, None
         if self._visual_mask is not None:
+            if is_aside:
+                return None
             cached = call["cache"] is not None
             return VisualRows(mask_for_forward(self._visual_mask, batch, past, seq, cached))
         if found is None:
@@ -229,13 +251,19 @@ class Hooks:
             self._tap.clear()
         if session is None or output is None:
             return
-        self._uncached = uncached
         if uncached is not None and uncached.runs:
+            self._goes_on(uncached)
+            return
+        if not self._is_first:
             return
         trace = self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
         replays = zip(trace.kept, session.merged, session.closed, strict=True)
         if uncached is not None:
-            self._uncached = replace(uncached, runs=[ReplayRun(*decided) for decided in replays])
+            self._goes_on(replace(uncached, runs=[ReplayRun(*decided) for decided in replays]))
+
+    def _goes_on(self, prompt: Uncached) -> None:
+        if self.generation is not None:
+            self.generation.prompt = prompt
 
     # ---- around a layer -------------------------------------------------------------------------------------------
 

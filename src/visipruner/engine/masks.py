@@ -68,8 +68,8 @@ def is_open(mask: Tensor) -> Tensor:
 def kernel_mask(allowed: Tensor, bias: Tensor | None, eager: bool, dtype: torch.dtype) -> tuple[Tensor | None, bool]:
     """The cheapest (mask, is_causal) that tells a kernel the edges `allowed`, `[queries, keys]` bool.
 
-    `bias`, `[keys]` or `[queries, keys]`, is added to the logits. Eager kernels need an additive mask always; the others run their fast
-    paths on None. The mask returned is `[1, 1, queries, keys]`.
+    `bias`, `[keys]` or `[queries, keys]`, is added to the logits. Eager kernels need an additive mask always; the
+    others run their fast paths on None. The mask returned is `[1, 1, queries, keys]`.
     """
     lowest = torch.finfo(dtype).min
     if bias is not None:

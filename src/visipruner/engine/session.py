@@ -35,6 +35,9 @@ from visipruner.errors import UnsupportedModelError
 # Which keys rows may see, as `HostMask.seen` says it: `[len(rows), keys]`, or None for all.
 Allowed = Callable[[Tensor], Tensor | None]
 
+# What only layers with all of their rows can give, by the argument that asks for it.
+WHOLE = {"output_attentions": "whole attention maps", "output_router_logits": "router logits of every row"}
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -44,14 +47,14 @@ class Forward:
         seq: rows of this forward, padding included. past: logical rows already in the cache.
         past_real: per example, those of them that are not padding.
         prompt_end: rows from this one on were generated after the prompt (a forward without a cache repeats them).
-        wants_maps: the caller asked for whole attention maps, which only layers with all of their rows can give.
+        wants_whole: the argument that asks for what only layers with all of their rows can give, None where none does.
     """
 
     seq: int
     past: int
     past_real: list[int]
     prompt_end: int
-    wants_maps: bool = False
+    wants_whole: str | None = None
 
 
 class PromptSession:
@@ -154,10 +157,10 @@ class PromptSession:
             hidden = present.hold_back(hidden, is_seen=True)
         elif present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
             hidden = present.repack(hidden)
-        if present.is_packed and self._forward.wants_maps:
+        if present.is_packed and self._forward.wants_whole is not None:
             raise UnsupportedModelError(
-                f"Layer {layer} runs on fewer rows than the prompt has, so it has no whole attention map; leave out "
-                "output_attentions, or attach NoPruning() to see the maps of the plain model."
+                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[self._forward.wants_whole]}; "
+                f"leave out {self._forward.wants_whole}, or attach NoPruning() to see those of the plain model."
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
