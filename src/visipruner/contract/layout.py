@@ -46,14 +46,15 @@ class TokenLayout:
         visual: `[n_v]` long, the visual ones among them, ascending; the i-th is visual token i.
         tokens_per_image: visual tokens of each image, in order.
         grids: per image `(rows, columns)`, or None where its tokens are no grid.
-        ends_in_image: whether the prompt's last row holds image features, too; it is no visual token (see `layouts`).
+        spared: which of the example's rows with image features are no visual tokens, counted among all of them (see
+            `layouts`).
     """
 
     real: Tensor
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
-    ends_in_image: bool = False
+    spared: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> TokenLayout:
         """The same with its tensors on `device`."""
@@ -77,21 +78,27 @@ def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
     return bool(((steps == 1) | ~neighbours).all())
 
 
-def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
+def layouts(
+    visual: VisualRows, real: Tensor, prompt_end: int | None = None, learnt: Tensor | None = None
+) -> list[TokenLayout]:
     """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
 
-    The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
-    it holds image features: the next token is read from it, so it must stay. Images of masked rows are passed over.
+    A row from which a word is read must stay, so two rows are no visual tokens even where they hold image features:
+    the last real row of an example's prompt, which ends before row `prompt_end`, and the last row of an image before a
+    word that is `learnt` (`[batch, seq]` bool, rows with a label). Images of masked rows are passed over.
     """
     found = []
     images = list(visual.images or ())
-    for mask, rows in zip(visual.mask, real, strict=True):
+    for example, (mask, rows) in enumerate(zip(visual.mask, real, strict=True)):
         held = (mask & rows).nonzero().flatten()
         mine, images = _take(images, int(mask.sum()))
         if held.numel() != mask.sum():
             mine = None
-        last = rows[:prompt_end].nonzero().flatten()[-1:]
-        found.append(_layout(held, last, rows.nonzero().flatten(), mine or _runs(held)))
+        read = torch.zeros_like(rows)
+        read[rows[:prompt_end].nonzero().flatten()[-1:]] = True
+        if learnt is not None:
+            read[:-1] |= learnt[example, 1:] & ~mask[1:]
+        found.append(_layout(held, read[held], rows.nonzero().flatten(), mine or _runs(held)))
     return found
 
 
@@ -106,18 +113,23 @@ def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | No
     return (mine, images[len(mine) :]) if count == 0 else (None, [])
 
 
-def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
-    ends_in_image = held.numel() > 0 and torch.equal(held[-1:], last)
-    if ends_in_image:
-        held = held[:-1]
-        shorter = images[-1].count - 1
-        images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
+def _layout(held: Tensor, read: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
+    """`held`: `[k]` long, rows with image features. `read`: `[k]` bool, those of them that a word is read from."""
+    lasts = [end - 1 for end in accumulate(image.count for image in images)]
+    is_read = read[lasts].tolist()
+    spared = [last for last, is_spared in zip(lasts, is_read, strict=True) if is_spared]
+    stays = torch.ones_like(held, dtype=torch.bool)
+    stays[spared] = False
+    shorter = [
+        ImageTokens(image.count - 1) if is_spared else image for image, is_spared in zip(images, is_read, strict=True)
+    ]
+    left = [image for image in shorter if image.count]
     return TokenLayout(
         real=real,
-        visual=held,
-        tokens_per_image=[image.count for image in images],
-        grids=[image.grid for image in images],
-        ends_in_image=ends_in_image,
+        visual=held[stays],
+        tokens_per_image=[image.count for image in left],
+        grids=[image.grid for image in left],
+        spared=tuple(spared),
     )
 
 

@@ -32,6 +32,10 @@ def attach(
     What is chosen for a prompt holds for the answer: with a cache, and in `generate` also without one. Any other call
     without a cache is a prompt of its own, for which tokens are chosen anew, also where it begins as the last one did.
 
+    A word is read from the row before it, and dropped rows end as zeros. So the last row of an image is no visual token
+    where the prompt ends with it, or where the model is given `labels` with one for the text right behind it. Image
+    rows themselves should have the label -100: those that are dropped cannot predict their next.
+
     Args:
         model: a stock transformers model with its head: a multimodal one, or a text decoder that is called with
             `inputs_embeds`. It may be compiled (`torch.compile`) or have adapters (peft).
@@ -114,7 +118,7 @@ class PruneHandle:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         with ExitStack() as undo:
-            self._attachment = Attachment(host, self._hooks, self._hooks.install())
+            self._attachment = Attachment(host, self._hooks, self._hooks.install(model))
             undo.callback(self._attachment.remove)
             self._refusals = Refusals(model, host.decoder)
             undo.callback(self._refusals.remove)

@@ -44,6 +44,7 @@ class Hooks:
     _session = PerThread[PromptSession | None](lambda: None)
     _found = PerThread[Tensor | None](lambda: None)
     _call = PerThread[Mapping[str, Any]](dict)
+    _labels = PerThread[Tensor | None](lambda: None)
     generation = PerThread[Generation | None](lambda: None)
     # The forward without a cache that is running, in `generate`.
     _running = PerThread[Uncached | None](lambda: None)
@@ -74,9 +75,11 @@ class Hooks:
         self.is_attached = False
         self.threads = Threads()
 
-    def install(self) -> Iterator[RemovableHandle]:
+    def install(self, model: nn.Module) -> Iterator[RemovableHandle]:
         """Registers hook after hook; none costs a text-only prompt more than a Python call per layer."""
         host = self._host
+        if model is not host.decoder:
+            yield model.register_forward_pre_hook(uncompiled(self._take_labels), with_kwargs=True)
         yield host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True)
         yield host.decoder.register_forward_hook(uncompiled(self._end), always_call=True)
         if host.embedder is not None:
@@ -112,6 +115,10 @@ class Hooks:
 
     # ---- around the decoder -------------------------------------------------------------------------------------
 
+    def _take_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model with its head runs: which rows are learnt, for the row before one must stay."""
+        self._labels = bound(module, args, kwargs).get("labels")
+
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal model embeds its inputs: which rows will be visual."""
         assert self._host.adapter.locate is not None
@@ -126,6 +133,7 @@ class Hooks:
         if self._tap is not None:
             self._tap.spend()
         outer, self._call = self._call, {}
+        labels, self._labels = self._labels, None
         call = bound(module, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call["cache"]
         rows = call.get("input_ids") if embeds is None else embeds
@@ -148,7 +156,7 @@ class Hooks:
             return None
         wants_whole = next((name for name in WHOLE if self._asks_for(name, {**outer, **call})), None)
         in_line = is_in_line(call.get("position_ids"), real[:, past:])
-        self._session = self._started(embeds, cache is not None, past, visual, real, wants_whole, in_line)
+        self._session = self._started(embeds, cache is not None, past, visual, real, wants_whole, in_line, labels)
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
@@ -176,11 +184,14 @@ class Hooks:
         real: Tensor,
         wants_whole: str | None,
         in_line: bool,
+        labels: Tensor | None,
     ) -> PromptSession:
-        """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
+        """A session for the rows after `past`, `embeds` `[batch, seq, d]`; `labels` as the model was given them."""
         seq = real.shape[1] - past
         prompt_end = seq if self._running is None else self._running.prompt_end
-        found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
+        # Labels of another shape are none of the host's loss, which reads the row before each label.
+        learnt = None if labels is None or labels.shape != real[:, past:].shape else (labels != -100).to(real.device)
+        found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end, learnt)
         vision: list[Vision | None] = [None] * len(found)
         runs: list[PromptRun] = [self._pruner.begin(in_line) for _ in found]
         if self._running is not None and self._running.runs:
@@ -226,7 +237,7 @@ class Hooks:
     def _visual_rows(
         self, batch: int, past: int, seq: int, call: Mapping[str, Any], is_aside: bool
     ) -> VisualRows | None:
-        """`is_aside`: a later forward of `generate` that does not repeat its prompt; the user's mask is of that alone."""
+        """`is_aside`: a later forward of `generate` that does not repeat its prompt; the user's mask is of that only."""
         found, self._found = self._found, None
         if self._visual_mask is not None:
             if is_aside:

@@ -157,10 +157,11 @@ class PromptSession:
             hidden = present.hold_back(hidden, is_seen=True)
         elif present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
             hidden = present.repack(hidden)
-        if present.is_packed and self._forward.wants_whole is not None:
+        wanted = self._forward.wants_whole
+        if present.is_packed and wanted is not None:
             raise UnsupportedModelError(
-                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[self._forward.wants_whole]}; "
-                f"leave out {self._forward.wants_whole}, or attach NoPruning() to see those of the plain model."
+                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[wanted]}; leave out {wanted}, "
+                "or attach NoPruning() to see those of the plain model."
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")

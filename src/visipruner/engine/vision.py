@@ -235,13 +235,13 @@ def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
 
 def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
     """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
-    images, tokens, window = tap.images_of([len(layout.visual) + layout.ends_in_image for layout in layouts])
+    images, tokens, window = tap.images_of([len(layout.visual) + len(layout.spared) for layout in layouts])
     found: list[TokenLayout] = []
     for layout, mine in zip(layouts, images, strict=True):
         grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == tokens]
         sizes = [tokens] * len(mine)
         shapes = [grids[0] if grids else square(tokens)] * len(mine)
-        if layout.ends_in_image:
-            sizes[-1], shapes[-1] = tokens - 1, None
+        for row in layout.spared:
+            sizes[row // tokens], shapes[row // tokens] = tokens - 1, None
         found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
     return found, [Vision(tap, mine, tokens, window) for mine in images]
