@@ -154,9 +154,7 @@ class Hooks:
             if past == 0 and is_first:
                 self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
             return None
-        wants_whole = next((name for name in WHOLE if self._asks_for(name, {**outer, **call})), None)
-        in_line = is_in_line(call.get("position_ids"), real[:, past:])
-        self._session = self._started(embeds, cache is not None, past, visual, real, wants_whole, in_line, labels)
+        self._session = self._started(embeds, past, visual, real, {**outer, **call, "labels": labels})
         names = self._host.adapter.added_features
         if names is None or kwargs.get(names[1]) is None:
             return None
@@ -176,34 +174,32 @@ class Hooks:
         return None if prompt is None else prompt.continued_by(rows)
 
     def _started(
-        self,
-        embeds: Tensor | None,
-        is_cached: bool,
-        past: int,
-        visual: VisualRows,
-        real: Tensor,
-        wants_whole: str | None,
-        in_line: bool,
-        labels: Tensor | None,
+        self, embeds: Tensor | None, past: int, visual: VisualRows, real: Tensor, call: Mapping[str, Any]
     ) -> PromptSession:
-        """A session for the rows after `past`, `embeds` `[batch, seq, d]`; `labels` as the model was given them."""
-        seq = real.shape[1] - past
+        """A session for the rows after `past`, `embeds` `[batch, seq, d]`; `call`: what model and decoder were given."""
+        rows, labels = real[:, past:], call["labels"]
+        seq = rows.shape[1]
         prompt_end = seq if self._running is None else self._running.prompt_end
         # Labels of another shape are none of the host's loss, which reads the row before each label.
-        learnt = None if labels is None or labels.shape != real[:, past:].shape else (labels != -100).to(real.device)
-        found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end, learnt)
+        learnt = None if labels is None or labels.shape != rows.shape else (labels != -100).to(rows.device)
+        found = layouts(VisualRows(visual.mask.to(rows.device), visual.images), rows, prompt_end, learnt)
+        in_line = is_in_line(call.get("position_ids"), rows)
         vision: list[Vision | None] = [None] * len(found)
         runs: list[PromptRun] = [self._pruner.begin(in_line) for _ in found]
         if self._running is not None and self._running.runs:
             runs = list(self._running.runs)
         elif self._tap is not None:
             found, vision = read_tower(self._tap, found)
+        wants_whole = next((name for name in WHOLE if self._asks_for(name, call)), None)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_whole)
         owner = weakref.ref(self)
-        shared = None if past or wants_whole or not is_cached else self._shared_prefix(embeds, found)
+        can_share = not past and wants_whole is None and call["cache"] is not None
+        shared = self._shared_prefix(embeds, found, real[0], call.get("attention_mask")) if can_share else None
         return PromptSession(self._pruner, self._host, owner, found, runs, forward, self._run_ahead, vision, shared)
 
-    def _shared_prefix(self, embeds: Tensor | None, found: Sequence[TokenLayout]) -> SharedPrefix | None:
+    def _shared_prefix(
+        self, embeds: Tensor | None, found: Sequence[TokenLayout], real: Tensor, mask: Any
+    ) -> SharedPrefix | None:
         """What is known of a prompt's rows up to the end of its image, under an image cache."""
         if self._image_cache is None or embeds is None or torch.is_grad_enabled() or not len(found[0].visual):
             return None
@@ -211,7 +207,7 @@ class Hooks:
             raise VisiPrunerError(
                 "Under image_cache() prompts are read one at a time; pass one example and no beams, or leave it out."
             )
-        return SharedPrefix(self._image_cache, embeds, int(found[0].visual[-1]) + 1)
+        return SharedPrefix(self._image_cache, embeds, int(found[0].visual[-1]) + 1, real, mask)
 
     @contextmanager
     def image_cache(self, cache: ImageCache) -> Iterator[None]:
@@ -237,7 +233,7 @@ class Hooks:
     def _visual_rows(
         self, batch: int, past: int, seq: int, call: Mapping[str, Any], is_aside: bool
     ) -> VisualRows | None:
-        """`is_aside`: a later forward of `generate` that does not repeat its prompt; the user's mask is of that only."""
+        """`is_aside`: a later forward of `generate` that does not repeat its prompt, which the user's mask is of."""
         found, self._found = self._found, None
         if self._visual_mask is not None:
             if is_aside:

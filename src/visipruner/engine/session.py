@@ -160,8 +160,8 @@ class PromptSession:
         wanted = self._forward.wants_whole
         if present.is_packed and wanted is not None:
             raise UnsupportedModelError(
-                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[wanted]}; leave out {wanted}, "
-                "or attach NoPruning() to see those of the plain model."
+                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[wanted]}; leave out "
+                f"{wanted}, or attach NoPruning() to see those of the plain model."
             )
         present.route(self._routing)
         mask = kwargs.get("attention_mask")
