@@ -19,10 +19,10 @@ from visipruner.analysis.recorder import Recording
 from visipruner.analysis.rerun import Rerun
 from visipruner.analysis.variants import Variant, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
-from visipruner.engine.calls import bound
-from visipruner.engine.patch import Attachment, check_free
-from visipruner.engine.host import Host
 from visipruner.engine.attention import QKV
+from visipruner.engine.calls import bound
+from visipruner.engine.host import Host
+from visipruner.engine.patch import Attachment, check_free
 from visipruner.errors import LayoutError, UnsupportedModelError
 
 

@@ -21,6 +21,12 @@ def scores_of(present: Tensor, scored: Tensor, scores: Tensor) -> Tensor:
     return scores.to(present.device)[torch.searchsorted(scored.to(present.device), present)]
 
 
+def others(tokens: Tensor, kept: Tensor) -> Tensor:
+    """`tokens` `[n]` at the positions that are not among `kept` `[k]`, in order; nothing is read from the device."""
+    stays = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, kept, True)
+    return tokens[stays.sort(stable=True).indices[: tokens.numel() - kept.numel()]]
+
+
 def union(*positions: Tensor) -> Tensor:
     """Ascending positions that are in any of several."""
     return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]

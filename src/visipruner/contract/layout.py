@@ -48,14 +48,15 @@ class TokenLayout:
         visual: `[n_v]` long, the visual ones among them, ascending; the i-th is visual token i.
         tokens_per_image: visual tokens of each image, in order.
         grids: per image `(rows, columns)`, or None where its tokens are no grid.
-        ends_in_image: whether the prompt's last row holds image features, too; it is no visual token (see `layouts`).
+        spared: which of the example's rows with image features are no visual tokens, counted among all of them (see
+            `layouts`).
     """
 
     real: Tensor
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
-    ends_in_image: bool = False
+    spared: tuple[int, ...] = ()
 
     @cached_property
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,15 +99,18 @@ def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
     return bool(((steps == 1) | ~neighbours).all())
 
 
-def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
+def layouts(
+    visual: VisualRows, real: Tensor, prompt_end: int | None = None, learnt: Tensor | None = None
+) -> list[TokenLayout]:
     """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool on one device.
 
-    The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
-    it holds image features: the next token is read from it, so it must stay. Images of masked rows are passed over.
-    Reads both masks from the device, once.
+    A row from which a word is read must stay, so two rows are no visual tokens even where they hold image features:
+    the last real row of an example's prompt, which ends before row `prompt_end`, and the last row of an image before a
+    word that is `learnt` (`[batch, seq]` bool, rows with a label). Images of masked rows are passed over.
+    Reads the masks from the device, once.
     """
-    flags = torch.stack([visual.mask, real]).cpu().numpy()
-    return layouts_of(flags[0], flags[1], visual.images, real.device, prompt_end)
+    flags = torch.stack([visual.mask, real] + ([] if learnt is None else [learnt])).cpu().numpy()
+    return layouts_of(flags[0], flags[1], visual.images, real.device, prompt_end, *flags[2:])
 
 
 def layouts_of(
@@ -115,17 +119,21 @@ def layouts_of(
     images: Sequence[ImageTokens] | None,
     device: torch.device,
     prompt_end: int | None = None,
+    learnt: np.ndarray | None = None,
 ) -> list[TokenLayout]:
     """`layouts` of masks that were read already, for tensors on `device`."""
     found = []
     left = list(images or ())
-    for mask, rows in zip(visual, real, strict=True):
+    for example, (mask, rows) in enumerate(zip(visual, real, strict=True)):
         held = np.flatnonzero(mask & rows)
         mine, left = _take(left, int(mask.sum()))
         if len(held) != mask.sum():
             mine = None
-        last = np.flatnonzero(rows[:prompt_end])[-1:]
-        found.append(_layout(held, last, np.flatnonzero(rows), mine or _runs(held), device))
+        read = np.zeros_like(rows)
+        read[np.flatnonzero(rows[:prompt_end])[-1:]] = True
+        if learnt is not None:
+            read[:-1] |= learnt[example, 1:] & ~mask[1:]
+        found.append(_layout(held, read[held], np.flatnonzero(rows), mine or _runs(held), device))
     return found
 
 
@@ -141,21 +149,22 @@ def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | No
 
 
 def _layout(
-    held: np.ndarray, last: np.ndarray, real: np.ndarray, images: list[ImageTokens], device: torch.device
+    held: np.ndarray, read: np.ndarray, real: np.ndarray, images: list[ImageTokens], device: torch.device
 ) -> TokenLayout:
-    ends_in_image = len(held) > 0 and bool((held[-1:] == last).all()) and len(last) > 0
-    if ends_in_image:
-        held = held[:-1]
-        shorter = images[-1].count - 1
-        images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
+    """`held`: rows with image features. `read`: `[len(held)]` bool, those of them that a word is read from."""
+    lasts = [end - 1 for end in accumulate(image.count for image in images)]
+    spared = [last for last in lasts if read[last]]
+    shorter = [ImageTokens(image.count - 1) if read[last] else image for image, last in zip(images, lasts, strict=True)]
+    left = [image for image in shorter if image.count]
+    visual = np.delete(held, spared)
     layout = TokenLayout(
         real=_long(real, device),
-        visual=_long(held, device),
-        tokens_per_image=[image.count for image in images],
-        grids=[image.grid for image in images],
-        ends_in_image=ends_in_image,
+        visual=_long(visual, device),
+        tokens_per_image=[image.count for image in left],
+        grids=[image.grid for image in left],
+        spared=tuple(spared),
     )
-    vars(layout)["on_host"] = (real, held)
+    vars(layout)["on_host"] = (real, visual)
     return layout
 
 

@@ -11,7 +11,6 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from visipruner.contract.about import About
@@ -48,10 +47,15 @@ class PromptRun:
         self.exit_votes: list[int] = []
         self.is_compact = False
 
-    def closes_gaps(self, gone: Tensor) -> Tensor:
-        """`[k]` bool: which of the tokens `gone` (numbers in the prompt, `[k]` long), dropped by the last answer, leave
-        no gap in the positions."""
-        return gone.new_full(gone.shape, self.is_compact, dtype=torch.bool)
+    @property
+    def may_close_gaps(self) -> bool:
+        """Whether any token that this run drops may leave no gap in the positions."""
+        return self.is_compact
+
+    def without_gap(self, gone: Tensor) -> Tensor:
+        """Those of the tokens `gone` (numbers in the prompt, `[k]` long), dropped by the last answer, that leave no gap
+        in the positions."""
+        return gone if self.is_compact else gone[:0]
 
     def observes_entry(self, layer: int) -> bool:
         """Whether `select_entry` wants to see the rows that enter this layer. Not asked when no token is left."""

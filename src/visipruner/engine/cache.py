@@ -67,7 +67,10 @@ class Incoming:
             return (None if self.stored is None else stored[0]), columns[0][None], False
         longest = max(part.numel() for part in columns)
         starts = [span.start for span in self.rows.spans]
-        places = [_pad_left(part + start, longest, -1, start) for part, start in zip(stored, starts, strict=True)]
+        places = [
+            _pad_left(part + start, longest, -1, min(start, self.rows.total - 1))
+            for part, start in zip(stored, starts, strict=True)
+        ]
         where = torch.stack([_pad_left(part, longest, -1, PADDING) for part in columns])
         return torch.cat(places), where, any(part.numel() < longest for part in columns)
 
@@ -319,8 +322,10 @@ def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:
     if places is not None:
         packed = packed.index_select(2, places)
     elif packed.untyped_storage().nbytes() > packed.numel() * packed.element_size():
-        packed = packed.contiguous().clone()  # a slice of a larger tensor would keep all of that in memory
-    return packed if batch == 1 else packed[0].unflatten(1, (batch, -1)).transpose(0, 1)
+        packed = packed.clone(
+            memory_format=torch.contiguous_format
+        )  # a slice of a larger tensor would keep all of that in memory
+    return packed if batch == 1 else packed[0].reshape(packed.shape[1], batch, -1, packed.shape[-1]).transpose(0, 1)
 
 
 def _pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:

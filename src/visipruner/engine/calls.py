@@ -31,6 +31,14 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
     return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
 
 
+def is_cached(decoder: nn.Module, call: Mapping[str, Any]) -> bool:
+    """Whether a call of the decoder fills a cache: one that it is given, or one that it makes when it is given none."""
+    wanted = call.get("use_cache")
+    if wanted is None:
+        wanted = getattr(decoder.config, "use_cache", False)
+    return call["cache"] is not None or bool(wanted)
+
+
 def brings_pixels(kwargs: Mapping[str, Any]) -> bool:
     """Whether keyword arguments hold pictures or videos that are still to be encoded."""
     return any(name.startswith("pixel_values") and given is not None for name, given in kwargs.items())

@@ -47,7 +47,9 @@ def joined_bias(*parts: tuple[Tensor, Tensor | None]) -> Tensor | None:
     """Biases one after another, of keys `[n]` that each part has: zeros for a part without; None where none has."""
     if all(bias is None for _, bias in parts):
         return None
-    return torch.cat([keys.new_zeros(keys.shape, dtype=torch.float32) if bias is None else bias for keys, bias in parts])
+    return torch.cat(
+        [keys.new_zeros(keys.shape, dtype=torch.float32) if bias is None else bias for keys, bias in parts]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +176,12 @@ def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dty
     is_visual[part.visual.cpu().numpy()] = True
     is_later = (rows >= part.prompt_end) if routing.prompt_only else np.zeros_like(is_visual)
     found = []
-    for which, edge in (
+    wanted: list[tuple[np.ndarray, Edge]] = [
         (~is_visual & ~is_later, routing.text_to_visual),
         (is_visual, routing.visual_to_visual),
         (is_later, "attend"),
-    ):
+    ]
+    for which, edge in wanted:
         members = np.flatnonzero(which)
         if not len(members):
             continue
@@ -208,8 +211,8 @@ def _group(
         mask = (_added(given, dtype) if eager else given)[None, None]
     if not allowed.any(-1).all():
         blind = torch.from_numpy(~allowed.any(-1)).to(device)
-    where = [torch.from_numpy(part).to(device) for part in (members, keys)]
-    return Edges(edge, *where, mask, is_square and not eager, blind, allowed.size)
+    rows, columns = (torch.from_numpy(part).to(device) for part in (members, keys))
+    return Edges(edge, rows, columns, mask, is_square and not eager, blind, allowed.size)
 
 
 def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.contract.pruner import PromptRun
-from visipruner.engine.calls import map_tensors, per_row
 from visipruner.engine.cache import PrunedLayer
-from visipruner.engine.masks import HostMask
-from visipruner.engine.live_rows import LiveRows
+from visipruner.engine.calls import map_tensors, per_row
 from visipruner.engine.edges import OtherKeys, PackedExample
+from visipruner.engine.live_rows import LiveRows
+from visipruner.engine.masks import HostMask
 from visipruner.errors import UnsupportedModelError
 
 
@@ -29,22 +29,24 @@ class Prefix:
     """The rows of one prompt up to the end of its last image, as far as layers ran with all of them.
 
     Attributes:
-        length: host rows. embeds: `[1, length, d]`. placed: the decoder's per-row arguments for these rows.
+        length: host rows. embeds: `[1, length, d]`. visibility: which of these rows are no padding, and what
+            whole masks let them see of each other. placed: the decoder's per-row arguments for these rows.
         hidden: `hidden[l]`, `[1, n, d]`, enter layer l; one entry more than layers known.
         seen: `seen[l]`, what attention of layer l was given for these rows. stored: `stored[l]`, what later rows need.
     """
 
     length: int
     embeds: Tensor
+    visibility: Any = None
     placed: dict[str, Any] = field(default_factory=dict)
     hidden: list[Tensor] = field(default_factory=list)
     seen: list[OtherKeys] = field(default_factory=list)
     stored: list[OtherKeys] = field(default_factory=list)
 
-    def matches(self, embeds: Tensor) -> bool:
-        """Whether a prompt `[1, seq, d]` begins with these rows."""
+    def matches(self, embeds: Tensor, visibility: Any) -> bool:
+        """Whether a prompt `[1, seq, d]` begins with these rows, and they see of each other what they saw."""
         same = embeds.shape[1] > self.length and embeds.dtype == self.embeds.dtype
-        return same and torch.equal(embeds[:, : self.length], self.embeds)
+        return same and torch.equal(embeds[:, : self.length], self.embeds) and _same(visibility, self.visibility)
 
     def is_placed_alike(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a layer is given the same positions for these rows; the first layer asked sets them."""
@@ -98,18 +100,18 @@ class ImageCache:
         """Forgets the image."""
         self._owner = self._prefix = self._features = None
 
-    def prefix_for(self, embeds: Tensor, length: int) -> Prefix:
+    def prefix_for(self, embeds: Tensor, length: int, visibility: Any) -> Prefix:
         """The known prefix of a prompt `[1, seq, d]` whose first `length` rows end with its image, or a new one.
 
         It is the prompt's own, for another thread may read one meanwhile; `keep` makes it known.
         """
         known = self._prefix
-        if known is not None and known.length == length and known.matches(embeds):
+        if known is not None and known.length == length and known.matches(embeds, visibility):
             self.reused += 1
             return known.copied()
         self.read += 1
         self._prefix = known = None  # its memory goes before the new one's comes
-        return Prefix(length, embeds[:, :length].clone())
+        return Prefix(length, embeds[:, :length].clone(), _copied(visibility))
 
     def keep(self, prefix: Prefix) -> None:
         """Remembers the prefix of a prompt that was read."""
@@ -138,6 +140,13 @@ class ImageCache:
             del embedder.get_image_features
 
 
+def _beginning_of(mask: Any, length: int) -> Any:
+    """What whole masks, one or one for each kind of layer, let the first `length` rows see of each other."""
+    if isinstance(mask, Mapping):
+        return {kind: _beginning_of(part, length) for kind, part in mask.items()}
+    return mask[..., :length, :length] if isinstance(mask, Tensor) and mask.ndim == 4 else None
+
+
 def _copied(given: Any) -> Any:
     if isinstance(given, Tensor):
         return given.clone()
@@ -163,9 +172,12 @@ class SharedPrefix:
         is_folded: True while the prefix rows rest.
     """
 
-    def __init__(self, cache: ImageCache, embeds: Tensor, length: int) -> None:
+    def __init__(self, cache: ImageCache, embeds: Tensor, length: int, real: Tensor, mask: Any) -> None:
+        """`real`: `[seq]` bool, rows that are no padding. `mask`: the attention mask that the decoder was given."""
         self.is_folded = False
-        self._cache, self._prefix, self._seq = cache, cache.prefix_for(embeds, length), embeds.shape[1]
+        visibility = (real[:length], _beginning_of(mask, length))
+        self._cache, self._prefix = cache, cache.prefix_for(embeds, length, visibility)
+        self._seq = embeds.shape[1]
         self._is_untouched = True  # until a visual token leaves or is merged; those that stay then run in every layer
         self._held: PrunedLayer | None = None
 

@@ -53,7 +53,8 @@ class LayerPlan:
             output = self.padded.attend(self.kernel, module, qkv, kwargs)
             for example in self.looks:
                 span = self.rows.spans[example]
-                self._look(example, kwargs, *(part[:, :, span] for part in qkv), again=again)
+                q, k, v = (part[:, :, span] for part in qkv)
+                self._look(example, kwargs, q, k, v, again)
             return output
         outputs = []
         for part, groups, span in zip(self.parts, self.groups, self.rows.spans, strict=True):
@@ -61,7 +62,7 @@ class LayerPlan:
             if part.others is not None:
                 k, v = part.others.before(k, v)
             outputs.append(groups.attend(self.kernel, module, (q, k, v), part.visual_keys(), kwargs))
-            self._look(part.example, kwargs, q, k, v, again=again)
+            self._look(part.example, kwargs, q, k, v, again)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def _look(self, example: int, kwargs: Any, q: Tensor, k: Tensor, v: Tensor, again: bool) -> None:
@@ -107,4 +108,4 @@ class PaddedRows:
     def _padded(self, packed: Tensor) -> Tensor:
         """`[batch, heads, longest, head_dim]`."""
         wide = packed[0] if self._in is None else packed[0].index_select(1, self._in)
-        return wide.unflatten(1, (self._batch, self.longest)).transpose(0, 1)
+        return wide.reshape(wide.shape[0], self._batch, self.longest, -1).transpose(0, 1)

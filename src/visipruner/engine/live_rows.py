@@ -59,7 +59,9 @@ class LiveRows:
         self._paused: Paused | None = None
         self._first = 0
         self._known: dict[object, tuple[Rows, Tensor]] = {}
-        self._apart: dict[bool, tuple[Rows, Rows]] = {}  # rows that attend where visual ones do not, by whether a sink does
+        self._apart: dict[
+            bool, tuple[Rows, Rows]
+        ] = {}  # rows that attend where visual ones do not, by whether a sink does
 
     def to(self, device: torch.device) -> None:
         """Goes on on the device that the next layer runs on."""

@@ -1,4 +1,4 @@
-"""Self-attention, and its key and value projections, on fewer rows than the layer has: what nobody reads is not made."""
+"""Self-attention, and its key and value projections, on fewer rows than the layer has: nobody reads the others."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a host tensor `[batch, seq, ...]`, example by example. How many they are is known without asking a device.
+    """Rows of a host tensor `[batch, seq, ...]`, example by example; how many, is known without asking a device.
 
     A packed tensor holds them as `[1, sum(lengths), ...]`: no example pays for another's padding.
 

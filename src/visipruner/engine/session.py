@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.choosing import others as left_out
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.layout import TokenLayout
 from visipruner.contract.pruner import PromptRun, Pruner
-from visipruner.contract.routing import PLAIN, Routing
+from visipruner.contract.routing import PLAIN
 from visipruner.engine.attention import QKV
 from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
 from visipruner.engine.calls import cache_of, narrowed, scaling_of
@@ -35,8 +36,12 @@ from visipruner.engine.projection import Projection
 from visipruner.engine.record import Record
 from visipruner.engine.rows import Rows
 from visipruner.engine.run_ahead import EntryLook, RunAhead
+from visipruner.engine.soft import blended, edge_bias, is_biased
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
+
+# What only layers with all of their rows can give, by the argument that asks for it.
+WHOLE = {"output_attentions": "whole attention maps", "output_router_logits": "router logits of every row"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,14 @@ class Forward:
         seq: rows of this forward, padding included. past: logical rows already in the cache.
         past_real: per example, those of them that are not padding.
         prompt_end: rows from this one on were generated after the prompt (a forward without a cache repeats them).
-        wants_maps: the caller asked for whole attention maps, which only layers with all of their rows can give.
+        wants_whole: the argument that asks for what only layers with all of their rows can give, None where none does.
     """
 
     seq: int
     past: int
     past_real: list[int]
     prompt_end: int
-    wants_maps: bool = False
+    wants_whole: str | None = None
 
 
 class PromptSession:
@@ -188,19 +193,17 @@ class PromptSession:
         live, routing = self._live, self._routing
         if routing.freezes_visual and not live.is_paused:
             hidden = live.pause(hidden, is_seen=True)
-        elif live.has_dropped or not (live.is_packed or (routing.is_plain and not self._is_biased(layer))):
+        elif live.has_dropped or not (live.is_packed or (routing.is_plain and not is_biased(layer, self.runs))):
             hidden = live.repack(hidden)
-        if live.is_packed and self._forward.wants_maps:
+        wanted = self._forward.wants_whole
+        if live.is_packed and wanted is not None:
             raise UnsupportedModelError(
-                f"Layer {layer} runs on fewer rows than the prompt has, so it has no whole attention map; leave out "
-                "output_attentions, or attach NoPruning() to see the maps of the plain model."
+                f"Layer {layer} runs on fewer rows than the prompt has, so it has no {WHOLE[wanted]}; leave out "
+                f"{wanted}, or attach NoPruning() to see those of the plain model."
             )
         live.route(routing)
         self.projection.enter(routing, any(self._is_observed(layer, example) for example in range(len(self.runs))))
         return hidden
-
-    def _is_biased(self, layer: int) -> bool:
-        return any(run.biases(layer) for run in self.runs)
 
     def _mask(self, tensor: Tensor | None) -> HostMask:
         """What the host's mask says, found out once for all layers that are given the same one."""
@@ -234,10 +237,10 @@ class PromptSession:
         self, layer: int, mask: HostMask, others: Sequence[OtherKeys | None] | None, dtype: torch.dtype
     ) -> LayerPlan:
         """How the packed rows attend; what does not change from layer to layer is computed once."""
-        rows, is_biased = self._live.attending, self._is_biased(layer)
+        rows, biased = self._live.attending, is_biased(layer, self.runs)
         looks: dict[int, Look] = {}
-        if others is not None or is_biased:
-            parts, groups, padded = self._plan_groups(layer, mask, others, is_biased, dtype)
+        if others is not None or biased:
+            parts, groups, padded = self._plan_groups(layer, mask, others, biased, dtype)
         else:
             parts, groups, padded = self._remembered(
                 ("groups", self._routing, id(mask), dtype),
@@ -253,12 +256,12 @@ class PromptSession:
         layer: int,
         mask: HostMask,
         others: Sequence[OtherKeys | None] | None,
-        is_biased: bool,
+        biased: bool,
         dtype: torch.dtype,
     ) -> tuple[list[PackedExample], list[Groups], PaddedRows | None]:
-        parts = [self._packed_example(layer, example, others, is_biased) for example in range(len(self.runs))]
+        parts = [self._packed_example(layer, example, others, biased) for example in range(len(self.runs))]
         eager = self._host.is_eager
-        is_plain = all(mask.is_causal) and self._routing.is_plain and others is None and not is_biased
+        is_plain = all(mask.is_causal) and self._routing.is_plain and others is None and not biased
         if is_plain and len(parts) > 1:
             padded = PaddedRows.of(self._live.attending, eager, dtype)
             if padded is not None:
@@ -266,16 +269,17 @@ class PromptSession:
         return parts, [plan(self._routing, mask, part, eager, dtype) for part in parts], None
 
     def _packed_example(
-        self, layer: int, example: int, others: Sequence[OtherKeys | None] | None, is_biased: bool
+        self, layer: int, example: int, others: Sequence[OtherKeys | None] | None, biased: bool
     ) -> PackedExample:
         live = self._live
         rows, visual = live.attending.index[example], live.visual_attending(example)
         beside = None if others is None else others[example]
         bias = self._sink_bias(example) if self._routing.sink else None
-        if is_biased and beside is None:
-            flags = torch.zeros_like(rows, dtype=torch.bool).index_fill(0, visual, True)
-            bias = self.runs[example].edge_bias(layer, rows, flags)
-        return PackedExample(example, rows, visual, live.text_attending(example), self._forward.prompt_end, bias, beside)
+        if biased and beside is None:
+            bias = edge_bias(layer, self.runs[example], rows, visual)
+        return PackedExample(
+            example, rows, visual, live.text_attending(example), self._forward.prompt_end, bias, beside
+        )
 
     def _sink_bias(self, example: int) -> Tensor:
         """`[n]`: log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""
@@ -368,9 +372,7 @@ class PromptSession:
         """Whether the pruner will look at more rows' queries than the last one's."""
         return self._is_observed(layer, 0) and not self._pruner.reads_last_row_only
 
-    def _look_packed(
-        self, layer: int, part: PackedExample, mask: HostMask, kwargs: Any, qkv: QKV, again: bool
-    ) -> None:
+    def _look_packed(self, layer: int, part: PackedExample, mask: HostMask, kwargs: Any, qkv: QKV, again: bool) -> None:
         columns = part.columns(mask.past)
         own = torch.arange(part.rows.numel(), device=part.rows.device)
         view = self._view(
@@ -465,12 +467,11 @@ class PromptSession:
 
     def _closed_by(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> Tensor | None:
         """Which of the tokens that leave also leave no gap in the positions."""
-        if not run.may_close_gaps:
-            return None
-        stays = torch.zeros_like(tokens, dtype=torch.bool).index_fill(0, kept, True)
-        gone = tokens[stays.sort(stable=True).indices[: tokens.numel() - kept.numel()]]
-        closes = run.closes_gaps(gone)
-        return gone if closes is True else None if closes is False else gone[closes]
+        return run.without_gap(left_out(tokens, kept)) if run.may_close_gaps else None
+
+    def blend(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
+        """After a layer: visual rows take over only the share of its output that their run says."""
+        return blended(layer, self._live, self.runs, before, after)
 
     def leave_layers(self, hidden: Tensor) -> Tensor:
         """After the last layer: rows go back to their places, `[batch, seq, d]`, dropped ones as zeros."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visipruner.contract.about import About
+from visipruner.contract.choosing import others
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import PromptRun, Pruner
@@ -129,13 +130,17 @@ class _ComposedRun(PromptRun):
         self.parts = parts
         self._closed: list[Tensor] = []
 
-    def closes_gaps(self, gone: Tensor) -> Tensor:
-        return torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))
+    @property
+    def may_close_gaps(self) -> bool:
+        return any(run.may_close_gaps for run in self.parts)
+
+    def without_gap(self, gone: Tensor) -> Tensor:
+        return gone[torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))]
 
     def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
         """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""
-        gone = tokens[torch.ones_like(tokens, dtype=torch.bool).index_fill(0, kept, False)]
-        self._closed.append(gone[run.closes_gaps(gone)])
+        if run.may_close_gaps:
+            self._closed.append(run.without_gap(others(tokens, kept)))
 
     def observes_entry(self, layer: int) -> bool:
         return any(run.observes_entry(layer) for run in self.parts)
