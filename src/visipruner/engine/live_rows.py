@@ -143,7 +143,7 @@ class LiveRows:
         )
         where = visual.within(self.rows) if self.is_packed else visual.flat
         states = hidden.flatten(0, 1).index_select(0, where).unsqueeze(0)
-        self._paused = Paused(visual, self._places_of(visual), states, self.tokens, is_seen)
+        self._paused = Paused(visual, self._places_of(visual), states, list(self.tokens), is_seen)
         empty = [tokens[:0] for tokens in self.tokens]
         self.is_paused = True
         hidden = self._pack(hidden, empty)
