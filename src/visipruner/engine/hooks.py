@@ -176,7 +176,7 @@ class Hooks:
     def _started(
         self, embeds: Tensor | None, past: int, visual: VisualRows, real: Tensor, call: Mapping[str, Any]
     ) -> PromptSession:
-        """A session for the rows after `past`, `embeds` `[batch, seq, d]`; `call`: what model and decoder were given."""
+        """A session for the rows after `past`, with `embeds` `[batch, seq, d]`; `call`: all that the host was given."""
         rows, labels = real[:, past:], call["labels"]
         seq = rows.shape[1]
         prompt_end = seq if self._running is None else self._running.prompt_end
