@@ -14,8 +14,8 @@ from tests.engine.cases import PRUNERS, SELECTS, WAYS
 from tests.models import IMAGE_TOKEN, LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.contract.layer_view import LayerView
-from visipruner.engine.calls import CACHE_NAMES
 from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.calls import CACHE_NAMES
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.uniform import UniformPruner
 

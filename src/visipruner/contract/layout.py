@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,8 +183,14 @@ def square(size: int) -> tuple[int, int] | None:
     return (side, side) if side * side == size else None
 
 
-def check_visual_mask(mask: Tensor) -> Tensor:
-    """Validates a user's `[batch, seq]` mask. Raises LayoutError."""
+def check_visual_mask(given: Any) -> Tensor:
+    """A user's `[batch, seq]` mask, a bool tensor or anything that numpy makes such an array of. Raises LayoutError."""
+    try:
+        mask = given if isinstance(given, Tensor) else torch.tensor(np.array(given))
+    except (TypeError, ValueError, RuntimeError):  # rows of unlike length, or no numbers
+        raise LayoutError(
+            f"visual_mask must be a bool tensor of shape [batch, seq], which this {type(given).__name__} is not."
+        ) from None
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise LayoutError(
             f"visual_mask must be a bool tensor of shape [batch, seq], got {mask.dtype} of shape {tuple(mask.shape)}."

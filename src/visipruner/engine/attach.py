@@ -23,9 +23,7 @@ from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
 
 
-def attach(
-    model: nn.Module, pruner: Pruner, visual_mask: Tensor | None = None, *, adapter: Adapter | None = None
-) -> PruneHandle:
+def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter: Adapter | None = None) -> PruneHandle:
     """Makes `model` prune visual tokens until the handle is removed.
 
     What is chosen for a prompt holds for the answer: with a cache, and in `generate` also without one. Any other call
@@ -39,8 +37,9 @@ def attach(
         model: a stock transformers model with its head: a multimodal one, or a text decoder that is called with
             `inputs_embeds`. It may be compiled (`torch.compile`) or have adapters (peft).
         pruner: the method, for example `VisiPruner()`.
-        visual_mask: `[batch, seq]` bool, True on the visual rows of the prompt. Needed for text decoders and for
-            multimodal models called with ready-made `inputs_embeds`; others find their visual rows by themselves.
+        visual_mask: `[batch, seq]` bool (tensor, numpy array or lists), True on the visual rows of the prompt.
+            Needed for text decoders and for multimodal models called with ready-made `inputs_embeds`; others find
+            their visual rows by themselves.
         adapter: describes a family this library does not know.
 
     Returns:
@@ -64,7 +63,7 @@ def attach(
         )
     chosen = adapter or adapter_for(model.config)
     if visual_mask is not None:
-        check_visual_mask(visual_mask)
+        visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:
         raise LayoutError(
             f"A {chosen.family} does not say which rows are visual; pass attach(model, pruner, visual_mask=mask) "

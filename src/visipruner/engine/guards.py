@@ -1,5 +1,6 @@
 """What a pruned model must not be put through: ways of `generate` that would judge a prompt by the wrong last row are
-refused, and compilers are kept out of the decoder, whose row counts differ from prompt to prompt."""
+refused, so is pickling, which would leave the engine behind, and compilers are kept out of the decoder, whose row
+counts differ from prompt to prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +27,29 @@ class Refusals(Replaced):
         for name, refusal in _REFUSALS.items():
             if hasattr(type(model), name):
                 self.replace(model, name, refusal)
+        # The first thing to be pickled of a model with ours in it.
+        self._unpickled = model.register_forward_pre_hook(_Unpicklable(), prepend=True)
         self.replace(decoder, "forward", uncompiled(_call))
+
+    def remove(self) -> None:
+        super().remove()
+        self._unpickled.remove()
+
+
+class _Unpicklable:
+    """A hook that does nothing, and says why the model it belongs to cannot be pickled."""
+
+    def __call__(self, *_: Any) -> None:
+        """Called by the model before it runs."""
+
+    def __deepcopy__(self, memo: Any) -> _Unpicklable:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedModelError(
+            "A model with a pruner attached cannot be pickled; call .remove() on its handle first, or save the model "
+            "with save_pretrained."
+        )
 
 
 def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
