@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visipruner import chat as prompts
-from visipruner.evaluation import clock
+from visipruner.engine import clock
 
 _PREFILL, _DECODE, _LEFT_OVER = 5.0, 2.0, 1.0
 
