@@ -1,4 +1,4 @@
-"""A tiny random LLaVA of the testbed's kind with a byte-level tokenizer, for the tests of the testbed and of research."""
+"""A tiny random LLaVA of the testbed's kind with a byte-level tokenizer, for its tests and those of research."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -452,5 +452,5 @@ def test_every_twelfth_lesson_is_of_easy_vqas_training_part(emoji):
 
 def test_easy_vqa_is_asked_for_by_name_where_it_is_missing(emoji, monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(ConfigError, match=r"visipruner\[train\]"):
+    with pytest.raises(ConfigError, match=r"visipruner\[easy-vqa\]"):
         Lessons(Recipe(), emoji)

@@ -77,9 +77,9 @@ def test_a_model_that_is_not_installed_is_told_how_to_be(fails, none_installed, 
     assert "pip install visipruner-testbed" in sentence
 
 
-def test_without_any_model_there_are_no_samples_and_no_picture(fails, none_installed, llava_folder):
+def test_without_any_model_there_are_no_samples_and_no_picture(fails, cli, none_installed, llava_folder):
     assert "--data FILE.jsonl" in fails("eval", "--model", llava_folder)
-    assert "--image FILE" in fails("bench", "--model", llava_folder)
+    assert "--image FILE" in cli("bench", "--model", llava_folder).stderr  # a busy machine is told of before
 
 
 def test_the_old_name_says_what_to_install(monkeypatch):
