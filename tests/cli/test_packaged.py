@@ -1,5 +1,6 @@
 """Models and commands of other packages: found by entry point, named where broken, and not needed."""
 
+import json
 import sys
 
 import pytest
@@ -91,7 +92,8 @@ def test_the_old_name_says_what_to_install(monkeypatch):
 def test_a_packaged_model_runs_with_its_own_settings(cli, installed, photo):
     result = cli("run", photo, "-q", "what is this ?", "--model", "other", "--max-new-tokens", 1, "--json")
     assert result.exit_code == 0, result.output
-    assert '"method": "fastv"' in result.stdout
+    method = json.loads(result.stdout)["method"]
+    assert (method["name"], method["settings"]["keep_tokens"]) == ("fastv", 2)
     assert (installed / "prepared").exists()
     assert packaged.picture("other") == installed / "photo.png"
 
