@@ -374,7 +374,8 @@ def bench(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that ships")
+        Path | None,
+        typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that a package brings"),
     ] = None,
     question: Annotated[
         str | None,
