@@ -2,7 +2,8 @@
 
 python examples/ray_eval.py --method visipruner --method fastv --samples 100 --actors 8 --out results/
 
-Every machine needs visipruner, the model (a folder they all reach, or an installed package's) and the images under the same paths.
+Every machine needs visipruner, the model (a folder they all reach, or one of an installed package) and the images
+under the same paths.
 Tried with ray 2.60.0 on one machine with two actors.
 """
 
