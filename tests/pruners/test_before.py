@@ -172,18 +172,19 @@ def test_hiprune(tower: str) -> None:
     maps, _, _ = _encoded(model, inputs["pixel_values"])
     received = [part[0].mean(0).mean(0)[-16:].tolist() for part in maps]
     anchor = largest(received[0], 1)[0]
-    row, column = divmod(anchor, 4)
-    around = [(row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)]
-    first = sorted({anchor, *(4 * r + c for r, c in around if 0 <= r < 4 and 0 <= c < 4)})
+    first = sorted({anchor, *(min(max(anchor + step, 0), 15) for step in (-1, 1, -4, 4))})
     others = [j for j in range(16) if j not in first]
     registers = [others[i] for i in largest([received[1][j] for j in others], 10 - len(first))]
     assert trace[0].kept[0] == sorted(first + registers)
 
 
-def test_neighbours_do_not_wrap_around() -> None:
+def test_neighbours_follow_the_reading_order() -> None:
     image = Image(torch.arange(12), torch.arange(12), (3, 4), 12)
-    assert sorted(neighbours(torch.tensor([4]), image).tolist()) == [0, 5, 8]
-    assert sorted(neighbours(torch.tensor([11]), image).tolist()) == [7, 10]
+    assert sorted(neighbours(torch.tensor([4]), image).tolist()) == [0, 3, 5, 8]
+    assert sorted(neighbours(torch.tensor([10]), image).tolist()) == [6, 9, 11, 11]
+    assert sorted(neighbours(torch.tensor([11]), image).tolist()) == [7, 10, 11, 11]
+    row = Image(torch.arange(5), torch.arange(5), None, 5)
+    assert sorted(neighbours(torch.tensor([0]), row).tolist()) == [0, 1]
 
 
 def test_hiprunes_published_layer_is_the_ninth_of_24() -> None:

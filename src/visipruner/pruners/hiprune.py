@@ -26,8 +26,9 @@ class HiPrune(EntryPruner):
     their neighbours left, right, above and below; registers, the rest of T, receive most in the deep layer. Attention
     received is the mean over rows and heads.
 
-    Neighbours do not wrap around the edges of the grid, as those of the released code do; without a grid they are the
-    ones before and after.
+    As in the released code, neighbours are the tokens one and one line before and after in reading order: those of a
+    token at the end of a line lie on the next line, and places beyond the image become its first or last token.
+    Without a grid they are the tokens before and after.
 
     Attributes:
         alpha: fraction of the budget for anchors and buffers.
@@ -76,11 +77,7 @@ class HiPrune(EntryPruner):
 
 
 def neighbours(anchors: Tensor, image: Image) -> Tensor:
-    """Tokens left, right, above and below the anchors, within the grid."""
-    height, width = image.grid or (1, image.size)
-    row, column = anchors // width, anchors % width
-    found = []
-    for down, right in ((0, -1), (0, 1), (-1, 0), (1, 0)):
-        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        found.append(((row + down) * width + column + right)[inside])
-    return torch.cat(found)
+    """Tokens next to the anchors in reading order, and those one line above and below; within the image."""
+    steps = (1,) if image.grid is None else (1, image.grid[1])
+    found = [anchors + step * side for step in steps for side in (-1, 1)]
+    return torch.cat(found).clamp(0, image.size - 1)
