@@ -23,6 +23,13 @@ from visipruner.errors import ConfigError
 from visipruner.models.clip_text import clip_text
 
 
+# What benchmarks' prompts add on a line of its own; it says nothing about the picture.
+INSTRUCTIONS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CDPruner(EntryPruner):
     """The subset S that greedily maximises det(L_S), L_ij = r_i cos(v_i, v_j) r_j over the visual embeddings v.
@@ -36,7 +43,8 @@ class CDPruner(EntryPruner):
             the vision tower alone, so it needs `text_encoder`. "words" takes the cosine to the mean embedding of the
             text after the image instead (ours), and "none" leaves the condition out.
         text_encoder: folder of the CLIP model that the vision tower was taken from.
-        question: what the prompt asks. `visipruner.chat.attached`, and with it every command, fills it in.
+        question: what the prompt asks. `visipruner.chat.attached`, and with it every command, fills it in. What
+            benchmarks add about the form of the answer (`INSTRUCTIONS`) is left out, as in the released code.
         vision_layer: of the tower, whose patches are compared with the question.
     """
 
@@ -99,8 +107,15 @@ class CDPruner(EntryPruner):
         text = clip_text(self.text_encoder)
         for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
             if len(image.tokens):
-                found[image.positions] = text.likeness(self.question, seen.features[image.tokens]).to(found)
+                found[image.positions] = text.likeness(without_instruction(self.question), seen.features[image.tokens]).to(found)
         return found
+
+
+def without_instruction(question: str) -> str:
+    """`question` without lines that only say what form the answer should have."""
+    for instruction in INSTRUCTIONS:
+        question = question.replace(f"\n{instruction}", "")
+    return question
 
 
 def words_likeness(view: EntryView, unit: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class Dart(Budgeted):
     until the budget is met. Visual pivots stay; text pivots are text. No attention is looked at.
 
     The released code gives every pivot the same quota, rounded, and so misses its budget by a few tokens; ours is
-    exact. It takes the hidden states after the decoder's final norm, which the paper does not mention; we take them
+    exact. It goes through its pivots in the arbitrary order of a Python set, we by length, longest first, which changes
+    6 % of the tokens; it takes the hidden states after the decoder's final norm, which the paper does not mention; we take them
     as they enter `layer`. Ports differ in what becomes of positions; here they are kept.
 
     Attributes:

