@@ -10,7 +10,12 @@ from torch import Tensor
 
 def top(scores: Tensor, count: int) -> Tensor:
     """Ascending positions of the `count` largest of `scores` `[n]`; the earlier one wins a tie."""
-    return scores.argsort(descending=True, stable=True)[:count].sort().values
+    return best_first(scores)[:count].sort().values
+
+
+def best_first(scores: Tensor) -> Tensor:
+    """Positions by falling `scores` `[n]`; the earlier one wins a tie, and what is not a number counts as the worst."""
+    return scores.masked_fill(scores.isnan(), float("-inf")).argsort(descending=True, stable=True)
 
 
 def scores_of(present: Tensor, scored: Tensor, scores: Tensor) -> Tensor:

@@ -127,9 +127,10 @@ def words_likeness(view: EntryView, unit: Tensor) -> Tensor:
 def greedy_map(vectors: Tensor, count: int) -> Tensor:
     """Ascending positions of the `count` of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
     matrix, the earliest of equals, by incremental Cholesky; O(n count (count + d)). In float64: unit vectors gain alike
-    but for rounding."""
-    vectors = vectors.double()
-    gain = vectors.square().sum(-1)
+    but for rounding. Vectors that are not numbers are chosen last."""
+    is_broken = vectors.isnan().any(-1)
+    vectors = vectors.double().masked_fill(is_broken[:, None], 0)
+    gain = vectors.square().sum(-1).masked_fill(is_broken, -1.0)
     factors = vectors.new_zeros(count, len(vectors))
     chosen: list[int] = []
     for step in range(count):
@@ -137,6 +138,6 @@ def greedy_map(vectors: Tensor, count: int) -> Tensor:
         chosen.append(best)
         row = vectors @ vectors[best] - factors[:step].T @ factors[:step, best]
         factors[step] = row / gain[best].clamp(min=1e-12).sqrt()
-        gain = gain - factors[step].square()
+        gain = torch.where(is_broken, gain, gain - factors[step].square())
         gain[best] = float("-inf")
     return torch.tensor(sorted(chosen), dtype=torch.long, device=vectors.device)

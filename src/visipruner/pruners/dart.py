@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from visipruner.contract.about import About
 from visipruner.contract.budget import Budgeted, check_layers, scaled_layer
+from visipruner.contract.choosing import best_first
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import PromptRun
@@ -80,10 +81,10 @@ class _DartRun(PromptRun):
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         """Remembers the pivots: visual tokens by number, text rows by place among the text."""
         length = view.keys.float().abs().sum((0, 2))
-        self._by_length = view.tokens[length[view.visual].argsort(descending=True, stable=True)]
+        self._by_length = view.tokens[best_first(length[view.visual])]
         after = view.text_rows > view.visual_rows[-1]
         places = after.nonzero().flatten()
-        order = length[view.columns[view.text_rows[after]]].argsort(descending=True, stable=True)
+        order = best_first(length[view.columns[view.text_rows[after]]])
         self._text_pivots = places[order[: self._config.pivot_text]]
         return None
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from visipruner.contract.about import About
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import shares
+from visipruner.contract.choosing import best_first, shares
 from visipruner.contract.dropping import Positions
 from visipruner.contract.entry_view import EntryView
 from visipruner.errors import ConfigError
@@ -62,7 +62,7 @@ class VisPruner(EntryPruner):
         numbers = shares(count, [len(image.tokens) for image in images])
         kept = [view.tokens[:0]]
         for image, seen, number in zip(images, view.vision(self.vision_layer), numbers, strict=True):
-            order = seen.salience[image.tokens].argsort(descending=True, stable=True)
+            order = best_first(seen.salience[image.tokens])
             important, rest = order.tensor_split([int(number * self.important_ratio)])
             diverse = rest[thinned(seen.features[image.tokens[rest]], number - len(important))]
             kept.append(image.positions[torch.cat([important, diverse]).sort().values])
@@ -70,11 +70,15 @@ class VisPruner(EntryPruner):
 
 
 def thinned(features: Tensor, count: int) -> Tensor:
-    """Positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`."""
+    """Positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`. Those that are not
+    numbers are dropped before any other."""
     unit = functional.normalize(features.float(), dim=-1)
-    left = torch.arange(len(unit), device=features.device)
+    is_broken = unit.isnan().any(-1)
+    left = (~is_broken).nonzero().flatten()
     if not count:
         return left[:0]
+    if count > len(left):
+        return torch.cat([left, is_broken.nonzero().flatten()])[:count]
     while len(left) > count:
         first, second = left[::2], left[1::2]
         drop = min(STEP, len(left) - count, len(first))
