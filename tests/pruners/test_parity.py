@@ -14,6 +14,7 @@ from torch import Tensor
 
 import visipruner as vp
 from tests.released import FORCED, embeds, llama, llava, picture_prompt
+from visipruner.fitting import Trials
 from visipruner.pruners.fitprune import plain_masses, recipe
 from visipruner.pruners.registry import make
 
@@ -75,8 +76,8 @@ def test_fitprunes_fit_is_reproduced(number: int) -> None:
     """The tokens that the released code removes after each layer for one alpha."""
     case = RECORDED["fitprune_fit"][number]
     model, (rows, mask) = _model(seed=0), embeds(case["seed"], text=20)
-    calls = [{"inputs_embeds": rows}]
-    removed = recipe(model, calls, case["alpha"], plain_masses(model, calls, mask), mask)
+    trials = Trials(model, [{"inputs_embeds": rows}], mask)
+    removed = recipe(trials, case["alpha"], plain_masses(trials))
     assert [round(576 * part, 6) for part in removed] == case["removed"]
 
 

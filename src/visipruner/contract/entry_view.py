@@ -137,8 +137,8 @@ class EntryView:
 
     @property
     def vision_depth(self) -> int:
-        """Layers of the vision tower."""
-        return self._tower().depth
+        """Layers of the vision tower; 0 where the method asked to see none."""
+        return 0 if self._vision is None else self._vision.depth
 
     def _tower(self) -> Tower:
         if self._vision is None:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import Needed
+from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import bound, brings_pixels, cache_of
 from visipruner.engine.cache import PrunedLayer
@@ -82,7 +83,7 @@ class Hooks:
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
             yield from self._install_routing(layer)
-            if self._pruner.blends:
+            if isinstance(self._pruner, TrainingPruner):
                 yield module.register_forward_hook(self._blend_hook(layer), with_kwargs=True)
         yield host.layers[-1].register_forward_hook(self._leave_layers)
 
@@ -191,7 +192,7 @@ class Hooks:
         if self._image_cache is not None:
             raise VisiPrunerError("This handle has an image cache already; leave its context first.")
         waits = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
-        if self._pruner.blends or self._pruner.first_layer() or waits:
+        if isinstance(self._pruner, TrainingPruner) or self._pruner.first_layer() or waits:
             raise UnsupportedModelError(
                 f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
                 "leave it out."

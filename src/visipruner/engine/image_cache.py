@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.contract.pruner import PromptRun
+from visipruner.contract.training_run import TrainingRun
 from visipruner.engine.arguments import map_tensors, per_row
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.masks import HostMask
@@ -173,7 +174,7 @@ class SharedPrefix:
         self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], present: Present, run: PromptRun
     ) -> Tensor:
         """All rows run, packed, where the pruner looks at them or tokens left; what enters the layer is noted."""
-        if run.biases(layer):
+        if isinstance(run, TrainingRun) and run.biases(layer):
             raise UnsupportedModelError("A method that biases attention cannot share images; leave image_cache() out.")
         if layer == 0:
             if not self._prefix.is_placed_alike(kwargs):

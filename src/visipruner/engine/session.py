@@ -16,6 +16,7 @@ from visipruner.contract.layer_view import LayerView
 from visipruner.contract.layout import TokenLayout
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import PLAIN, Needed, Routing
+from visipruner.contract.training_run import TrainingRun
 from visipruner.engine.added import AddedFeatures
 from visipruner.engine.arguments import cache_of, map_tensors, per_row, scaling_of
 from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
@@ -149,7 +150,7 @@ class PromptSession:
             is_changed = layer in self.merged[0]
             hidden = self._shared.after_look(layer, hidden, present, is_changed, self._reads_queries(layer))
         self._looked_at = any(self._is_observed(layer, example) for example in range(len(self.runs)))
-        biased = any(run.biases(layer) for run in self.runs)
+        biased = any(isinstance(run, TrainingRun) and run.biases(layer) for run in self.runs)
         if self._routing.freezes_visual and not present.is_waiting:
             hidden = present.hold_back(hidden, is_seen=True)
         elif present.has_dropped or not (present.is_packed or (self._routing.is_plain and not biased)):
@@ -206,7 +207,7 @@ class PromptSession:
         """After a layer: visual rows take over only the share of its output that their run says."""
         places, shares = [], []
         for example, run in enumerate(self.runs):
-            share = run.output_share(layer)
+            share = run.output_share(layer) if isinstance(run, TrainingRun) else None
             if share is not None and self._present.tokens[example].numel():
                 places.append(self._present.places(example)[self._present.visual_among(example)])
                 shares.append(share.to(after).expand(len(places[-1])))
@@ -425,7 +426,10 @@ class PromptSession:
 
     def _edges(self, layer: int, part: PackedExample, dtype: torch.dtype) -> list[Edges]:
         """Groups of rows and their masks, remembered as long as rows, routing and the host's mask stay the same."""
-        bias = self.runs[part.example].edge_bias(layer, part.rows, part.visual) if part.others is None else None
+        run = self.runs[part.example]
+        bias = None
+        if isinstance(run, TrainingRun) and part.others is None:
+            bias = run.edge_bias(layer, part.rows, part.visual)
         if bias is not None:
             return plan(self._routing, self._host_mask, replace(part, sink_bias=bias), self._eager, dtype)
         mask = self._host_mask.tensor

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.dropping import Positions
 from visipruner.contract.entry_view import EntryView
-from visipruner.contract.pruner import PromptRun
+from visipruner.contract.pruner import About, Positions, PromptRun
+from visipruner.contract.settings import Fraction
 from visipruner.errors import ConfigError
 from visipruner.models.clip_text import clip_text
-
 
 # What benchmarks' prompts add on a line of its own; it says nothing about the picture.
 INSTRUCTIONS = (
@@ -57,7 +55,7 @@ class CDPruner(EntryPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    keep_ratio: float = 1 / 9
+    keep_ratio: Fraction = 1 / 9
     relevance: Literal["clip", "words", "none"] = "clip"
     text_encoder: str | None = None
     question: str | None = None
@@ -104,10 +102,10 @@ class CDPruner(EntryPruner):
         assert self.text_encoder is not None
         assert self.question is not None
         found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
-        text = clip_text(self.text_encoder)
+        text, question = clip_text(self.text_encoder), without_instruction(self.question)
         for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
             if len(image.tokens):
-                found[image.positions] = text.likeness(without_instruction(self.question), seen.features[image.tokens]).to(found)
+                found[image.positions] = text.likeness(question, seen.features[image.tokens]).to(found)
         return found
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.contract.routing import PLAIN, Routing
 from visipruner.errors import ConfigError
-
-if TYPE_CHECKING:
-    from visipruner.chat import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,6 @@ class Composed(Pruner):
         if not self.parts:
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
-        object.__setattr__(self, "shrinks", any(part.shrinks for part in self.parts))
 
     def settings(self) -> dict[str, Any]:
         return {"parts": [{"method": part.name, "settings": part.settings()} for part in self.parts]}
@@ -94,16 +89,8 @@ class Composed(Pruner):
                 "part; let it look at a later layer, or the other method begin before it."
             )
 
-    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
-        for part in self.parts:
-            prompt = part.prompt(prompt)
-        return prompt
-
     def asked(self, question: str) -> Self:
         return replace(self, parts=tuple(part.asked(question) for part in self.parts))
-
-    def inside(self) -> Pruner:
-        return Composed(parts=tuple(part.inside() for part in self.parts))
 
     def first_layer(self) -> int:
         return max(part.first_layer() for part in self.parts)

@@ -7,19 +7,18 @@ arXiv 2502.11494.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import Budgeted, check_layers, scaled_layer
+from visipruner.contract.budget import Budgeted, chosen, parts_of
 from visipruner.contract.choosing import best_first
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun
-from visipruner.contract.scope import chosen, parts_of
+from visipruner.contract.pruner import About, PromptRun
+from visipruner.contract.settings import Count, Layer
 from visipruner.errors import ConfigError
 
 
@@ -32,8 +31,8 @@ class Dart(Budgeted):
 
     The released code gives every pivot the same quota, rounded, and so misses its budget by a few tokens; ours is
     exact. It goes through its pivots in the arbitrary order of a Python set, we by length, longest first, which changes
-    6 % of the tokens; it takes the hidden states after the decoder's final norm, which the paper does not mention; we take them
-    as they enter `layer`. Ports differ in what becomes of positions; here they are kept.
+    6 % of the tokens. It takes the hidden states after the decoder's final norm, which the paper does not mention; we
+    take them as they enter `layer`. Ports differ in what becomes of positions; here they are kept.
 
     Attributes:
         layer: the first layer without the dropped tokens; keys are those of the layer before.
@@ -48,21 +47,14 @@ class Dart(Budgeted):
         needs="keys, hidden states",
     )
 
-    layer: int = 2
-    pivot_image: int = 4
-    pivot_text: int = 4
+    layer: Layer = 2
+    pivot_image: Count = 4
+    pivot_text: Count = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1 or self.pivot_image < 0 or self.pivot_text < 0 or not self.pivot_image + self.pivot_text:
+        if self.layer < 1 or not self.pivot_image + self.pivot_text:
             raise ConfigError("dart needs layer >= 1 and at least one pivot.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, self.layer)
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layer=scaled_layer(cls.layer, num_layers))
 
     def start(self) -> PromptRun:
         return _DartRun(self)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.dropping import Positions
 from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import About, Positions
+from visipruner.contract.settings import Fraction
 
 CHUNK = 256
 BROKEN, CHOSEN = -0.5, -1.0  # distances that place a token behind all others
@@ -39,7 +39,7 @@ class DivPrune(EntryPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    keep_ratio: float = 0.098
+    keep_ratio: Fraction = 0.098
 
     def choose(self, view: EntryView, count: int) -> Tensor:
         return most_diverse(view.embeddings, count)
@@ -49,7 +49,8 @@ def most_diverse(embeddings: Tensor, count: int) -> Tensor:
     """Ascending positions of `count` of `embeddings` `[n, d]`, chosen greedily for the largest least distance.
 
     The first is the one whose nearest neighbour is farthest; then always the one farthest from its nearest chosen
-    one, the earliest of equals. Embeddings that are not numbers are chosen last. Time O(n d (n + count)), no n x n matrix is held. Distances are taken in float32.
+    one, the earliest of equals. Embeddings that are not numbers are chosen last. Time O(n d (n + count)), no n x n
+    matrix is held. Distances are taken in float32.
     """
     if not count:
         return torch.empty(0, dtype=torch.long, device=embeddings.device)

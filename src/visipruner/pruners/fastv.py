@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import ScoredPruner
 from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import About
 
 
 @dataclass(frozen=True, kw_only=True)

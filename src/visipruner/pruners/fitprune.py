@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from visipruner.contract.about import About
-from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.budget import Scope, best, keeps_all, parts_of
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
-from visipruner.contract.scope import Scope, best, parts_of
+from visipruner.contract.pruner import About, DroppingPruner, PromptRun, Pruner
+from visipruner.contract.settings import Fraction
 from visipruner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visipruner.fitting import Trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,15 @@ class FitPrune(DroppingPruner):
         needs="all rows' attention, a fitted recipe",
     )
 
-    remove: tuple[float, ...]
+    remove: tuple[Fraction, ...]
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
-            raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")
+        if sum(self.remove) > 1 + 1e-6:
+            raise ConfigError(
+                f"remove holds one fraction per layer, and they sum to at most 1, not {sum(self.remove)}."
+            )
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
@@ -86,7 +90,7 @@ class _FitPruneRun(PromptRun):
         # What is gone is rounded in total, so that small fractions add up over layers.
         gone = sum(self._remove[: layer + 1])
         counts = [min(len(part), first - round(first * gone)) for part, first in zip(parts, self._first, strict=True)]
-        if sum(counts) == view.visual.numel():
+        if keeps_all(parts, counts):
             return None
         cross, own = received(view)
         return best(cross * own, parts, counts)
@@ -130,19 +134,21 @@ def fit(
     Raises:
         ConfigError: no prompts, or a budget that even alpha = 1 does not meet.
     """
-    calls = list(prompts)
-    if not calls or not 0 <= keep_ratio <= 1:
-        raise ConfigError("fit needs at least one prompt and a keep_ratio in [0, 1].")
-    reference = plain_masses(model, calls, visual_mask)
+    from visipruner.fitting import Trials
+
+    if not 0 <= keep_ratio <= 1:
+        raise ConfigError(f"fit needs a keep_ratio in [0, 1], got {keep_ratio}.")
+    trials = Trials(model, prompts, visual_mask)
+    reference = plain_masses(trials)
     low, high = 0.0, 1.0
-    removed = recipe(model, calls, high, reference, visual_mask)
+    removed = recipe(trials, high, reference)
     if kept_by(removed) > keep_ratio:
         raise ConfigError(
             f"Even alpha = 1 keeps {kept_by(removed):.2f} of the tokens per layer; ask for a larger keep_ratio."
         )
     while high - low > tolerance:
         middle = (low + high) / 2
-        trial = recipe(model, calls, middle, reference, visual_mask)
+        trial = recipe(trials, middle, reference)
         if kept_by(trial) <= keep_ratio:
             high, removed = middle, trial
         else:
@@ -150,32 +156,23 @@ def fit(
     return FitPrune(remove=until_met(removed, keep_ratio))
 
 
-def recipe(
-    model: nn.Module,
-    calls: Sequence[Mapping[str, Any]],
-    alpha: float,
-    reference: list[_Mass],
-    visual_mask: Tensor | None = None,
-) -> tuple[float, ...]:
+def plain_masses(trials: Trials) -> list[_Mass]:
+    """Per example and layer, what all visual tokens receive from text and from visual rows in the plain model."""
+    dense = _Fitting(alpha=None, reference=[])
+    trials.run(dense)
+    return [run.mass for run in dense.runs]
+
+
+def recipe(trials: Trials, alpha: float, reference: list[_Mass]) -> tuple[float, ...]:
     """What `alpha` removes after each layer, as a fraction of the prompt's visual tokens, mean over examples.
 
-    `reference`: what `plain_masses` says of the same calls.
+    `reference`: the `plain_masses` of the same trials.
     """
     fitting = _Fitting(alpha=alpha, reference=reference)
-    _forward(model, calls, fitting, visual_mask)
-    depth = max(map(len, reference))
+    trials.run(fitting)
     # Layers that ran without a visual token are not asked: they removed none.
-    rows = [run.removed + [0.0] * (depth - len(run.removed)) for run in fitting.runs if run.first]
+    rows = [run.removed + [0.0] * (trials.depth - len(run.removed)) for run in fitting.runs if run.first]
     return tuple(torch.tensor(rows, dtype=torch.float64).mean(0).tolist())
-
-
-def plain_masses(
-    model: nn.Module, calls: Sequence[Mapping[str, Any]], visual_mask: Tensor | None = None
-) -> list[_Mass]:
-    """Per example and layer, the mass of text and of visual rows in the plain model."""
-    dense = _Fitting(alpha=None, reference=[])
-    _forward(model, calls, dense, visual_mask)
-    return [run.mass for run in dense.runs]
 
 
 def kept_by(removed: Sequence[float]) -> float:
@@ -190,16 +187,6 @@ def until_met(removed: Sequence[float], keep_ratio: float) -> tuple[float, ...]:
         if kept_by(shorter) <= keep_ratio:
             return shorter
     return tuple(removed)
-
-
-def _forward(
-    model: nn.Module, calls: Sequence[Mapping[str, Any]], fitting: _Fitting, visual_mask: Tensor | None
-) -> None:
-    from visipruner.engine.attach import attach
-
-    with attach(model, fitting, visual_mask), torch.no_grad():
-        for call in calls:
-            model(**call)
 
 
 _Mass = list[tuple[float, float]]  # per layer: what all visual tokens together receive from text and from visual rows
