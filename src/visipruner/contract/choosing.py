@@ -34,6 +34,13 @@ def union(*positions: Tensor) -> Tensor:
     return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]
 
 
+def others(positions: Tensor, total: int) -> Tensor:
+    """Ascending places among `total` that are none of `positions`."""
+    left = torch.ones(total, dtype=torch.bool, device=positions.device)
+    left[positions] = False
+    return left.nonzero().flatten()
+
+
 def spread(count: int, total: int, device: torch.device | None = None) -> Tensor:
     """`count` of `total` places at even distances, each in the middle of its stretch."""
     places = torch.arange(count, device=device)

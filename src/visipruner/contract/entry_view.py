@@ -116,6 +116,11 @@ class EntryView:
         is_text[self.visual] = False
         return is_text.nonzero().flatten()
 
+    @property
+    def is_padded_before(self) -> bool:
+        """Whether the example is padded on the left in the batch it came in."""
+        return int(self.layout.real[0]) > 0
+
     def images(self) -> list[Image]:
         """The prompt's images, as far as they are present."""
         sizes = self.layout.tokens_per_image
@@ -148,7 +153,8 @@ class EntryView:
     def project(self, rows: Tensor, rotary: bool = True) -> Projected:
         """The layer's own norm and projections, run ahead of it on some `rows` `[k]`, long and ascending, and the last.
 
-        `rotary=False` leaves positions out: what the queries and keys are before RoPE.
+        `rotary=False` leaves positions out: what the queries and keys are before RoPE. With it the example's first row
+        has position 0, also where the model counts padding on the left.
         """
         last = len(self.states) - 1
         wanted = rows if int(rows[-1]) == last else torch.cat([rows, rows.new_tensor([last])])

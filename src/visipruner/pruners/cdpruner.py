@@ -28,12 +28,20 @@ INSTRUCTIONS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CDPruner(EntryPruner):
-    """The subset S that greedily maximises det(L_S), L_ij = r_i cos(v_i, v_j) r_j over the visual embeddings v.
+NO_TEXT_ENCODER = (
+    "cdpruner's relevance needs the text encoder of CLIP, which this model's vision tower comes without; set "
+    "text_encoder=FOLDER of the CLIP model that the tower was taken from, or relevance=words (the model's own word "
+    "embeddings), or relevance=none."
+)
+NO_QUESTION = (
+    "cdpruner must know what is asked: put it to work with visipruner.chat.attached(model, pruner, chat_inputs(...)), "
+    "or set question."
+)
 
-    The relevance r is normalised to [0, 1] per prompt. The released code normalises over a whole batch and all crops,
-    so that what is kept depends on the neighbours; ours does not.
+
+@dataclass(frozen=True, kw_only=True)
+class _Relevance(EntryPruner):
+    """What the question is compared with.
 
     Attributes:
         relevance: "clip" is the paper's: how **unlike** a patch is to the question in CLIP's common space (the sign is
@@ -46,16 +54,6 @@ class CDPruner(EntryPruner):
         vision_layer: of the tower, whose patches are compared with the question.
     """
 
-    name: ClassVar[str] = "cdpruner"
-    about: ClassVar[About] = About(
-        "CDPruner: diverse and relevant, by a determinantal point process",
-        paper="Zhang et al., NeurIPS 2025, arXiv 2506.10967",
-        acts="before the language model",
-        needs="visual embeddings; with text_encoder the vision tower's features, else relevance=words or none",
-    )
-    published_positions: ClassVar[Positions] = "compact"
-
-    keep_ratio: Fraction = 1 / 9
     relevance: Literal["clip", "words", "none"] = "clip"
     text_encoder: str | None = None
     question: str | None = None
@@ -64,11 +62,7 @@ class CDPruner(EntryPruner):
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
         if self.relevance == "clip" and self.text_encoder is None:
-            raise ConfigError(
-                "cdpruner's relevance needs the text encoder of CLIP, which this model's vision tower comes without; "
-                "set text_encoder=FOLDER of the CLIP model that the tower was taken from, or relevance=words (the "
-                "model's own word embeddings), or relevance=none."
-            )
+            raise ConfigError(NO_TEXT_ENCODER)
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
@@ -83,30 +77,49 @@ class CDPruner(EntryPruner):
 
     def start(self) -> PromptRun:
         if self.relevance == "clip" and self.question is None:
-            raise ConfigError(
-                "cdpruner must know what is asked: put it to work with visipruner.chat.attached(model, pruner, "
-                "chat_inputs(...)), or set question."
-            )
+            raise ConfigError(NO_QUESTION)
         return super().start()
 
-    def choose(self, view: EntryView, count: int) -> Tensor:
-        unit = functional.normalize(view.embeddings.double(), dim=-1)
-        if self.relevance == "none":
-            return greedy_map(unit, count)
-        likeness = -self._likeness(view) if self.relevance == "clip" else words_likeness(view, unit)
-        relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
-        return greedy_map(unit * relevance[:, None], count)
-
-    def _likeness(self, view: EntryView) -> Tensor:
-        """`[n_v]` double: of every visual token present to the question, by CLIP."""
+    def likeness(self, view: EntryView, unit: Tensor) -> Tensor:
+        """`[n_v]` double: of every visual token, `unit` `[n_v, d]`, to the question, turned as relevance is."""
+        if self.relevance == "words":
+            return words_likeness(view, unit)
         assert self.text_encoder is not None
         assert self.question is not None
         found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
         text, question = clip_text(self.text_encoder), without_instruction(self.question)
         for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
             if len(image.tokens):
-                found[image.positions] = text.likeness(question, seen.features[image.tokens]).to(found)
+                found[image.positions] = -text.likeness(question, seen.features[image.tokens]).to(found)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(_Relevance):
+    """The subset S that greedily maximises det(L_S), L_ij = r_i cos(v_i, v_j) r_j over the visual embeddings v.
+
+    The relevance r is normalised to [0, 1] per prompt. The released code normalises over a whole batch and all crops,
+    so that what is kept depends on the neighbours; ours does not. See `_Relevance` for its settings.
+    """
+
+    name: ClassVar[str] = "cdpruner"
+    about: ClassVar[About] = About(
+        "CDPruner: diverse and relevant, by a determinantal point process",
+        paper="Zhang et al., NeurIPS 2025, arXiv 2506.10967",
+        acts="before the language model",
+        needs="visual embeddings; with text_encoder the vision tower's features, else relevance=words or none",
+    )
+    published_positions: ClassVar[Positions] = "compact"
+
+    keep_ratio: Fraction = 1 / 9
+
+    def choose(self, view: EntryView, count: int) -> Tensor:
+        unit = functional.normalize(view.embeddings.double(), dim=-1)
+        if self.relevance == "none":
+            return greedy_map(unit, count)
+        likeness = self.likeness(view, unit)
+        relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
+        return greedy_map(unit * relevance[:, None], count)
 
 
 def without_instruction(question: str) -> str:

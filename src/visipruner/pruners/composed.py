@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from visipruner.contract.choosing import others
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, PromptRun, Pruner
@@ -121,7 +122,7 @@ class _ComposedRun(PromptRun):
 
     def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
         """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""
-        gone = tokens[torch.ones_like(tokens, dtype=torch.bool).index_fill(0, kept, False)]
+        gone = tokens[others(kept, len(tokens))]
         self._closed.append(gone[run.closes_gaps(gone)])
 
     def observes_entry(self, layer: int) -> bool:

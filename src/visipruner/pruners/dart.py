@@ -24,7 +24,8 @@ from visipruner.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Dart(Budgeted):
-    """Pivots are the visual tokens and the text rows after the image with the longest keys (L1, after RoPE).
+    """Pivots are the visual tokens and the text rows after the image with the longest keys (L1, after RoPE). RoPE turns
+    these lengths, so under padding on the left the layer's keys are projected once more, from position 0 on.
 
     Each pivot in turn keeps those of the remaining visual tokens whose hidden states are least like its own (cosine),
     until the budget is met. Visual pivots stay; text pivots are text. No attention is looked at.
@@ -64,26 +65,34 @@ class _DartRun(PromptRun):
     def __init__(self, config: Dart) -> None:
         super().__init__()
         self._config = config
-        self._by_length = torch.empty(0)
+        self._by_length = torch.empty(0)  # numbers of visual tokens, once known
         self._text_pivots = torch.empty(0)
 
     def observes(self, layer: int) -> bool:
         return layer == self._config.layer - 1
 
-    def select(self, layer: int, view: LayerView) -> Tensor | None:
-        """Remembers the pivots: visual tokens by number, text rows by place among the text."""
-        length = view.keys.float().abs().sum((0, 2))
-        self._by_length = view.tokens[best_first(length[view.visual])]
-        after = view.text_rows > view.visual_rows[-1]
-        places = after.nonzero().flatten()
-        order = best_first(length[view.columns[view.text_rows[after]]])
-        self._text_pivots = places[order[: self._config.pivot_text]]
-        return None
+    def select(self, layer: int, view: LayerView) -> None:
+        if not self._by_length.numel():
+            keys = view.keys[:, view.columns]
+            self._remember(keys, view.tokens, view.visual_rows, view.text_rows)
+
+    def _remember(self, keys: Tensor, tokens: Tensor, visual: Tensor, text: Tensor) -> None:
+        """The pivots, by the `keys` `[kv_heads, n, head_dim]` of the rows: visual tokens by number, text rows by place
+        among the text."""
+        length = keys.float().abs().sum((0, 2))
+        self._by_length = tokens[best_first(length[visual])]
+        after = (text > visual[-1]).nonzero().flatten()
+        self._text_pivots = after[best_first(length[text[after]])[: self._config.pivot_text]]
 
     def observes_entry(self, layer: int) -> bool:
-        return layer == self._config.layer
+        return layer in (self._config.layer - 1, self._config.layer)
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        if layer < self._config.layer:
+            if view.is_padded_before:
+                keys = view.project(torch.arange(len(view.states), device=view.visual.device)).keys
+                self._remember(keys, view.tokens, view.visual, view.text)
+            return None
         parts = parts_of(view, self._config.scope)
         return chosen(view, parts, [self._config.budget(len(part)) for part in parts], self._choose)
 

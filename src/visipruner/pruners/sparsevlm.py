@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from visipruner.contract.budget import Scope, best, check_stages, parts_of
-from visipruner.contract.choosing import cluster_means, scores_of, top
+from visipruner.contract.choosing import cluster_means, others, scores_of, top
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, DroppingPruner, Positions, PromptRun
@@ -119,11 +119,9 @@ class _SparseRun(PromptRun):
 
     def _recycle(self, view: EntryView, kept: Tensor) -> Tensor | Merge:
         assert self._scores is not None
-        leaves = torch.ones_like(view.tokens, dtype=torch.bool)
-        leaves[kept] = False
-        leaving = leaves.nonzero().flatten()
         if not self._config.recycle_ratio:
             return kept
+        leaving = others(kept, len(view.tokens))
         count = int(leaving.numel() * self._config.recycle_ratio) + 1
         recycled = leaving[top(self._scores[leaving], count)]
         centres, means = cluster_means(view.embeddings[recycled].float(), recycled.numel() // 10 + 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import PerImagePruner
-from visipruner.contract.choosing import top
+from visipruner.contract.choosing import others, top
 from visipruner.contract.entry_view import Image, Merge
 from visipruner.contract.pruner import About, Positions
 from visipruner.contract.settings import Fraction
@@ -57,9 +57,7 @@ class VisionZip(PerImagePruner):
     def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Merge:
         contextual = round(count * self.contextual_ratio)
         dominant = top(seen[0].salience[image.tokens], count - contextual)
-        others = torch.ones_like(image.tokens, dtype=torch.bool)
-        others[dominant] = False
-        rest = others.nonzero().flatten()
+        rest = others(dominant, len(image.tokens))
         keys = functional.normalize(seen[0].keys.float().mean(0)[image.tokens[rest]], dim=-1)
         targets = torch.arange(contextual, device=rest.device) * max(1, len(rest) // max(contextual, 1))
         means = merged_into(keys, targets, embeddings[rest])
