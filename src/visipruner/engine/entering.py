@@ -96,8 +96,8 @@ class Entering:
         return EntryView(states, visual, tokens, layout, project, self._vision[example])
 
     def _placed_from_start(self, example: int, chosen: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Rotary embeddings of `chosen` rows of an example as it has them alone, where the host counts the padding before
-        it: those of the rows as many places earlier."""
+        """Rotary embeddings that `chosen` rows of an example have when it is alone, where the host counts the padding
+        before it: those of the rows as many places earlier."""
         first = int(self._present.layouts[example].real[0])
         names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
         if not first or not names:
