@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visipruner.adapters.base import Adapter
+from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.words import spans
 
@@ -39,7 +40,7 @@ NO_TOWER = "An error: the tokens cannot be traced back to patches of the vision 
 
 def is_refused(pruner: Pruner, adapter: Adapter) -> str | None:
     """Why this method is an error with this family, or None."""
-    if pruner.shrinks:
+    if picture_methods(pruner):
         return SHRINKS
     return NO_TOWER if pruner.vision_layers(24) and not adapter.vision else None
 

@@ -120,6 +120,11 @@ class EntryView:
         is_visual[self.visual] = True  # the sort puts the others first, and their number is known
         return is_visual.sort(stable=True).indices[: len(self.states) - self.visual.numel()]
 
+    @property
+    def is_padded_before(self) -> bool:
+        """Whether the example is padded on the left in the batch it came in."""
+        return int(self.layout.real[0]) > 0
+
     def images(self) -> list[Image]:
         """The prompt's images, as far as they are present."""
         sizes = self.layout.tokens_per_image
@@ -141,8 +146,8 @@ class EntryView:
 
     @property
     def vision_depth(self) -> int:
-        """Layers of the vision tower."""
-        return self._tower().depth
+        """Layers of the vision tower; 0 where the method asked to see none."""
+        return 0 if self._vision is None else self._vision.depth
 
     def _tower(self) -> Tower:
         if self._vision is None:
@@ -152,7 +157,8 @@ class EntryView:
     def project(self, rows: Tensor, rotary: bool = True) -> Projected:
         """The layer's own norm and projections, run ahead of it on some `rows` `[k]`, long and ascending, and the last.
 
-        `rotary=False` leaves positions out: what the queries and keys are before RoPE.
+        `rotary=False` leaves positions out: what the queries and keys are before RoPE. With it the example's first row
+        has position 0, also where the model counts padding on the left.
         """
         last = self.states.shape[0] - 1
         has_last = rows.numel() > 0 and int(rows[-1]) == last

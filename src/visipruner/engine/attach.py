@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters import Adapter, adapter_for
 from visipruner.contract.layout import check_visual_mask
+from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.generating import Generating
 from visipruner.engine.guards import Refusals, stock_model
@@ -56,7 +57,7 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
     if not isinstance(pruner, Pruner):
         raise ConfigError(_no_pruner(pruner))
     model = stock_model(model)
-    if pruner.shrinks:
+    if picture_methods(pruner):
         raise ConfigError(
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."

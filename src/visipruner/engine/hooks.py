@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from visipruner.contract.pruner import Pruner
 from visipruner.contract.routing import Needed
+from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.attention import QKV, uncompiled
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.calls import cache_of
@@ -75,7 +76,7 @@ class Hooks:
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
             yield from self._install_routing(layer)
-            if self._pruner.blends:
+            if isinstance(self._pruner, TrainingPruner):
                 yield module.register_forward_hook(self._blend_hook(layer), with_kwargs=True)
         yield host.layers[-1].register_forward_hook(self._leave_layers)
 

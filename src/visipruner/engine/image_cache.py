@@ -21,6 +21,7 @@ from visipruner.engine.calls import map_tensors, per_row
 from visipruner.engine.edges import OtherKeys, PackedExample
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
+from visipruner.engine.soft import is_biased
 from visipruner.errors import UnsupportedModelError
 
 
@@ -185,7 +186,7 @@ class SharedPrefix:
         self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], live: LiveRows, run: PromptRun
     ) -> Tensor:
         """All rows run, packed, where the pruner looks at them or tokens left; what enters the layer is noted."""
-        if run.biases(layer):
+        if is_biased(layer, [run]):
             raise UnsupportedModelError("A method that biases attention cannot share images; leave image_cache() out.")
         if layer == 0:
             if not self._prefix.is_placed_alike(kwargs):

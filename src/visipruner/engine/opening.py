@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache as remembered
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layouts_of, mask_for_forward
 from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.calls import bound, brings_pixels, is_cached
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.generating import Generation
@@ -162,7 +164,7 @@ class Opening:
         if running is not None and running.runs:
             runs: Sequence[PromptRun] = running.runs
         else:
-            in_line = is_in_line(call.get("position_ids"), torch.from_numpy(real[:, past:]))
+            in_line = remembered(lambda: is_in_line(call.get("position_ids"), torch.from_numpy(real[:, past:])))
             runs = [self._pruner.begin(in_line) for _ in found]
             if self._tap is not None:
                 found, vision = read_tower(self._tap, found)
@@ -210,7 +212,7 @@ class Opening:
         if self._image_cache is not None:
             raise VisiPrunerError("This handle has an image cache already; leave its context first.")
         pauses = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
-        if self._pruner.blends or self._pruner.first_layer() or pauses:
+        if isinstance(self._pruner, TrainingPruner) or self._pruner.first_layer() or pauses:
             raise UnsupportedModelError(
                 f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
                 "leave it out."

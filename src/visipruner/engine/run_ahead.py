@@ -95,6 +95,18 @@ class EntryLook:
         tokens, layout = self._live.tokens[example], self._live.layouts[example]
         return EntryView(states, self._live.visual_among(example), tokens, layout, project, self._vision[example])
 
+    def _placed_from_start(self, example: int, chosen: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Rotary embeddings that `chosen` rows of an example have when it is alone, where the host counts the padding
+        before it: those of the rows as many places earlier."""
+        first = int(self._live.layouts[example].on_host[0][0])
+        names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
+        if not first or not names:
+            return {}
+        start = Rows(tuple(part[:1] * 0 + first if part.numel() else part for part in chosen.index), chosen.seq)
+        earlier = Rows(tuple(part - first for part in chosen.index), chosen.seq)
+        is_counted = {name: bool(arguments_for(start, {name: kwargs[name]})[name][1].any()) for name in names}
+        return {name: arguments_for(earlier, kwargs)[name] for name in names if is_counted[name]}
+
     def _project(
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float, float | None]:
@@ -105,6 +117,7 @@ class EntryLook:
         index[example] = rows.index[example][places]
         chosen = Rows(tuple(index), rows.seq)
         given = arguments_for(chosen, kwargs)
+        given.update(self._placed_from_start(example, chosen, kwargs))
         if not rotary:
             names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
             if not names:

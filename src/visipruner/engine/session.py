@@ -467,7 +467,7 @@ class PromptSession:
 
     def _closed_by(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> Tensor | None:
         """Which of the tokens that leave also leave no gap in the positions."""
-        return run.without_gap(left_out(tokens, kept)) if run.may_close_gaps else None
+        return run.without_gap(tokens[left_out(kept, tokens.numel())]) if run.may_close_gaps else None
 
     def blend(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
         """After a layer: visual rows take over only the share of its output that their run says."""

@@ -1,11 +1,14 @@
-"""The table of methods, as documents show it."""
+"""`python tools/method_table.py README.md` writes the table of methods into that page; without a page, prints it."""
 
 from __future__ import annotations
 
-from visipruner.contract.dropping import DroppingPruner
+import sys
+from pathlib import Path
+
+from visipruner.contract.pruner import DroppingPruner
 from visipruner.pruners.registry import available, method_class
 
-BEGIN = "<!-- Written by `python -m visipruner.pruners README.md`; do not edit by hand. -->\n"
+BEGIN = "<!-- Written by `python tools/method_table.py README.md`; do not edit by hand. -->\n"
 END = "<!-- End of the table. -->"
 
 
@@ -26,3 +29,11 @@ def inserted(page: str) -> str:
     if not begin or not end:
         raise ValueError(f"the page has no lines {BEGIN.strip()} and {END} to write between")
     return before + begin + as_markdown() + end + after
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        target = Path(sys.argv[1])
+        target.write_text(inserted(target.read_text()))
+    else:
+        print(as_markdown(), end="")
