@@ -116,12 +116,22 @@ def test_settings_that_are_none(settings: Any, drop_unknown: bool, name: str) ->
         method_class(name).from_settings(settings, drop_unknown=drop_unknown)
 
 
-@pytest.mark.parametrize("seed", ["1e30", "-1e19"])
-def test_a_seed_that_no_generator_takes(seed: str) -> None:
-    with pytest.raises(
-        vp.ConfigError, match=r"random: seed must lie in \[-9223372036854775808, 18446744073709551615\]"
-    ):
-        make_from_spec(f"random:seed={seed}")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("random:seed=1e30", "seed can be 18446744073709551615 at most, got 1e"),
+        ("random:seed=-1e19", "seed must be at least -9223372036854775808"),
+        ("pool:stride=1e30", "stride can be 2147483647 at most"),
+        ("feather:stride=0", "stride must be at least 1, got 0"),
+        ("dart:pivot_text=1e30", "pivot_text can be"),
+        ("fastv:keep_tokens=-1", "keep_tokens cannot be negative, got -1"),
+        ("pyramiddrop:layers=[1,2,1e30]", "layers can be"),
+        ("vispruner:important_ratio=1.5", r"important_ratio is a fraction and must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_numbers_out_of_bounds(spec: str, message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        make_from_spec(spec)
 
 
 def _install(folder: Path, points: str, code: str = "") -> None:

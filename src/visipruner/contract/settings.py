@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from visipruner.errors import ConfigError
 
+LARGEST = 2**31 - 1  # of counts: nothing here has as many, and arithmetic on them stays within tensors' integers
+
 
 @dataclass(frozen=True)
 class Within:
@@ -20,9 +22,12 @@ class Within:
     high: float = math.inf
     what: str = ""
 
-    def complaint(self, value: Any) -> str:
-        if self.high < math.inf:
+    def complaint(self, value: Any, number: float) -> str:
+        """The rest of a sentence about the setting `value`, in which `number` lies outside."""
+        if self.low > -math.inf and self.high < LARGEST:
             return f"{self.what}must lie in [{self.low}, {self.high}], got {value}."
+        if number > self.high:
+            return f"{self.what}can be {self.high} at most, got {value}."
         if self.low == 0:
             return f"{self.what}cannot be negative, got {value}."
         return f"{self.what}must be at least {self.low}, got {value}."
@@ -33,9 +38,9 @@ class OfDepth:
 
 
 Fraction = Annotated[float, Within(0, 1, "is a fraction and ")]
-Count = Annotated[int, Within(0)]
-Number = Annotated[int, Within(1)]  # at least one
-Layer = Annotated[int, Within(0), OfDepth()]
+Count = Annotated[int, Within(0, LARGEST)]
+Number = Annotated[int, Within(1, LARGEST)]  # at least one
+Layer = Annotated[int, Within(0, LARGEST), OfDepth()]
 
 PUBLISHED_DEPTH = 32  # layers of LLaVA-1.5-7B's decoder, for which most methods' layers were chosen
 _NO_VALUE = object()
@@ -44,8 +49,8 @@ _NO_VALUE = object()
 class _OutsideError(Exception):
     """A number lies outside its bounds."""
 
-    def __init__(self, bounds: Within) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Within, number: float) -> None:
+        self.bounds, self.number = bounds, number
 
 
 # ---- types and bounds -----------------------------------------------------------------------------------------------
@@ -67,7 +72,7 @@ def checked(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
         try:
             result[key] = _fit(hints[key], value)
         except _OutsideError as error:
-            raise ConfigError(f"{method}: {key} {error.bounds.complaint(value)}") from None
+            raise ConfigError(f"{method}: {key} {error.bounds.complaint(value, error.number)}") from None
         if result[key] is _NO_VALUE:
             raise ConfigError(f"{method}: {key} takes {describe(hints[key])}, not {value!r}.")
     return result
@@ -108,7 +113,7 @@ def _fit(hint: Any, value: Any) -> Any:
 def _bounded(value: Any, bounds: list[Within]) -> Any:
     for one in bounds:
         if value is not _NO_VALUE and not one.low <= value <= one.high:
-            raise _OutsideError(one)
+            raise _OutsideError(one, value)
     return value
 
 
