@@ -166,7 +166,7 @@ def causal_mask(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _is_routed(routing: Routing, part: PackedExample) -> bool:
     is_plain = routing.is_plain or routing.freezes_visual or not routing.visual_rows_attend
-    return not is_plain and bool(part.visual.numel())
+    return not is_plain and (part.others is not None or part.visual.numel() > 0)
 
 
 def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
