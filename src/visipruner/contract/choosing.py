@@ -34,6 +34,12 @@ def union(*positions: Tensor) -> Tensor:
     return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]
 
 
+def first_smallest(costs: Tensor, slack: float) -> Tensor:
+    """`[1]` long: the first place of `costs` `[n]` or `[n, 1]` that is within `slack` of the smallest. Nothing is read
+    from the device: greedy choices take many such steps."""
+    return (costs <= costs.amin() + slack).to(torch.uint8).argmax(0).view(1)
+
+
 def others(positions: Tensor, total: int) -> Tensor:
     """Ascending places among `total` that are none of `positions`, all of which differ; the device is not asked."""
     taken = torch.zeros(total, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)

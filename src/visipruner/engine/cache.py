@@ -280,7 +280,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def seal(self) -> None:
         """What was appended so far belongs to a prompt that a later layer of the cache holds pruned."""
-        self.columns = self.all_columns()
+        if self._held() > self.columns.shape[1]:
+            self.columns = self.all_columns()
 
     def reset(self) -> None:
         super().reset()

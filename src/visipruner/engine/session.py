@@ -161,9 +161,11 @@ class PromptSession:
             self.record.projected_beside(frozen, self._host.has_query_maps)
 
     def _on_its_device(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        hidden = hidden.to(device_of(self._host.layers[layer], hidden))
-        self._live.to(hidden.device)
-        return hidden, kwargs if hidden.device == self._home else self._copies.on(hidden.device, kwargs)
+        device = device_of(self._host.layers[layer], hidden)
+        if hidden.device != device:
+            hidden = hidden.to(device)
+        self._live.to(device)
+        return hidden, kwargs if device == self._home else self._copies.on(device, kwargs)
 
     def _rows_of(self, layer: int, hidden: Tensor) -> Tensor:
         """Rows that enter a layer: those that were dropped are gone, those that paused may be back."""

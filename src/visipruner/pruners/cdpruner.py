@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import first_smallest
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions, PromptRun
 from visipruner.contract.settings import Fraction
@@ -139,16 +140,18 @@ def greedy_map(vectors: Tensor, count: int) -> Tensor:
     """Ascending positions of the `count` of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
     matrix, the earliest of equals, by incremental Cholesky; O(n count (count + d)). In float64: unit vectors gain alike
     but for rounding. Vectors that are not numbers are chosen last."""
-    is_broken = vectors.isnan().any(-1)
-    vectors = vectors.double().masked_fill(is_broken[:, None], 0)
-    gain = vectors.square().sum(-1).masked_fill(is_broken, -1.0)
-    factors = vectors.new_zeros(count, len(vectors))
-    chosen: list[int] = []
+    is_broken = vectors.isnan().any(-1, keepdim=True)
+    vectors = vectors.double().masked_fill(is_broken, 0)
+    gain = vectors.square().sum(-1, keepdim=True).masked_fill(is_broken, -1.0)  # [n, 1]
+    factors = vectors.new_zeros(len(vectors), count)
+    chosen: list[Tensor] = []
     for step in range(count):
-        best = int((gain >= gain.max() - 1e-9).nonzero()[0])
+        best = first_smallest(-gain, 1e-9)
         chosen.append(best)
-        row = vectors @ vectors[best] - factors[:step].T @ factors[:step, best]
-        factors[step] = row / gain[best].clamp(min=1e-12).sqrt()
-        gain = torch.where(is_broken, gain, gain - factors[step].square())
-        gain[best] = float("-inf")
-    return torch.tensor(sorted(chosen), dtype=torch.long, device=vectors.device)
+        before = factors[:, :step]
+        row = vectors @ vectors.index_select(0, best).T - before @ before.index_select(0, best).T
+        row = row / gain.index_select(0, best).clamp(min=1e-12).sqrt()
+        factors[:, step : step + 1] = row
+        gain = torch.where(is_broken, gain, gain - row.square()).index_fill(0, best, float("-inf"))
+    none = torch.empty(0, dtype=torch.long, device=vectors.device)
+    return torch.cat([none, *chosen]).sort().values

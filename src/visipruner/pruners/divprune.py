@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
+from visipruner.contract.choosing import first_smallest
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions
 from visipruner.contract.settings import Fraction
 
 CHUNK = 256
-BROKEN, CHOSEN = -0.5, -1.0  # distances that place a token behind all others
+BROKEN, CHOSEN = 3.0, 4.0  # likenesses that place a token behind all others
 SAME = 1e-6  # copies of one embedding (a newline's) are equally far but for rounding
 
 
@@ -55,23 +56,22 @@ def most_diverse(embeddings: Tensor, count: int) -> Tensor:
     if not count:
         return torch.empty(0, dtype=torch.long, device=embeddings.device)
     unit = functional.normalize(embeddings.float(), dim=-1)
-    is_broken = unit.isnan().any(-1)
-    unit = unit.masked_fill(is_broken[:, None], 0)
-    nearest = []
-    for start in range(0, len(unit), CHUNK):
-        likeness = unit[start : start + CHUNK] @ unit.T
-        own = torch.arange(len(likeness), device=unit.device)
-        likeness[own, own + start] = -2.0
-        likeness[:, is_broken] = -2.0
-        nearest.append(1 - likeness.max(-1).values)
-    chosen = [_farthest(torch.cat(nearest).masked_fill(is_broken, BROKEN))]
-    distance = (1 - unit @ unit[chosen[0]]).masked_fill(is_broken, BROKEN)
+    is_broken = unit.isnan().any(-1, keepdim=True)
+    unit = unit.masked_fill(is_broken, 0)
+    closest = torch.cat([_closest(unit, start, is_broken) for start in range(0, len(unit), CHUNK)])
+    closest = closest.masked_fill(is_broken, BROKEN)  # [n, 1]: likeness to the nearest other, then the nearest chosen
+    chosen = [first_smallest(closest, SAME)]
+    closest = (unit @ unit[chosen[0]].T).masked_fill(is_broken, BROKEN)
     for _ in range(count - 1):
-        distance[chosen[-1]] = CHOSEN
-        chosen.append(_farthest(distance))
-        distance = torch.minimum(distance, 1 - unit @ unit[chosen[-1]])
-    return torch.tensor(sorted(chosen), device=embeddings.device)
+        closest.index_fill_(0, chosen[-1], CHOSEN)
+        chosen.append(first_smallest(closest, SAME))
+        closest = torch.maximum(closest, unit @ unit.index_select(0, chosen[-1]).T)
+    return torch.cat(chosen).sort().values
 
 
-def _farthest(distance: Tensor) -> int:
-    return int((distance >= distance.max() - SAME).nonzero()[0])
+def _closest(unit: Tensor, start: int, is_broken: Tensor) -> Tensor:
+    """`[<= CHUNK, 1]`: of the embeddings from `start` on, the likeness to the nearest other one."""
+    likeness = unit[start : start + CHUNK] @ unit.T
+    own = torch.arange(len(likeness), device=unit.device)
+    likeness[own, own + start] = -2.0
+    return likeness.masked_fill(is_broken.T, -2.0).amax(-1, keepdim=True)
