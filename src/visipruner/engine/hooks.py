@@ -123,6 +123,8 @@ class Hooks:
         self._narrowed.clear()
         if self._tap is not None:
             self._tap.clear()
+        if session is not None:
+            session.close()
         if session is None or output is None:
             return
         if uncached is not None and uncached.runs:

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.routing import Routing
 from visipruner.engine.attention import QKV, Kernel
-from visipruner.engine.edges import Groups, PackedExample, causal_mask, run_kernel
+from visipruner.engine.edges import Groups, OtherKeys, PackedExample, causal_mask, plan, run_kernel
+from visipruner.engine.host import Host
+from visipruner.engine.live_rows import LiveRows
+from visipruner.engine.masks import HostMask
 from visipruner.engine.rows import Rows
+from visipruner.engine.soft import edge_bias, is_biased
 
 # The keyword argument with which a plan passes through a layer to its attention while gradients are recorded.
 PLAN = "visipruner_plan"
@@ -109,3 +116,55 @@ class PaddedRows:
         """`[batch, heads, longest, head_dim]`."""
         wide = packed[0] if self._in is None else packed[0].index_select(1, self._in)
         return wide.reshape(wide.shape[0], self._batch, self.longest, -1).transpose(0, 1)
+
+
+class Planner:
+    """Plans the layers of one forward. `prompt_end`: rows from this one on came after the prompt."""
+
+    def __init__(self, host: Host, live: LiveRows, runs: Sequence[PromptRun], prompt_end: int) -> None:
+        self._host, self._live, self._runs, self._prompt_end = host, live, runs, prompt_end
+
+    def plan(
+        self,
+        layer: int,
+        routing: Routing,
+        mask: HostMask,
+        others: Sequence[OtherKeys | None] | None,
+        dtype: torch.dtype,
+    ) -> LayerPlan:
+        """How the packed rows attend in a layer; what does not change from layer to layer is computed once."""
+        is_soft = is_biased(layer, self._runs)
+        make = partial(self._groups, layer, routing, mask, others, is_soft, dtype)
+        if others is not None or is_soft:
+            parts, groups, padded = make()
+        else:
+            parts, groups, padded = self._live.once(("groups", routing, id(mask), dtype), make)
+        return LayerPlan(self._host.kernel, self._live.attending, parts, groups, padded, {})
+
+    def _groups(
+        self,
+        layer: int,
+        routing: Routing,
+        mask: HostMask,
+        others: Sequence[OtherKeys | None] | None,
+        is_soft: bool,
+        dtype: torch.dtype,
+    ) -> tuple[list[PackedExample], list[Groups], PaddedRows | None]:
+        eager = self._host.is_eager
+        besides = others or [None] * len(self._runs)
+        parts = [self._example(layer, example, routing, beside, is_soft) for example, beside in enumerate(besides)]
+        if len(parts) > 1 and all(mask.is_causal) and routing.is_plain and others is None and not is_soft:
+            padded = PaddedRows.of(self._live.attending, eager, dtype)
+            if padded is not None:
+                return parts, [], padded
+        return parts, [plan(routing, mask, part, eager, dtype) for part in parts], None
+
+    def _example(
+        self, layer: int, example: int, routing: Routing, beside: OtherKeys | None, is_soft: bool
+    ) -> PackedExample:
+        live = self._live
+        rows, visual = live.attending.index[example], live.visual_attending(example)
+        bias = live.sink_bias(example) if routing.sink else None
+        if is_soft and beside is None:
+            bias = edge_bias(layer, self._runs[example], rows, visual)
+        return PackedExample(example, rows, visual, live.text_attending(example), self._prompt_end, bias, beside)

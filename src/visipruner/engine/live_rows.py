@@ -6,8 +6,10 @@ every layer until the next change uses it as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from visipruner.contract.layout import TokenLayout
 from visipruner.contract.routing import Routing
 from visipruner.engine.rows import Rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,7 @@ class LiveRows:
         self._closed: list[list[Tensor]] = [[] for _ in layouts]
         self._paused: Paused | None = None
         self._first = 0
-        self._known: dict[object, tuple[Rows, Tensor]] = {}
+        self._known: dict[object, tuple[Rows, Any]] = {}
         self._apart: dict[
             bool, tuple[Rows, Rows]
         ] = {}  # rows that attend where visual ones do not, by whether a sink does
@@ -262,8 +266,19 @@ class LiveRows:
 
         return self._remembered(("places", with_sink), self.attending, found)
 
-    def _remembered(self, key: object, rows: Rows, make: Callable[[], Tensor]) -> Tensor:
+    def sink_bias(self, example: int) -> Tensor:
+        """`[n]`: of the attending rows, log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""
+        count = math.log(max(1, self.tokens[example].numel()))
+        none = torch.zeros(self.attending.lengths[example], device=self.attending.flat.device)
+        return none.index_fill(0, self.visual_attending(example), count)
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` gives, which stays the same as long as the rows do."""
+        return self._remembered(key, self.rows, make)
+
+    def _remembered(self, key: object, rows: Rows, make: Callable[[], T]) -> T:
         known = self._known.get(key)
         if known is None or known[0] is not rows:
             known = self._known[key] = (rows, make())
-        return known[1]
+        found: T = known[1]
+        return found

@@ -6,9 +6,8 @@ after the last, rows go back to their places. docs/engine.md tells the whole way
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,22 +20,23 @@ from visipruner.contract.layout import TokenLayout
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import PLAIN
 from visipruner.engine.attention import QKV
-from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
-from visipruner.engine.calls import cache_of, narrowed, scaling_of
+from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.calls import cache_of, narrowed
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.devices import Copies, device_of
-from visipruner.engine.edges import Groups, OtherKeys, PackedExample, edge_values, plan
+from visipruner.engine.edges import OtherKeys, PackedExample
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import SharedPrefix
-from visipruner.engine.layer_plan import PLAN, LayerPlan, Look, PaddedRows
+from visipruner.engine.layer_plan import PLAN, LayerPlan, Look, Planner
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
 from visipruner.engine.paused import is_resumed, paused_keys
 from visipruner.engine.projection import Projection
 from visipruner.engine.record import Record
-from visipruner.engine.rows import Rows
 from visipruner.engine.run_ahead import EntryLook, RunAhead
-from visipruner.engine.soft import blended, edge_bias, is_biased
+from visipruner.engine.soft import blended, is_biased
+from visipruner.engine.storing import Storing
+from visipruner.engine.views import packed_view, whole_view
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 
@@ -92,7 +92,7 @@ class PromptSession:
         vision: Sequence[Vision | None],
         shared: SharedPrefix | None = None,
     ) -> None:
-        self._pruner, self._owner, self._host, self._shared = pruner, owner, host, shared
+        self._pruner, self._host, self._shared = pruner, host, shared
         self._run_ahead, self._features = run_ahead, None
         self.runs, self._forward = runs, forward
         self._live = LiveRows(layouts, forward.seq)
@@ -105,8 +105,8 @@ class PromptSession:
         self.projection = Projection(self._live)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
         self._narrowed: dict[str, Any] = {}
-        self._known: dict[Any, Any] = {}
-        self._known_of: Rows | None = None
+        self._storing = Storing(self._live, owner, forward.past, forward.seq, shared)
+        self._planner = Planner(host, self._live, runs, forward.prompt_end)
         self.record = Record(layouts, forward.seq, forward.past_real)
 
     _features: AddedFeatures | None
@@ -139,8 +139,11 @@ class PromptSession:
         hidden = self._packed(layer, hidden)
         mask = self._mask(kwargs.get("attention_mask"))
         frozen = self._frozen_keys(layer, kwargs)
-        held, others = self._prepare_cache(layer, cache_of(kwargs), frozen)
-        self._plan = self._planned(layer, mask, others, hidden.dtype) if self._live.is_packed else None
+        held, others = self._storing.prepare(layer, cache_of(kwargs), self._routing, frozen)
+        self._plan = None
+        if self._live.is_packed:
+            self._plan = self._planner.plan(layer, self._routing, mask, others, hidden.dtype)
+            self._plan.looks = self._looks(layer, self._plan, mask)
         self._write_down(held, frozen, entry_work)
         if self._plan is None:
             given = kwargs.get("attention_mask")
@@ -233,121 +236,6 @@ class PromptSession:
             return hidden
         return self._features.add(layer, hidden, self._live.rows if self._live.is_packed else None)
 
-    # ---- the layer's plan -------------------------------------------------------------------------------------------
-
-    def _planned(
-        self, layer: int, mask: HostMask, others: Sequence[OtherKeys | None] | None, dtype: torch.dtype
-    ) -> LayerPlan:
-        """How the packed rows attend; what does not change from layer to layer is computed once."""
-        rows, biased = self._live.attending, is_biased(layer, self.runs)
-        looks: dict[int, Look] = {}
-        if others is not None or biased:
-            parts, groups, padded = self._plan_groups(layer, mask, others, biased, dtype)
-        else:
-            parts, groups, padded = self._remembered(
-                ("groups", self._routing, id(mask), dtype),
-                lambda: self._plan_groups(layer, mask, None, False, dtype),
-            )
-        for part in parts:
-            if self._is_observed(layer, part.example):
-                looks[part.example] = partial(self._look_packed, layer, part, mask)
-        return LayerPlan(self._host.kernel, rows, parts, groups, padded, looks)
-
-    def _plan_groups(
-        self,
-        layer: int,
-        mask: HostMask,
-        others: Sequence[OtherKeys | None] | None,
-        biased: bool,
-        dtype: torch.dtype,
-    ) -> tuple[list[PackedExample], list[Groups], PaddedRows | None]:
-        parts = [self._packed_example(layer, example, others, biased) for example in range(len(self.runs))]
-        eager = self._host.is_eager
-        is_plain = all(mask.is_causal) and self._routing.is_plain and others is None and not biased
-        if is_plain and len(parts) > 1:
-            padded = PaddedRows.of(self._live.attending, eager, dtype)
-            if padded is not None:
-                return parts, [], padded
-        return parts, [plan(self._routing, mask, part, eager, dtype) for part in parts], None
-
-    def _packed_example(
-        self, layer: int, example: int, others: Sequence[OtherKeys | None] | None, biased: bool
-    ) -> PackedExample:
-        live = self._live
-        rows, visual = live.attending.index[example], live.visual_attending(example)
-        beside = None if others is None else others[example]
-        bias = self._sink_bias(example) if self._routing.sink else None
-        if biased and beside is None:
-            bias = edge_bias(layer, self.runs[example], rows, visual)
-        return PackedExample(
-            example, rows, visual, live.text_attending(example), self._forward.prompt_end, bias, beside
-        )
-
-    def _sink_bias(self, example: int) -> Tensor:
-        """`[n]`: log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""
-        live = self._live
-        count = math.log(max(1, live.tokens[example].numel()))
-        none = torch.zeros(live.attending.lengths[example], device=live.attending.flat.device)
-        return none.index_fill(0, live.visual_attending(example), count)
-
-    def _remembered(self, key: Any, make: Any) -> Any:
-        """What stays the same as long as the rows do."""
-        if self._known_of is not self._live.rows:
-            self._known, self._known_of = {}, self._live.rows
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
-
-    # ---- cache ------------------------------------------------------------------------------------------------------
-
-    def _prepare_cache(
-        self, layer: int, cache: Any, frozen: list[OtherKeys | None] | None
-    ) -> tuple[Any, Sequence[OtherKeys | None] | None]:
-        """Makes the cache's layer able to hold what this layer will bring; returns it, or None without a cache, and the
-        keys that rows see besides their own."""
-        if cache is None:
-            return None, frozen
-        if cache.layer_class_to_replicate is not None:
-            while len(cache.layers) <= layer:
-                cache.layers.append(cache.layer_class_to_replicate())
-        held = cache.layers[layer]
-        as_is = self._live.rows.is_whole and self._forward.past == 0 and self._stores_all()
-        if not self._live.is_packed or (as_is and not isinstance(held, PrunedLayer) and self._shared is None):
-            return held, frozen
-        pruned = cache.layers[layer] = PrunedLayer.replace(held, len(self.runs), self._owner)
-        if layer > 0:
-            seal_first(cache)
-        others: Sequence[OtherKeys | None] | None = frozen
-        if self._forward.past:
-            turns = [pruned.past(example) for example in range(len(self.runs))]
-            beside = frozen or [None] * len(turns)
-            others = [turn if rows is None else turn.joined(rows) for turn, rows in zip(turns, beside, strict=True)]
-        incoming = self._remembered(("incoming", self._routing), self._incoming)
-        pruned.incoming = incoming if frozen is None else replace(incoming, beside=frozen)
-        if self._shared is not None:
-            shared = self._shared.begin(layer, pruned)
-            others = None if shared is None else [shared]
-        return pruned, others
-
-    def _stores_all(self) -> bool:
-        routing = self._routing
-        return routing.visual_rows_attend and (routing.prompt_only or routing.text_to_visual == "attend")
-
-    def _incoming(self) -> Incoming:
-        """What later text rows could see of this layer: every row, text rows only, or merged values."""
-        routing, live = self._routing, self._live
-        incoming = Incoming(live.attending, self._forward.past, self._forward.seq)
-        examples = range(len(self.runs))
-        if routing.visual_rows_attend and not self._stores_all():
-            if routing.keeps_visual_keys:
-                edge = routing.text_to_visual
-                transform = [partial(edge_values, edge, visual=live.visual_attending(example)) for example in examples]
-                return replace(incoming, transform=transform)
-            return replace(incoming, stored=[live.text_attending(example) for example in examples])
-        if routing.sink:
-            return replace(incoming, bias=[self._sink_bias(example) for example in examples])
-        return incoming
-
     # ---- attend -----------------------------------------------------------------------------------------------------
 
     def attend(
@@ -363,8 +251,17 @@ class PromptSession:
         self.record.attended(q.shape[-2] * k.shape[-2])
         for example in range(len(self.runs)):
             if self._is_observed(layer, example):
-                self._look_unpacked(layer, example, (q[example], k[example], v[example]), kwargs)
+                seen = (q[example], k[example], v[example])
+                self._ask(layer, example, whole_view(self._live, example, self._host_mask, seen, kwargs))
         return output, weights
+
+    def _looks(self, layer: int, plan: LayerPlan, mask: HostMask) -> dict[int, Look]:
+        """What asks the pruner once a planned attention ran, by example."""
+
+        def look(part: PackedExample, kwargs: Any, qkv: QKV, again: bool) -> None:
+            self._ask(layer, part.example, packed_view(self._live, part, mask, qkv, kwargs), again)
+
+        return {part.example: partial(look, part) for part in plan.parts if self._is_observed(layer, part.example)}
 
     def _is_observed(self, layer: int, example: int) -> bool:
         can_be_seen = self._live.tokens[example].numel() > 0 and self._routing.visual_rows_attend
@@ -373,74 +270,6 @@ class PromptSession:
     def _reads_queries(self, layer: int) -> bool:
         """Whether the pruner will look at more rows' queries than the last one's."""
         return self._is_observed(layer, 0) and not self._pruner.reads_last_row_only
-
-    def _look_packed(self, layer: int, part: PackedExample, mask: HostMask, kwargs: Any, qkv: QKV, again: bool) -> None:
-        columns = part.columns(mask.past)
-        own = torch.arange(part.rows.numel(), device=part.rows.device)
-        view = self._view(
-            part.example,
-            qkv,
-            (own, own + (columns.numel() - own.numel()), part.visual_keys()),
-            lambda which: mask.seen(part.example, part.rows[which], columns),
-            last=own.numel() - 1,
-            last_sees_all=part.others is None and mask.is_causal[part.example],
-            span=self._live.visual_span(part.example) if part.others is None else None,
-            kwargs=kwargs,
-        )
-        self._ask(layer, part.example, view, again)
-
-    def _look_unpacked(self, layer: int, example: int, qkv: QKV, kwargs: Mapping[str, Any]) -> None:
-        layout, mask, seq = self._live.layouts[example], self._host_mask, self._forward.seq
-        older = qkv[1].shape[-2] - seq
-        last = int(layout.on_host[0][-1])
-        visual, span = self._live.visual_of(example), self._live.visual_span(example)
-        if span is not None:
-            start = int(layout.on_host[1][0]) + older
-            span = slice(start, start + visual.numel())
-
-        def seen(which: Tensor) -> Tensor:
-            columns = torch.arange(older + seq, device=layout.real.device) + (self._forward.past - older)
-            return mask.seen(example, layout.real[which], columns)
-
-        view = self._view(
-            example,
-            qkv,
-            (layout.real, layout.real + older if older else layout.real, visual + older if older else visual),
-            seen,
-            last=last,
-            last_sees_all=mask.tensor is None and last == seq - 1,
-            span=span,
-            kwargs=kwargs,
-        )
-        self._ask(layer, example, view)
-
-    def _view(
-        self,
-        example: int,
-        qkv: QKV,
-        where: tuple[Tensor, Tensor, Tensor],
-        seen: Any,
-        last: int,
-        last_sees_all: bool,
-        span: slice | None,
-        kwargs: Mapping[str, Any],
-    ) -> LayerView:
-        live, scaling = self._live, scaling_of(kwargs, qkv[0])
-        rows, columns, visual = where
-        return LayerView(
-            *qkv,
-            rows,
-            columns,
-            visual,
-            live.tokens[example],
-            live.layouts[example],
-            scaling,
-            seen,
-            kwargs.get("softcap"),
-            last=last,
-            last_sees_all=last_sees_all,
-            visual_span=span,
-        )
 
     def _ask(self, layer: int, example: int, view: LayerView, again: bool = False) -> None:
         """Asks the run, and follows its answer unless it was asked `again` by a repeated layer."""
@@ -474,6 +303,10 @@ class PromptSession:
     def blend(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
         """After a layer: visual rows take over only the share of its output that their run says."""
         return blended(layer, self._live, self.runs, before, after)
+
+    def close(self) -> None:
+        """After the forward, however it ended: the last plan, which knows this session, is let go."""
+        self._plan = None
 
     def leave_layers(self, hidden: Tensor) -> Tensor:
         """After the last layer: rows go back to their places, `[batch, seq, d]`, dropped ones as zeros."""
