@@ -326,7 +326,7 @@ def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:
         packed = packed.clone(
             memory_format=torch.contiguous_format
         )  # a slice of a larger tensor would keep all of that in memory
-    return packed if batch == 1 else packed[0].reshape(packed.shape[1], batch, -1, packed.shape[-1]).transpose(0, 1)
+    return packed if batch == 1 else packed.view(packed.shape[1], batch, -1, packed.shape[3]).transpose(0, 1)
 
 
 def _pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class PackedExample:
         example: its number in the batch.
         rows: `[n]` long, host rows. visual, text: `[n_v]` and `[n_t]` long, where visual and text rows are among them.
         prompt_end: rows from this one on came after the prompt.
+        on_host: gives `rows`, and which of them are visual, as numbers.
         bias: `[n]` or `[n, n]` float, added to the logits of its keys, or None.
         others: keys that are not of these rows, or None.
     """
@@ -69,6 +70,7 @@ class PackedExample:
     visual: Tensor
     text: Tensor
     prompt_end: int
+    on_host: Callable[[], tuple[np.ndarray, np.ndarray]]
     bias: Tensor | None = None
     others: OtherKeys | None = None
 
@@ -171,9 +173,7 @@ def _is_routed(routing: Routing, part: PackedExample) -> bool:
 
 def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
     """Groups under plain causality, planned in numbers on the host: one read, and only where tokens left before."""
-    rows, device = part.rows.cpu().numpy(), part.rows.device
-    is_visual = np.zeros(len(rows), dtype=bool)
-    is_visual[part.visual.cpu().numpy()] = True
+    (rows, is_visual), device = part.on_host(), part.rows.device
     is_later = (rows >= part.prompt_end) if routing.prompt_only else np.zeros_like(is_visual)
     found = []
     wanted: list[tuple[np.ndarray, Edge]] = [

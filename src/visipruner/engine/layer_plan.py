@@ -109,13 +109,13 @@ class PaddedRows:
         """Of packed `[1, heads, n, head_dim]` queries, keys and values, `[1, n, heads, head_dim]`."""
         q, k, v = map(self._padded, qkv)
         output = run_kernel(kernel, module, (q, k, v), self._mask, self._mask is None and self.longest > 1, kwargs)
-        flat = output.flatten(0, 1)
-        return (flat if self._in is None else flat.index_select(0, self._out)).unsqueeze(0)
+        packed = output.reshape(1, self._batch * self.longest, *output.shape[2:])
+        return packed if self._in is None else packed.index_select(1, self._out)
 
     def _padded(self, packed: Tensor) -> Tensor:
         """`[batch, heads, longest, head_dim]`."""
-        wide = packed[0] if self._in is None else packed[0].index_select(1, self._in)
-        return wide.reshape(wide.shape[0], self._batch, self.longest, -1).transpose(0, 1)
+        wide = packed if self._in is None else packed.index_select(2, self._in)
+        return wide.view(packed.shape[1], self._batch, self.longest, packed.shape[3]).transpose(0, 1)
 
 
 class Planner:
@@ -167,4 +167,5 @@ class Planner:
         bias = live.sink_bias(example) if routing.sink else None
         if is_soft and beside is None:
             bias = edge_bias(layer, self._runs[example], rows, visual)
-        return PackedExample(example, rows, visual, live.text_attending(example), self._prompt_end, bias, beside)
+        text, on_host = live.text_attending(example), partial(live.on_host, example)
+        return PackedExample(example, rows, visual, text, self._prompt_end, on_host, bias, beside)

@@ -257,6 +257,18 @@ class LiveRows:
             return hidden[example]
         return hidden[example].index_select(0, self.rows.index[example])
 
+    def on_host(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """An example's attending rows, and `[n]` bool, which of them are visual, as numbers: one read from the device,
+        and only where tokens left before."""
+
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            layout, attending = self.layouts[example], self.attending.index[example]
+            real, visual = layout.on_host
+            rows = real if attending.numel() == len(real) else attending.cpu().numpy()
+            return rows, np.isin(rows, visual)
+
+        return self._remembered(("host", example), self.attending, read)
+
     def text_places(self, with_sink: bool = False) -> Tensor:
         """Places of text rows among the packed attending rows of all examples; of every first visual row too."""
 
