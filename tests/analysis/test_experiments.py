@@ -296,3 +296,20 @@ def test_labels_that_differ_are_not_the_first_ones() -> None:
     ]
     together = Result.stack(made)["kl"]
     assert (together.labels("budget"), together.labels("score")) == ([0, 1], ["s"])
+
+
+def test_a_swap_in_all_layers_is_the_other_picture() -> None:
+    model, inputs, reading = read([5, 0, 6])
+    other_inputs = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1) * 0.5}
+    with Probe(model) as probe:
+        other = probe.read(other_inputs, max_new_tokens=1)
+        whole = knockout.attention_knockout(probe, reading, layers=range(LAYERS), how="swap", other=other)
+        own = knockout.attention_knockout(probe, reading, layers=range(LAYERS), how="swap", other=reading)
+        windows = knockout.sweep(probe, reading, "window", window=2, how="swap", other=other)["kl"].values
+        with pytest.raises(ConfigError, match="swap needs other"):
+            knockout.attention_knockout(probe, reading, layers=[0], how="swap")
+    seen = oracle_logprobs(model, other_inputs, reading, lambda _, logits: softmax(logits))
+    assert whole.kl == near(kl(reading.logprobs, seen))
+    assert own.kl == NO_LOSS
+    assert len(windows) == LAYERS - 1
+    assert 0 < windows.max() != whole.kl

@@ -170,7 +170,7 @@ def test_known_answers_make_the_loss_accuracy(tiny: tuple[Any, Any], tmp_path: P
     loss = found.loss(found.result("sweeps", "sweep_shallow_to_deep"), "accuracy")
     assert (loss[:, 0] == 0).all()
     assert (loss[1::2, -1] >= 0).all()  # right answers can only be lost
-    with pytest.raises(ConfigError, match="Stages need the parts influence, scores"):
+    with pytest.raises(ConfigError, match="Stages need the parts control, influence, scores"):
         found.stages()
 
 

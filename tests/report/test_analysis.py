@@ -16,6 +16,7 @@ from PIL import Image
 from tests.analysis.planted import turned
 from tests.report import cases
 from visipruner.analysis.evidence import Metric
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.report.analysis import render, write_report
 from visipruner.analysis.report.explorer import MOST_BYTES, choose, explorer_data
 from visipruner.analysis.report.words import loss
@@ -25,7 +26,7 @@ ALL = {
     "check", "paper", "cost", "settings", "limits",
 }  # fmt: skip
 ALWAYS = {"cost", "settings", "limits"}
-STAGED = ("sweeps", "influence", "scores")
+STAGED = NEEDED_FOR_STAGES
 NEEDS = {
     "attention": {"explorer", "sinks", "stability"},
     "sweeps": {"stages", "kinds", "knockouts", "paper"},
@@ -197,7 +198,7 @@ def test_shows_a_model_without_stages(tmp_path: Path) -> None:
     assert "The data support no settings" in page
     document["stages"]["overall"]["needs_image"] = False
     page = render(document, found)
-    assert "no stages: little is lost without the image" in page
+    assert "no stages: answers do not depend on the image" in page
     assert _falls(page) == "nowhere"
 
 

@@ -48,12 +48,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What a part may use."""
+    """What a part may use; `read_other` reads the same question with another picture of the same size."""
 
     probe: Probe
     reading: Reading
     plan: Plan
     tokenizer: Any
+    read_other: Callable[[], Reading]
 
 
 Measure = Callable[[Context], dict[str, Any]]
@@ -72,6 +73,16 @@ def measure_sweeps(context: Context) -> dict[str, Any]:
         removal.discard(probe, reading),
         knockout.sweep(probe, reading, "window", window=context.plan.window),
     )
+
+
+def measure_control(context: Context) -> dict[str, Any]:
+    """Text sees another picture's tokens, in a window and in all layers: what changes then is due to their content."""
+    probe, reading, other = context.probe, context.reading, context.read_other()
+    found = {
+        name: knockout.sweep(probe, reading, "window", window=window, how="swap", other=other)
+        for name, window in (("swap_window", context.plan.window), ("swap_all", probe.num_layers))
+    }
+    return {name: result.to_dict() for name, result in found.items()}
 
 
 def measure_shallow(context: Context) -> dict[str, Any]:
@@ -136,6 +147,7 @@ def measure_lens(context: Context) -> dict[str, Any]:
 PARTS: dict[str, Measure] = {
     "attention": measure_attention,
     "sweeps": measure_sweeps,
+    "control": measure_control,
     "shallow": measure_shallow,
     "skip": measure_skip,
     "freeze": measure_freeze,
@@ -145,7 +157,7 @@ PARTS: dict[str, Measure] = {
     "scores": measure_scores,
     "lens": measure_lens,
 }
-NEEDED_FOR_STAGES = ("sweeps", "influence", "scores")
+NEEDED_FOR_STAGES = ("sweeps", "control", "influence", "scores")
 
 
 def _named(*results: Result) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from visipruner.analysis.filtering import FilterChoice, filter_choice, first_lay
 from visipruner.analysis.intervals import Interval, few_images
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
+from visipruner.words import spans
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,13 @@ def _notes(
 ) -> list[str]:
     notes = few_images(len(set(evidence.images)), "analysed")
     if not overall.needs_image:
-        return [*notes, "Without the image nothing more than the tolerance is lost: these samples show no stages."]
+        why = "Without the image nothing more than the tolerance is lost"
+        if np.nanmean(evidence.discard[:, 0]) > tolerance:
+            why = (
+                "Another picture makes no more difference than the tolerance: answers need the image's attention weight"
+            )
+            why += " but not its content"
+        return [*notes, f"{why}: these samples show no stages."]
     if overall.shallow_end is None:
         notes.append("No shallow stage: without text -> visual attention in layer 0 more than the tolerance is lost.")
     if overall.exit_layer is None:
@@ -134,8 +141,13 @@ def _notes(
             f"No single window of {evidence.window_size} layers is needed: what it would take is taken elsewhere."
         )
     elif len(overall.fusion) > 1:
-        places = " and ".join(f"{part.first_layer}-{part.last_layer}" for part in overall.fusion)
+        places = " and ".join(part.layers for part in overall.fusion)
         notes.append(f"Fusion happens at {len(overall.fusion)} places, not one: layers {places}.")
+    if overall.weight_only:
+        notes.append(
+            f"In layers {spans(overall.weight_only, ', ')} answers need the image's attention weight but not its "
+            "content: another picture does as well, so that is no fusion."
+        )
     if choice is None:
         shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
         if layers_between(evidence, shallow_end, leave):

@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from visipruner.analysis.parts import PARTS, Context, Plan
 from visipruner.analysis.probe import Probe
+from visipruner.analysis.reading import Reading
 from visipruner.chat import chat_inputs
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import Sample
@@ -61,12 +64,12 @@ def measure(
     if folder is not None:
         check_folder(folder, task)
     with Probe(model) as probe:
-        for sample in samples:
+        for number, sample in enumerate(samples):
             path = None if folder is None else folder / SAMPLE_FOLDER / f"{_key(sample)}.json"
             record = {} if path is None else _load(path)
             missing = [part for part in task.parts if part not in record.get("parts", {})]
             if missing:
-                record = _measure_one(probe, processor, sample, task, missing, record)
+                record = _measure_one(probe, processor, sample, _other(samples, number), task, missing, record)
                 if path is not None:
                     write_json(path, record, indent=None)
             # An earlier run may have found the image elsewhere, and the data may name another kind of question by now.
@@ -74,19 +77,33 @@ def measure(
 
 
 def _measure_one(
-    probe: Probe, processor: Any, sample: Sample, task: Task, missing: list[str], record: Record
+    probe: Probe,
+    processor: Any,
+    sample: Sample,
+    other: Sample | None,
+    task: Task,
+    missing: list[str],
+    record: Record,
 ) -> Record:
     started = time.perf_counter()
-    inputs = chat_inputs(probe.model, processor, open_image(sample.image), sample.question)
+    picture = open_image(sample.image)
+    inputs = chat_inputs(probe.model, processor, picture, sample.question)
     tokenizer = processor.tokenizer
     known = sample.answers[0] if sample.answers else None
 
     def judge(given: str, right: str) -> bool:
         return any(is_right(given, answer) for answer in sample.answers)
 
+    def read_other() -> Reading:
+        """The same question about another picture, of the same size and so with tokens at the same rows."""
+        swapped = Image.new("RGB", picture.size, "gray")
+        if other is not None:
+            swapped = open_image(other.image).resize(picture.size)
+        return probe.read(chat_inputs(probe.model, processor, swapped, sample.question), max_new_tokens=1)
+
     reading = probe.read(inputs, tokenizer, right=known, judge=judge, max_new_tokens=task.max_new_tokens)
     plan = Plan.for_model(probe.num_layers, len(reading.visual))
-    context = Context(probe, reading, plan, tokenizer)
+    context = Context(probe, reading, plan, tokenizer, read_other)
     seconds = dict(record.get("seconds", {"reading": time.perf_counter() - started}))
     parts = dict(record.get("parts", {}))
     for part in missing:
@@ -109,6 +126,12 @@ def _measure_one(
         "seconds": seconds,
         "parts": parts,
     }
+
+
+def _other(samples: Sequence[Sample], number: int) -> Sample | None:
+    """The next sample, from the front again after the last, with another picture; None where all have the same."""
+    later = [*samples[number + 1 :], *samples[:number]]
+    return next((other for other in later if other.image != samples[number].image), None)
 
 
 def _key(sample: Sample) -> str:

@@ -22,7 +22,10 @@ from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import Sample
 from visipruner.models.fingerprint import fingerprint
 
-_SWEEPS = ("sweep_shallow_to_deep", "discard", "sweep_window")
+_SWEEPS = {
+    "sweeps": ("sweep_shallow_to_deep", "discard", "sweep_window"),
+    "control": ("swap_window", "swap_all"),
+}
 _MEASURES = ("kl", "agreement", "accuracy")
 
 
@@ -104,6 +107,8 @@ class Study:
             below=self.loss(self.result("sweeps", "sweep_shallow_to_deep"), metric),
             discard=self.loss(self.result("sweeps", "discard"), metric),
             window=self.loss(self.result("sweeps", "sweep_window"), metric),
+            swapped_window=self.loss(self.result("control", "swap_window"), metric),
+            swapped=self.loss(self.result("control", "swap_all"), metric)[:, 0],
             window_size=self.records[0]["plan"]["window"],
             kept=self.loss(budgets, metric)[:, 0],
             budgets=list(self.plan["budgets"]),
@@ -143,8 +148,9 @@ class Study:
     def summary(self) -> dict[str, Any]:
         """Every part as JSON: curves (`mean`, `low`, `high`) over layers or conditions."""
         found: dict[str, Any] = {"dense": self._dense()}
-        if "sweeps" in self.parts:
-            found["sweeps"] = {name: self._by_type(self.result("sweeps", name), "layer") for name in _SWEEPS}
+        for part, names in _SWEEPS.items():
+            if part in self.parts:
+                found[part] = {name: self._by_type(self.result(part, name), "layer") for name in names}
         for part, name, dim in (
             ("shallow", "shallow", "condition"),
             ("skip", "skip", "layer"),

@@ -55,7 +55,7 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     told: list[Any] = []
     shallow, leave = found["shallow_end"], found["exit_layer"]
     if not found["needs_image"]:
-        axes.text(last / 2, 0.5, "no stages: little is lost without the image", ha="center", va="center")
+        axes.text(last / 2, 0.5, "no stages: answers do not depend on the image", ha="center", va="center")
         return
     if shallow:
         axes.barh(0.5, shallow["value"], height=0.72, color=style.STAGE_COLORS["shallow"])
@@ -105,12 +105,22 @@ def _draw_interval(axes: Axes, found: dict[str, float], height: float) -> None:
 def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: bool, with_names: bool) -> None:
     """Both cuts and the windows in one measure; the dense model, and the tolerance where stages were read off it."""
     window, scale = document["settings"]["plan"]["window"], 1.0 if measure == "kl" else 100.0
-    for name, label, color, marker, shift in (
-        ("sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o", 0.0),
-        ("discard", "image discarded from layer k on", style.PURPLE, "s", 0.0),
-        ("sweep_window", f"text cannot see it in {window} layers (at their middle)", style.ORANGE, "^", window / 2),
+    for part, name, label, color, marker, shift in (
+        ("sweeps", "sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o", 0.0),
+        ("sweeps", "discard", "image discarded from layer k on", style.PURPLE, "s", 0.0),
+        (
+            "sweeps",
+            "sweep_window",
+            f"text cannot see it in {window} layers (at their middle)",
+            style.ORANGE,
+            "^",
+            window / 2,
+        ),
+        ("control", "swap_window", f"text sees another picture in these {window} layers", style.GREEN, "v", window / 2),
     ):
-        sweep = document["sweeps"][name]
+        if part not in document:
+            continue
+        sweep = document[part][name]
         places = [layer + shift for layer in sweep["layer"]]
         style.draw_curve(axes, places, sweep[measure], color, label, scale=scale, marker=marker, band=0.14)
     dense = 0.0

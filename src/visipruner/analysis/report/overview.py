@@ -77,6 +77,13 @@ def stages(document: Document) -> Section | None:
         f"moving window; the dashed line is the dense model. {basis(document)} "
     )
     text = []
+    if "control" in document:
+        lost = point(document["control"]["swap_all"]["kl"], 0)
+        text.append(
+            f"Control: with another picture's tokens in all layers {interval(lost, 1, 2, ' nats')} are lost. Stages "
+            "are claimed only where that is more than the tolerance, and fusion only where another picture makes a "
+            "difference in the same layers: an answer may need the weight of attention and not what the image says."
+        )
     if stages:
         caption += (
             f"Bar: up to where, and from where on, no more than {loss(stages['tolerance'], stages['metric'])} "
@@ -84,7 +91,7 @@ def stages(document: Document) -> Section | None:
             "pruning by these boundaries does (see the proposed settings). "
         )
     else:
-        text = ["The parts that stages are read off were not all measured, so there are curves but no stages."]
+        text += ["The parts that stages are read off were not all measured, so there are curves but no stages."]
     drawings = [to_svg(headline_figure(document, narrow), f"headline-{narrow}") for narrow in (False, True)]
     return Section(
         "stages",
