@@ -14,11 +14,11 @@ from visipruner.analysis import find_stages
 from visipruner.analysis.boundaries import fusion_places
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.measuring import Task, measure
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.proposals import proposals
 from visipruner.analysis.stages import stages_from
-from visipruner.analysis.study import Task, measure
-from visipruner.analysis.summary import Study
+from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError
 
 LAYERS = 10
@@ -227,7 +227,7 @@ def test_a_threshold_that_finds_the_filter_layer() -> None:
 @pytest.mark.parametrize(("images", "warned"), [(1, True), (9, True), (10, False), (12, False)])
 def test_few_images_are_said_to_be_few(images: int, warned: bool) -> None:
     found = stages_from(staged_evidence(images=[number % images for number in range(12)]))
-    assert any("too narrow" in note for note in found.notes) == warned
+    assert any("take 10 or more" in note for note in found.notes) == warned
 
 
 def test_tolerance_decides_what_counts_as_a_loss() -> None:
@@ -296,3 +296,11 @@ def test_the_bootstrap_resamples_images_not_questions() -> None:
     known = Bootstrap(["a", "b"]).curve(np.array([[np.nan, 1.0], [np.nan, 0.0]]))
     assert np.isnan(known["mean"][0])
     assert known["mean"][1] == 0.5
+
+
+def test_one_image_has_stages_without_intervals() -> None:
+    found = stages_from(staged_evidence(images=[0] * 12, types=["a"] * 12))
+    assert found.overall.to_dict()["shallow_end"] == {"value": 3.0, "low": None, "high": None}
+    assert [part.layers for part in found.overall.fusion] == ["3", "5"]
+    assert found.pruner is not None
+    assert (found.pruner.shallow_end, found.pruner.exit_layer) == (3, 6)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.evidence import Metric
+from visipruner.analysis.measuring import Record
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
-from visipruner.analysis.results import Labelled, Result
-from visipruner.analysis.study import Record
-from visipruner.analysis.summary import Study
+from visipruner.analysis.result import Result
+from visipruner.analysis.study import Study
 
 LAYERS, ROWS, COLUMNS = 6, 4, 5
 TOKENS = ROWS * COLUMNS

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from visipruner.analysis.arrays import Array
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap, Interval
-from visipruner.analysis.results import Array
 from visipruner.words import spans
 
 
@@ -50,11 +50,11 @@ class Boundaries:
     @property
     def sure_shallow_end(self) -> int:
         """The cautious end of the shallow stage; 0 where there is none."""
-        return int(self.shallow_end.low) if self.shallow_end else 0
+        return int(self.shallow_end.ends[0]) if self.shallow_end else 0
 
     def sure_exit(self, num_layers: int) -> int:
         """The cautious exit: visual rows can leave before this layer; `num_layers` where they stay."""
-        return int(self.exit_layer.high) if self.exit_layer else num_layers
+        return int(self.exit_layer.ends[1]) if self.exit_layer else num_layers
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -122,8 +122,8 @@ def fusion_places(curve: dict[str, Array], needed: Array, size: int, between: ra
 
 
 def _is_lost(curve: dict[str, Array], tolerance: float) -> Array:
-    """`[W]` bool: more than the tolerance, surely more than nothing."""
-    return np.asarray((curve["mean"] > tolerance) & (curve["low"] > 0))
+    """`[W]` bool: more than the tolerance, surely more than nothing (of one image nothing more is known)."""
+    return np.asarray((curve["mean"] > tolerance) & ~(curve["low"] <= 0))
 
 
 def _own_layers(needed: Array, size: int) -> list[int]:

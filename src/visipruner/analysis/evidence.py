@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visipruner.analysis.results import Array
+from visipruner.analysis.arrays import Array
 
 # How many tokens go on: a number of them (int), or a share of the image's (float), where images differ in their tokens.
 Budget = int | float

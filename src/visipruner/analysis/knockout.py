@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from visipruner.analysis.attention import attention_weights
+from visipruner.analysis.arrays import Labelled
+from visipruner.analysis.gaze import attention_weights
 from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
-from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.result import Result
 from visipruner.analysis.variants import How, Variant, combined, knockout
 from visipruner.errors import ConfigError
 

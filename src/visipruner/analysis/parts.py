@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visipruner.analysis import attention, influence, knockout, lens, removal
+from visipruner.analysis import gaze, knockout, lens, removal, scores
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.results import Result
+from visipruner.analysis.result import Result
+from visipruner.errors import ConfigError
 
 # Parts of the image's tokens that are tried as budgets: to compare scores, and of influence.
 SCORED, TRIED = (32, 8), (32, 16, 8, 4)
@@ -62,7 +63,7 @@ Measure = Callable[[Context], dict[str, Any]]
 
 def measure_attention(context: Context) -> dict[str, Any]:
     """Where the last row looks, sinks, norms of values."""
-    return _named(attention.visual_attention(context.reading))
+    return _named(gaze.visual_attention(context.reading))
 
 
 def measure_sweeps(context: Context) -> dict[str, Any]:
@@ -120,15 +121,15 @@ def measure_cache(context: Context) -> dict[str, Any]:
 
 def measure_influence(context: Context) -> dict[str, Any]:
     """The paper's score of every token in every layer."""
-    return _named(influence.token_influence(context.reading))
+    return _named(scores.token_influence(context.reading))
 
 
 def measure_scores(context: Context) -> dict[str, Any]:
     """Influence at every budget, and scores against each other at some, in fewer layers: this is the dearest part."""
     probe, reading, plan = context.probe, context.reading, context.plan
     layers = range(0, probe.num_layers, plan.stride)
-    compared = influence.compare_scores(probe, reading, layers[::2], plan.scored)
-    more = influence.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
+    compared = scores.compare_scores(probe, reading, layers[::2], plan.scored)
+    more = scores.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
     return {"scores": compared.to_dict(), "budgets": more.to_dict()}
 
 
@@ -158,6 +159,12 @@ PARTS: dict[str, Measure] = {
     "lens": measure_lens,
 }
 NEEDED_FOR_STAGES = ("sweeps", "control", "influence", "scores")
+
+
+def check_parts(names: Iterable[str]) -> None:
+    """Raises ConfigError for a part that does not exist."""
+    if unknown := [name for name in names if name not in PARTS]:
+        raise ConfigError(f"There is no part {', '.join(unknown)!r} of the analysis; parts are {', '.join(PARTS)}.")
 
 
 def _named(*results: Result) -> dict[str, Any]:

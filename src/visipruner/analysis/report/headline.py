@@ -12,12 +12,13 @@ from visipruner.analysis.report import style
 from visipruner.analysis.report.words import (
     MEASURE_NAMES,
     budget_of,
+    count_of,
     dense_level,
     evidence_of,
+    fusion_in,
     layers,
     loss,
     measure_of,
-    places_of,
     some,
 )
 
@@ -67,8 +68,8 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     for part in found["fusion"]:
         first, end = part["first_layer"], part["last_layer"] + 1
         axes.barh(0.5, end - first, left=first, height=1.0, color=style.STAGE_COLORS["fusion"], edgecolor="white")
-    places = places_of(found["fusion"])
-    told.append(_key("fusion", f"fusion, layers {places}" if places else "no single place of fusion", places))
+    places = fusion_in(found["fusion"])
+    told.append(_key("fusion", f"fusion, {places}" if places else "no single place of fusion", places))
     told.append(_key("deep", f"deep, from {layers(leave)}" if leave else "no deep stage", leave))
     told.append(_key("between", "between", True))
     proposed = stages["pruner"]
@@ -93,7 +94,9 @@ def _key(stage: str, label: str, there: Any) -> Patch:
 
 
 def _draw_interval(axes: Axes, found: dict[str, float], height: float) -> None:
-    """Whiskers from the lowest to the highest boundary that the data allow."""
+    """Whiskers from the lowest to the highest boundary that the data allow; none for one image."""
+    if found["low"] is None:
+        return
     reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
     for color, width in (("white", 4.0), (style.INK, 1.4)):
         axes.errorbar(
@@ -111,12 +114,12 @@ def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: b
         (
             "sweeps",
             "sweep_window",
-            f"text cannot see it in {window} layers (at their middle)",
+            f"text cannot see it in {count_of(window)} (at the middle)",
             style.ORANGE,
             "^",
             window / 2,
         ),
-        ("control", "swap_window", f"text sees another picture in these {window} layers", style.GREEN, "v", window / 2),
+        ("control", "swap_window", f"text sees another picture in {count_of(window)}", style.GREEN, "v", window / 2),
     ):
         if part not in document:
             continue
