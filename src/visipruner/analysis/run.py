@@ -79,8 +79,7 @@ def analyze(
         samples: image-question pairs, with or without answers (`visipruner.evaluation.samples.load_samples`).
         out: results go here; an interrupted analysis goes on from it, and parts can be added later.
         parts: names from `parts.PARTS`; all by default. Stages need `NEEDED_FOR_STAGES`.
-        count: how many samples are analysed, spread over images and kinds of questions.
-        checked: samples of other images on which the proposed settings are tried.
+        count: how many samples are analysed, spread over images; checked: on how many others proposals are tried.
         metric, tolerance, max_new_tokens: see `find_stages`. seed: of the choice of samples.
         name, data: how the report calls the model and the samples.
         progress: given an iterable, its length at most and what is being done; returns an iterable of the same.
@@ -90,7 +89,6 @@ def analyze(
     from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
 
     chosen = choose(samples, parts, count, metric, seed)
-    name = name or str(getattr(model.config, "name_or_path", "")) or type(model).__name__
     task = task_of(model, name, tuple(dict.fromkeys(parts)) or tuple(PARTS), max_new_tokens)
     run = _Run(model, processor, chosen, task, Path(out), seed, progress or (lambda items, *_: items))
     check_folder(run.out, task)
@@ -130,7 +128,7 @@ def find_stages(
 
     Raises ConfigError where `folder` holds an analysis of something else, other weights included.
     """
-    task = task_of(model, str(getattr(model.config, "name_or_path", "")), NEEDED_FOR_STAGES, max_new_tokens)
+    task = task_of(model, "", NEEDED_FOR_STAGES, max_new_tokens)
     study = Study(list(measure(model, processor, samples, task, folder)))
     return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
 
@@ -151,7 +149,8 @@ def choose(
 
 
 def task_of(model: Any, name: str, parts: tuple[str, ...], max_new_tokens: int) -> Task:
-    """What is to be measured of a loaded model."""
+    """What is to be measured of a loaded model, which is called by its own name where `name` is empty."""
+    name = name or str(getattr(model.config, "name_or_path", ""))
     attention = str(model.config.get_text_config()._attn_implementation)
     return Task(name, str(model.dtype).removeprefix("torch."), attention, parts, max_new_tokens, fingerprint(model))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from visipruner.analysis.report import style
@@ -72,6 +73,8 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     told.append(_key("fusion", f"fusion, {places}" if places else "no single place of fusion", places))
     told.append(_key("deep", f"deep, from {layers(leave)}" if leave else "no deep stage", leave))
     told.append(_key("between", "between", True))
+    if any(boundary and boundary["low"] is not None for boundary in (shallow, leave)):
+        told.append(Line2D([], [], color=style.INK, marker="|", label="95 % of a boundary"))
     proposed = stages["pruner"]
     if proposed:
         words = f"proposed filter: after layer {proposed['filter_layer']}, {some(budget_of(proposed))} tokens go on"
@@ -141,6 +144,8 @@ def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: b
         label = f"tolerance, {loss(tolerance, measure)}"
         axes.axhline(level, color=style.INK, linewidth=1, linestyle=":", label=label)
     if with_names:
+        if axes.collections:
+            axes.fill_between([], [], color=style.FAINT, alpha=0.2, linewidth=0, label="bands: 95 % over images")
         style.legend_above(axes, 1 if narrow else 2)
     elif measure != "kl":
         style.legend_above(axes, 1, axes.get_lines()[-1:])

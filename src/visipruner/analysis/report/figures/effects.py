@@ -55,21 +55,24 @@ def sweeps_of_type(document: Document, kind: str) -> Figure:
     measure = evidence_of(document)
     figure, axes = style.new_figure(3.4, 2.3)
     scale = factor(measure)
-    for name, color, marker in (
-        ("sweep_shallow_to_deep", style.BLUE, "o"),
-        ("discard", style.PURPLE, "s"),
+    for name, label, color, marker in (
+        ("sweep_shallow_to_deep", "cut below k", style.BLUE, "o"),
+        ("discard", "gone from k on", style.PURPLE, "s"),
     ):
         sweep = document["sweeps"][name]
-        style.draw_curve(axes, sweep["layer"], sweep["by_type"][kind][measure], color, "", scale=scale, marker=marker)
+        curve = sweep["by_type"][kind][measure]
+        style.draw_curve(axes, sweep["layer"], curve, color, label, scale=scale, marker=marker)
     found = document.get("stages", {}).get("by_type", {}).get(kind, {})
     for name, color in (("shallow_end", style.BLUE), ("exit_layer", style.PURPLE)):
         if found.get(name):
             axes.axvline(found[name]["value"], color=color, linewidth=1, linestyle=":")
     dense = document["dense"]["by_type"][kind]["accuracy"] if measure == "accuracy" else None
     finish(axes, document, measure, 1.0 if dense is None else dense)
+    axes.set_ylabel("KL, nats" if measure == "kl" else MEASURE_NAMES[measure].removesuffix(" as dense") + ", %")
     if measure != "kl":
         axes.set_ylim(-4, 104)
     style.layer_axis(axes, document["model"]["layers"], "layer k")
+    style.legend_above(axes, 2, axes.get_lines()[:2])
     return figure
 
 
