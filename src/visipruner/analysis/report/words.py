@@ -113,11 +113,9 @@ def places_of(fusion: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in spans)
 
 
-def basis(document: Mapping[str, Any], samples: int | None = None) -> str:
+def basis(document: Mapping[str, Any]) -> str:
     """How many samples a figure rests on, and what its bands are."""
-    dense = document["dense"]
-    count = dense["samples"] if samples is None else samples
-    images = dense["images"]
+    count, images = document["dense"]["samples"], document["dense"]["images"]
     if images == 1:
         return f"{count} samples, one image: no intervals."
     bands = "bands and whiskers" if images >= ENOUGH else "too few for bands; whiskers"
