@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visipruner.accounting.record import ExampleTrace
     from visipruner.adapters import Adapter
+    from visipruner.analysis.run import analyze
     from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import PruneTrace
@@ -80,6 +81,7 @@ _PUBLIC = {
     "VisiPruner": "pruners.visipruner",
     "VisiPrunerError": "errors",
     "VisionZip": "pruners.visionzip",
+    "analyze": "analysis.run",
     "attach": "engine.attach",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
@@ -119,6 +121,7 @@ __all__ = [
     "VisiPruner",
     "VisiPrunerError",
     "VisionZip",
+    "analyze",
     "attach",
     "evaluate",
     "load_pruner",

@@ -32,6 +32,28 @@ def planted(folder: Path, layers: int, active: Collection[int]) -> tuple[Any, An
     return model, AutoProcessor.from_pretrained(folder)
 
 
+def make_blind(model: Any, layers: Collection[int]) -> None:
+    """From now on no query, key, value or MLP of `layers` reads what a visual token shows, only that it is one.
+
+    What pictures show is kept in the first half of the state, which is empty for words and is never written by a layer.
+    The second half has what layers read and write, and is the same for all visual tokens.
+    """
+    decoder = model.model.language_model
+    half = decoder.config.hidden_size // 2
+    projector = model.model.multi_modal_projector.linear_2
+    with torch.no_grad():
+        projector.weight[half:] = 0
+        projector.bias[half:] = projector.bias[half:] + 3
+        decoder.embed_tokens.weight[:, :half] = 0
+        for number, layer in enumerate(decoder.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.o_proj.weight[:half] = 0
+            mlp.down_proj.weight[:half] = 0
+            if number in layers:
+                for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                    reader.weight[:, :half] = 0
+
+
 def pictures(folder: Path, count: int = 3) -> list[Sample]:
     """Questions about `count` unlike pictures."""
     samples = []

@@ -9,9 +9,10 @@ import torch
 from tests.analysis.cases import NO_LOSS, edited, kl, near, oracle_logprobs, read, resting
 from tests.models import LAYERS, VOCAB
 from tests.oracle import oracle, pruned_edit, softmax
-from visipruner.analysis import attention, influence, knockout, lens, removal
+from visipruner.analysis import gaze, knockout, lens, removal, scores
+from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.probe import Probe
-from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.result import Result
 from visipruner.contract.influence import influence as influence_of
 from visipruner.errors import ConfigError
 
@@ -32,9 +33,9 @@ def test_captured_attention_equals_whole_maps(text: str, attn: str) -> None:
         model(**inputs)
     n = reading.prompt_length
     for layer in range(LAYERS):
-        weights = attention.attention_weights(reading, layer, range(n))[..., :n]
+        weights = gaze.attention_weights(reading, layer, range(n))[..., :n]
         torch.testing.assert_close(weights, maps[layer], rtol=0, atol=1e-4)
-        some = attention.attention_weights(reading, layer, "last", heads=[2, 0])[..., :n]
+        some = gaze.attention_weights(reading, layer, "last", heads=[2, 0])[..., :n]
         torch.testing.assert_close(some[:, 0], maps[layer][[2, 0], n - 1], rtol=0, atol=1e-4)
 
 
@@ -90,7 +91,7 @@ def test_a_lens_names_no_more_words_than_there_are(top: int) -> None:
 
 def test_visual_attention_sums_and_ranks() -> None:
     _, _, reading = read([5, 0, 6])
-    found = attention.visual_attention(reading, "question", top=4)
+    found = gaze.visual_attention(reading, "question", top=4)
     assert found["map"].values.shape == (LAYERS, 16)
     np.testing.assert_allclose(found["map"].values.sum(-1), found["mass"].values, rtol=1e-5)
     best = found["map"].values.argsort(-1)[:, ::-1][:, :4]
@@ -147,7 +148,7 @@ def test_sweeps_equal_single_knockouts() -> None:
 
 def test_token_choices_of_a_knockout() -> None:
     model, inputs, reading = read([5, 0, 6])
-    paid = attention.attention_weights(reading, 2, "text").mean((0, 1))[reading.visual]
+    paid = gaze.attention_weights(reading, 2, "text").mean((0, 1))[reading.visual]
     best = reading.visual[paid.topk(4).indices]
     with Probe(model) as probe:
         found = knockout.attention_knockout(probe, reading, layers=[2], tokens="top", share=0.25)
@@ -254,10 +255,10 @@ def test_cache_removal_leaves_the_first_token_alone() -> None:
 
 def test_influence_per_layer() -> None:
     _, _, reading = read([5, 0, 6])
-    found = influence.token_influence(reading, top=3)
+    found = scores.token_influence(reading, top=3)
     for layer in (0, 4):
         states = reading.layers[layer]
-        weights = attention.attention_weights(reading, layer)[:, 0]
+        weights = gaze.attention_weights(reading, layer)[:, 0]
         score = influence_of(weights, states.values, reading.visual)
         np.testing.assert_allclose(found["norm"].values[layer], score.norm.numpy())
         # The output of a head is its weights times its values; two query heads share each value head here.
@@ -271,14 +272,14 @@ def test_influence_per_layer() -> None:
 def test_scores_compared_at_equal_budget() -> None:
     model, _, reading = read([5, 0, 6], right=RIGHT)
     with Probe(model) as probe:
-        found = influence.compare_scores(probe, reading, [1, 3], [2, 99], seed=3)
-        order = influence.by_last_row(reading, 3, torch.tensor(0)).argsort(descending=True, stable=True)
+        found = scores.compare_scores(probe, reading, [1, 3], [2, 99], seed=3)
+        order = scores.by_last_row(reading, 3, torch.tensor(0)).argsort(descending=True, stable=True)
         single = removal.keep_only(probe, reading, [(3, order[:2])])[0]
-    scores = found["kl"].labels("score")
+    names = found["kl"].labels("score")
     assert found["kl"].labels("budget") == [2, 16]
-    assert found["kl"].values[scores.index("last_row"), 0, 1] == near(single.kl)
+    assert found["kl"].values[names.index("last_row"), 0, 1] == near(single.kl)
     assert (found["kl"].values[:, 1] < 1e-4).all()  # everything kept
-    assert (found["overlap"].values[scores.index("influence")] == 1).all()
+    assert (found["overlap"].values[names.index("influence")] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -319,3 +320,20 @@ def test_labels_that_differ_are_not_the_first_ones() -> None:
     ]
     together = Result.stack(made)["kl"]
     assert (together.labels("budget"), together.labels("score")) == ([0, 1], ["s"])
+
+
+def test_a_swap_in_all_layers_is_the_other_picture() -> None:
+    model, inputs, reading = read([5, 0, 6])
+    other_inputs = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1) * 0.5}
+    with Probe(model) as probe:
+        other = probe.read(other_inputs, max_new_tokens=1)
+        whole = knockout.attention_knockout(probe, reading, layers=range(LAYERS), how="swap", other=other)
+        own = knockout.attention_knockout(probe, reading, layers=range(LAYERS), how="swap", other=reading)
+        windows = knockout.sweep(probe, reading, "window", window=2, how="swap", other=other)["kl"].values
+        with pytest.raises(ConfigError, match="swap needs other"):
+            knockout.attention_knockout(probe, reading, layers=[0], how="swap")
+    seen = oracle_logprobs(model, other_inputs, reading, lambda _, logits: softmax(logits))
+    assert whole.kl == near(kl(reading.logprobs, seen))
+    assert own.kl == NO_LOSS
+    assert len(windows) == LAYERS - 1
+    assert 0 < windows.max() != whole.kl

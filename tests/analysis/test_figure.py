@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.analysis.cases import read
 from visipruner import analysis
-from visipruner.analysis.results import Result
+from visipruner.analysis.result import Result
 
 
 def _results() -> list[Result]:

@@ -37,6 +37,12 @@ def test_blocks_of_least_loss_within_the_layers(layers: range, idle: tuple[int, 
     assert idle_layers(analysis(), layers) == idle
 
 
+def test_one_image_has_only_means() -> None:
+    made = analysis()
+    made["freeze_blocks"]["kl"]["high"] = [None] * 6
+    assert idle_layers(made, range(20), "high") == idle_layers(made, range(20))
+
+
 def test_a_cautious_choice_has_fewer() -> None:
     assert idle_layers(analysis(), range(20), "high") == (8, 9, 10, 11, 12, 13)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from visipruner.analysis.arrays import Array
 from visipruner.analysis.intervals import ENOUGH, Bootstrap
-from visipruner.analysis.results import Array
 
 DRAWS = 4000
 
@@ -39,3 +39,14 @@ def test_an_interval_holds_its_value() -> None:
 
 def _first_loss(curve: Array) -> float:
     return float(np.append(np.flatnonzero(curve > 0.01), len(curve))[0])
+
+
+def test_one_image_has_no_interval() -> None:
+    bootstrap = Bootstrap(["one"] * 4)
+    values = np.arange(4.0)[:, None]
+    curve = bootstrap.curve(values)
+    assert curve["mean"] == 1.5
+    assert np.isnan([curve["low"], curve["high"]]).all()
+    found = bootstrap.interval(lambda mean: float(mean[0]), values)
+    assert found.to_dict() == {"value": 1.5, "low": None, "high": None}
+    assert found.ends == (1.5, 1.5)

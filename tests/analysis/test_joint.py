@@ -16,9 +16,9 @@ from visipruner.analysis import Probe, Stages, discard
 from visipruner.analysis.dictation import greedy_logprobs
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.joint import TRIES, Trial, settle
+from visipruner.analysis.measuring import Task, measure
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
-from visipruner.analysis.study import Task, measure
-from visipruner.analysis.summary import Study
+from visipruner.analysis.study import Study
 from visipruner.chat import chat_inputs
 from visipruner.evaluation.samples import Sample
 from visipruner.pruners.visipruner import VisiPruner

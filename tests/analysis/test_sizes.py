@@ -13,10 +13,10 @@ from tests.families.checkpoints import processor_of
 from tests.families.zoo import LAYERS, built
 from visipruner import attach
 from visipruner.analysis.filtering import filter_choice
+from visipruner.analysis.measuring import Task, measure
 from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.stages import settings_from
-from visipruner.analysis.study import Task, measure
-from visipruner.analysis.summary import Study
+from visipruner.analysis.study import Study
 from visipruner.chat import chat_inputs
 from visipruner.evaluation.samples import Sample
 

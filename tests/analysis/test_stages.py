@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.analysis.planted import pictures, planted
+from tests.analysis.planted import make_blind, pictures, planted
 from visipruner.analysis import find_stages
+from visipruner.analysis.boundaries import fusion_places
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.measuring import Task, measure
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.proposals import proposals
 from visipruner.analysis.stages import stages_from
+from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError
 
 LAYERS = 10
@@ -57,6 +61,31 @@ def test_a_model_that_ignores_the_image_shows_no_stages(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("layers", "active"), [(24, (11, 12)), (30, (14, 15)), (24, (7,))], ids=str)
+def test_places_are_not_widened_by_their_windows(layers: int, active: tuple[int, ...], tmp_path: Path) -> None:
+    """Windows are a tenth of the layers wide: two of 24, three of 30."""
+    model, processor = planted(tmp_path / "model", layers, active)
+    overall = find_stages(model, processor, pictures(tmp_path), max_new_tokens=1).overall
+    assert [(part.first_layer, part.last_layer) for part in overall.fusion] == [(active[0], active[-1])]
+
+
+def test_a_model_that_never_reads_what_the_image_shows_has_no_stages(tmp_path: Path) -> None:
+    """Its answers change where attention on the image is cut, but not where the picture is another one."""
+    model, processor = planted(tmp_path / "model", LAYERS, (2, 3, 4))
+    make_blind(model, range(LAYERS))
+    samples = pictures(tmp_path)
+    records = list(measure(model, processor, samples, Task("", "float32", "sdpa", NEEDED_FOR_STAGES, 3)))
+    evidence = Study(records).evidence()
+    assert evidence.discard[:, 0].mean() > 0.5  # the weight is missed
+    assert evidence.swapped.max() < 0.05
+    found = find_stages(model, processor, samples, max_new_tokens=3)
+    overall = found.overall
+    assert not overall.needs_image
+    assert (overall.shallow_end, overall.exit_layer, overall.fusion, found.pruner) == (None, None, [], None)
+    assert not any(kind.needs_image for kind in found.by_type.values())
+    assert any("attention weight but not its content" in note for note in found.notes)
+
+
 def test_results_of_other_weights_are_not_continued(tmp_path: Path) -> None:
     model, processor = planted(tmp_path / "model", LAYERS, ())
     samples = pictures(tmp_path, 1)[:1]
@@ -83,6 +112,8 @@ def staged_evidence(**changes: object) -> Evidence:
         below=below,
         discard=discard,
         window=window,
+        swapped_window=window,
+        swapped=np.ones(samples),
         window_size=2,
         kept=kept,
         budgets=[2, 5],
@@ -100,7 +131,7 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert vars(found.overall.shallow_end) == {"value": 3.0, "low": 3.0, "high": 3.0}  # type: ignore[arg-type]
     assert found.overall.exit_layer is not None
     assert found.overall.exit_layer.value == 6
-    assert [(part.first_layer, part.last_layer) for part in found.overall.fusion] == [(3, 3), (5, 6)]
+    assert [(part.first_layer, part.last_layer) for part in found.overall.fusion] == [(3, 3), (5, 5)]
     assert set(found.by_type) == {"a", "b"}
     assert found.by_type["a"].samples == 6
     assert found.filter is not None
@@ -113,6 +144,39 @@ def test_everything_is_read_off_the_evidence() -> None:
     assert found.pruner.settings()["keep_tokens"] == 5
     assert (found.pruner.shallow_end, found.pruner.filter_layer, found.pruner.exit_layer) == (3, 4, 6)
     assert any("2 places" in note for note in found.notes)
+
+
+def test_layers_that_need_only_the_weight_of_the_image_are_no_fusion() -> None:
+    swapped = staged_evidence().window.copy()
+    swapped[:, 5] = 0.0
+    found = stages_from(staged_evidence(swapped_window=swapped))
+    assert [part.layers for part in found.overall.fusion] == ["3"]
+    assert found.overall.weight_only == []  # layers 5 and 6 can stand in for each other
+    needed = staged_evidence().window.copy()
+    needed[:, 4] = 0.5
+    found = stages_from(staged_evidence(window=needed, swapped_window=swapped))
+    assert ([part.layers for part in found.overall.fusion], found.overall.weight_only) == (["3"], [4, 5])
+    assert any("In layers 4-5 answers need the image's attention weight" in note for note in found.notes)
+    assert not stages_from(staged_evidence(swapped=np.zeros(12))).overall.needs_image
+
+
+@pytest.mark.parametrize(
+    ("windows", "between", "places"),
+    [
+        ([0], range(5), ["0"]),  # layer 1 can be spared in the next window
+        ([0, 1, 2], range(2, 5), ["2"]),
+        ([5, 6], range(8), ["6-7"]),
+        ([6], range(8), ["7"]),
+        ([2, 3, 4], range(8), ["3-4"]),
+        ([2, 3, 4], range(4, 8), ["4"]),
+        ([3], range(8), ["3-4"]),  # layers 3 and 4 can stand in for each other
+        ([1, 5], range(3, 8), ["5-6"]),
+    ],
+)
+def test_places_lie_where_no_window_can_do_without(windows: list[int], between: range, places: list[str]) -> None:
+    needed = np.isin(np.arange(7), windows)
+    curve = {name: needed.astype(float) for name in ("mean", "low", "high")}
+    assert [part.layers for part in fusion_places(curve, needed, 2, between)] == places
 
 
 def test_a_budget_that_is_a_share_makes_settings_with_a_share() -> None:
@@ -163,7 +227,7 @@ def test_a_threshold_that_finds_the_filter_layer() -> None:
 @pytest.mark.parametrize(("images", "warned"), [(1, True), (9, True), (10, False), (12, False)])
 def test_few_images_are_said_to_be_few(images: int, warned: bool) -> None:
     found = stages_from(staged_evidence(images=[number % images for number in range(12)]))
-    assert any("too narrow" in note for note in found.notes) == warned
+    assert any("take 10 or more" in note for note in found.notes) == warned
 
 
 def test_tolerance_decides_what_counts_as_a_loss() -> None:
@@ -232,3 +296,11 @@ def test_the_bootstrap_resamples_images_not_questions() -> None:
     known = Bootstrap(["a", "b"]).curve(np.array([[np.nan, 1.0], [np.nan, 0.0]]))
     assert np.isnan(known["mean"][0])
     assert known["mean"][1] == 0.5
+
+
+def test_one_image_has_stages_without_intervals() -> None:
+    found = stages_from(staged_evidence(images=[0] * 12, types=["a"] * 12))
+    assert found.overall.to_dict()["shallow_end"] == {"value": 3.0, "low": None, "high": None}
+    assert [part.layers for part in found.overall.fusion] == ["3", "5"]
+    assert found.pruner is not None
+    assert (found.pruner.shallow_end, found.pruner.exit_layer) == (3, 6)

@@ -12,11 +12,11 @@ import pytest
 
 from tests.analysis.planted import pictures, planted, sizes_seen, turned
 from visipruner.analysis import check as check_module
-from visipruner.analysis import joint, study
+from visipruner.analysis import joint, measuring
 from visipruner.analysis.check import check
+from visipruner.analysis.measuring import Task, measure
 from visipruner.analysis.parts import PARTS
-from visipruner.analysis.study import Task, measure
-from visipruner.analysis.summary import Study
+from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import load_samples
 from visipruner.pruners.visipruner import VisiPruner
@@ -39,8 +39,8 @@ def test_an_interrupted_study_goes_on_where_it_was(
     interrupted.close()
     assert tiny[0].config.get_text_config()._attn_implementation == "sdpa"  # the probe let go
     measured = []
-    original = study._measure_one
-    monkeypatch.setattr(study, "_measure_one", lambda *args: measured.append(args[2]) or original(*args))
+    original = measuring._measure_one
+    monkeypatch.setattr(measuring, "_measure_one", lambda *args: measured.append(args[2]) or original(*args))
     records = list(measure(*tiny, samples, task, tmp_path / "out"))
     assert measured == samples[2:]
     assert records[:2] == json.loads(json.dumps(first))
@@ -113,7 +113,7 @@ def test_a_folder_of_another_version(tiny: tuple[Any, Any], tmp_path: Path) -> N
 
 def test_pictures_are_seen_upright(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, early = turned(tmp_path), VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4)
-    sizes = [sizes_seen(monkeypatch, module) for module in (study, joint, check_module)]
+    sizes = [sizes_seen(monkeypatch, module) for module in (measuring, joint, check_module)]
     list(measure(*tiny, [sample], replace(TASK, parts=("lens",))))
     joint.Trial(*tiny, [sample], "agreement", 1).losses(early)
     list(check(*tiny, {}, [sample], 1))
@@ -170,7 +170,7 @@ def test_known_answers_make_the_loss_accuracy(tiny: tuple[Any, Any], tmp_path: P
     loss = found.loss(found.result("sweeps", "sweep_shallow_to_deep"), "accuracy")
     assert (loss[:, 0] == 0).all()
     assert (loss[1::2, -1] >= 0).all()  # right answers can only be lost
-    with pytest.raises(ConfigError, match="Stages need the parts influence, scores"):
+    with pytest.raises(ConfigError, match="Stages need the parts control, influence, scores"):
         found.stages()
 
 

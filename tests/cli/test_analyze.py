@@ -59,10 +59,10 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     # Layers 0 to 3 of the planted model all work on the image, and what its filter loses depends on the samples.
     pruner = VisiPruner(shallow_end=3, filter_layer=3, keep_tokens=6, exit_layer=5)
     monkeypatch.setattr(
-        "visipruner.analysis.summary.settle",
+        "visipruner.analysis.study.settle",
         lambda model, processor, samples, evidence, *_, **__: [replace(stages_from(evidence), pruner=pruner)],
     )
-    monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: tuple(layers)[:1])
+    monkeypatch.setattr("visipruner.analysis.run.idle_layers", lambda analysis, layers: tuple(layers)[:1])
     out = tmp_path / "out"
     arguments = ["analyze", "--model", planted_folder, "--data", data, "--out", out, "--max-new-tokens", 2]
     result = cli(*arguments, "--samples", 6, "--checked", 2)
@@ -87,7 +87,7 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     assert cli(*arguments, "--samples", 2, "--only", "lens").exit_code == 0
     assert not {"stages", "check"} & json.loads((out / "analysis.json").read_text()).keys()
     # Without a check the settings are saved all the same, and a note says why there is none.
-    for samples, checked, why in ((6, 0, "--checked 0"), (8, 2, "no images were left for that")):
+    for samples, checked, why in ((6, 0, "none were to be checked"), (8, 2, "no images were left for that")):
         result = cli(*arguments, "--samples", samples, "--checked", checked)
         assert f"The proposed settings were not tried on images that were not analysed ({why})." in _unwrapped(result)
         document = json.loads((out / "analysis.json").read_text())
@@ -95,7 +95,7 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
         assert why in document["stages"]["notes"][-1]
         assert load_pruner(out / "frozen").settings() == whole.settings()
     # Once more, with other evidence: what is not proposed any more does not stay behind.
-    monkeypatch.setattr("visipruner.analysis.idle.idle_layers", lambda analysis, layers: ())
+    monkeypatch.setattr("visipruner.analysis.run.idle_layers", lambda analysis, layers: ())
     assert cli(*arguments, "--samples", 6, "--checked", 2).exit_code == 0
     assert (out / "pruner.json").exists()
     assert not (out / "frozen" / "pruner.json").exists()
@@ -109,7 +109,7 @@ def test_only_some_parts(cli, planted_folder, data, tmp_path):
     assert "lens" in document
     assert "sweeps" not in document
     assert "stages" not in document
-    assert "Only one image was analysed: the 95 % intervals of so few are too narrow" in _unwrapped(result)
+    assert "Only one image was analysed, which gives no intervals; take 10 or more." in _unwrapped(result)
 
 
 def test_bad_input(fails, planted_folder, llava_folder, data, tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.evidence import Metric
-from visipruner.analysis.results import Labelled, Result
-from visipruner.analysis.study import Record
-from visipruner.analysis.summary import Study
+from visipruner.analysis.measuring import Record
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.result import Result
+from visipruner.analysis.study import Study
 
 LAYERS, ROWS, COLUMNS = 6, 4, 5
 TOKENS = ROWS * COLUMNS
@@ -44,7 +46,7 @@ def document(found: list[Record], *, checked: bool = True, metric: Metric = "kl"
         "seconds": {"by_part": {"reading": 1.5, "sweeps": 700.0}},
         **study.summary(),
     }
-    if {"sweeps", "influence", "scores"} <= set(study.parts):
+    if set(NEEDED_FOR_STAGES) <= set(study.parts):
         stages = study.stages(metric).to_dict()
         interval = {"value": 2.0, "low": 1.0, "high": 3.0}
         # Made-up numbers need not have stages, the page must be able to show them.
@@ -121,6 +123,7 @@ def _record(random: np.random.Generator, image: Path, number: int, answers_known
             "sweeps": outcome("sweep_shallow_to_deep", "layer", list(range(LAYERS + 1)))
             | outcome("discard", "layer", list(range(LAYERS + 1)))
             | outcome("sweep_window", "layer", list(range(LAYERS - 1))),
+            "control": outcome("swap_window", "layer", list(range(LAYERS - 1))) | outcome("swap_all", "layer", [0]),
             "shallow": outcome("shallow", "condition", list(CONDITIONS)),
             "skip": outcome("skip", "layer", [0, 3]),
             "freeze_blocks": outcome("freeze_blocks", "layer", [0, 2, 4]),

@@ -16,16 +16,20 @@ from PIL import Image
 from tests.analysis.planted import turned
 from tests.report import cases
 from visipruner.analysis.evidence import Metric
+from visipruner.analysis.intervals import ENOUGH
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
 from visipruner.analysis.report.analysis import render, write_report
 from visipruner.analysis.report.explorer import MOST_BYTES, choose, explorer_data
-from visipruner.analysis.report.words import loss
+from visipruner.analysis.report.headline import headline_figure
+from visipruner.analysis.report.overview import facts
+from visipruner.analysis.report.words import fusion_in, loss
 
 ALL = {
     "stages", "kinds", "explorer", "knockouts", "shallow", "sinks", "stability", "removal", "scores", "lens", "tests",
     "check", "paper", "cost", "settings", "limits",
 }  # fmt: skip
 ALWAYS = {"cost", "settings", "limits"}
-STAGED = ("sweeps", "influence", "scores")
+STAGED = NEEDED_FOR_STAGES
 NEEDS = {
     "attention": {"explorer", "sinks", "stability"},
     "sweeps": {"stages", "kinds", "knockouts", "paper"},
@@ -197,7 +201,7 @@ def test_shows_a_model_without_stages(tmp_path: Path) -> None:
     assert "The data support no settings" in page
     document["stages"]["overall"]["needs_image"] = False
     page = render(document, found)
-    assert "no stages: little is lost without the image" in page
+    assert "no stages: answers do not depend on the image" in page
     assert _falls(page) == "nowhere"
 
 
@@ -267,3 +271,61 @@ def test_page_stays_small_with_large_maps(tmp_path: Path) -> None:
     assert 1 <= len(data["samples"]) < 8
     assert len(json.dumps(data)) <= MOST_BYTES
     assert len(render(document, found)) < 5_000_000
+
+
+def test_settings_are_told_beside_the_dense_model_on_the_same_samples(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, parts=STAGED)
+    document = cases.document(found)
+    dense, proposed = document["check"]
+    dense["accuracy"] = {"value": 1.0, "low": None, "high": None}
+    proposed["accuracy"] = {"value": 0.75, "low": None, "high": None}
+    [told] = [meaning for name, _, meaning in facts(document) if name == "proposed settings cut"]
+    assert told == "of FLOPs; accuracy 75.0 %, dense 100.0 %, on 4 samples of other images"
+    [told] = [meaning for name, _, meaning in facts(document) if name == "dense accuracy"]
+    assert told.startswith("of these samples; 95 %: ")
+
+
+def test_one_image_has_no_intervals(tmp_path: Path) -> None:
+    found = cases.records(tmp_path, 2)
+    document = cases.document(found, checked=False)
+    assert document["dense"]["images"] == 1
+    curve = document["sweeps"]["discard"]["kl"]
+    assert curve["images"] == 1
+    assert curve["low"] == curve["high"] == [None] * len(curve["mean"])
+    document["stages"]["overall"] |= {"shallow_end": {"value": 2.0, "low": None, "high": None}}
+    document["stages"]["attempts"][1]["loss"] = {"value": 0.045, "low": None, "high": None}
+    page = render(document, found)
+    assert "2 samples, one image: no intervals." in page
+    assert "bands and whiskers" not in page
+    assert not re.search(r"<td>[^<]*\d \(\d", page.split('id="check"')[0].split('id="scores"')[-1])
+    assert {name: meaning for name, _, meaning in facts(document)}["shallow ends at"] == "one image"
+
+
+def test_bands_of_few_images_do_not_pile_up(tmp_path: Path) -> None:
+    few, enough = (cases.records(tmp_path, count, parts=STAGED) for count in (8, 20))
+    made = [cases.document(found) for found in (few, enough)]
+    bands = [len(headline_figure(document).axes[1].collections) for document in made]
+    assert bands == [0, 5]  # of four curves, and one for the legend
+    assert "too few for bands" in render(made[0], few)
+    page = render(made[1], enough)
+    assert "too few for bands" not in page
+    kinds = [kind["kl"]["images"] for kind in made[1]["sweeps"]["discard"]["by_type"].values()]
+    assert max(kinds) < ENOUGH  # no kind's panel has a band
+
+
+@pytest.mark.parametrize(
+    ("fusion", "told"), [([(15, 15)], "layer 15"), ([(13, 15)], "layers 13–15"), ([(8, 9), (23, 23)], "layers 8–9, 23")]
+)
+def test_a_single_layer_is_told_as_one(fusion: list[tuple[int, int]], told: str) -> None:
+    assert fusion_in([{"first_layer": first, "last_layer": last} for first, last in fusion]) == told
+
+
+def test_a_window_of_one_layer_is_told_as_one(tmp_path: Path) -> None:
+    found = cases.records(tmp_path)
+    for record in found:
+        record["plan"] |= {"window": 1, "shallow": 1, "block": 1}
+    page = render(cases.document(found), found)
+    assert re.findall(r"[Ll]ayers (\d+)(?:–|-)\1\b", page) == []
+    assert "1 layers" not in page
+    assert "Layer 0 changed" in page
+    assert "layer k frozen" in page

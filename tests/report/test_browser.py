@@ -64,6 +64,20 @@ def test_nothing_is_wider_than_the_page(browser: Browser, folder: Path, width: i
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_tables_that_scroll_sideways_say_so(browser: Browser, folder: Path, width: int) -> None:
+    browser.open(folder / "report.html", width)
+    tables = browser.run(
+        """[...document.querySelectorAll(".table .scroll")].map(frame => {
+             const hint = frame.parentElement.querySelector(".more");
+             const shown = hint !== null && hint.getBoundingClientRect().height > 0;
+             return [frame.scrollWidth > frame.clientWidth + 1, shown];
+           })"""
+    )
+    assert any(scrolls for scrolls, _ in tables) == (width == 390)
+    assert all(scrolls == shown for scrolls, shown in tables)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_every_figure_can_be_seen(browser: Browser, folder: Path, width: int) -> None:
     browser.open(folder / "report.html", width)
     figures = browser.run(

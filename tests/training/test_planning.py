@@ -35,6 +35,7 @@ def analysed(layers: int, start: Any, end: Any, chosen: Any, blocks: list[int]) 
 
 ANALYSES = {
     "the testbed's": json.loads((Path(__file__).parents[2] / "docs/analysis/analysis.json").read_text()),
+    "one image": analysed(30, (None, 3, None), (None, 23, None), 12, [20]),
     "frozen on both sides of the filter": analysed(32, (4, 8, 12), (20, 24, 28), 10, [2, 16]),
     "frozen up to the exit": analysed(30, (3, 4, 6), (23, 24, 25), 12, [20]),
     "filter before the last layer": analysed(24, None, None, 22, [0, 18]),

@@ -9,23 +9,26 @@
     stages = analysis.find_stages(model, processor, samples)
     stages.pruner.save_pretrained("calibrated")
 
-Every experiment of the paper's first half is one function here; `visipruner analyze` runs them all on data and
-writes a report.
+Every experiment of the paper's first half is one function here; `analyze` (and `visipruner analyze`) runs them all on
+data and writes a report.
 """
 
-from visipruner.analysis.attention import attention_weights, visual_attention
-from visipruner.analysis.influence import compare_scores, token_influence
+from visipruner.analysis.arrays import Labelled
+from visipruner.analysis.gaze import attention_weights, visual_attention
 from visipruner.analysis.knockout import attention_knockout, shallow_ablations, sweep
 from visipruner.analysis.lens import leading_layer, logit_lens, value_lens
 from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.removal import discard, freeze, freeze_blocks, keep_only, remove_from_cache, skip
-from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.result import Result
+from visipruner.analysis.run import Analysis, analyze, find_stages
+from visipruner.analysis.scores import compare_scores, token_influence
 from visipruner.analysis.stages import Stages
-from visipruner.analysis.summary import Study, find_stages
+from visipruner.analysis.study import Study
 
 __all__ = [
+    "Analysis",
     "Labelled",
     "Outcome",
     "Probe",
@@ -33,6 +36,7 @@ __all__ = [
     "Result",
     "Stages",
     "Study",
+    "analyze",
     "attention_knockout",
     "attention_weights",
     "compare_scores",

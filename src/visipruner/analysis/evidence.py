@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visipruner.analysis.results import Array
+from visipruner.analysis.arrays import Array
 
 # How many tokens go on: a number of them (int), or a share of the image's (float), where images differ in their tokens.
 Budget = int | float
@@ -27,6 +27,8 @@ class Evidence:
         below: `[S, L + 1]`, loss without text -> visual edges in layers 0 .. k-1.
         discard: `[S, L + 1]`, loss with visual rows gone from layer k on.
         window: `[S, W]`, loss without these edges in layers k .. k + window_size - 1.
+        swapped_window: `[S, W]`, loss with another picture's tokens seen in these layers instead.
+        swapped: `[S]`, loss with another picture's tokens seen in all layers.
         window_size: layers in a window.
         kept: `[S, budgets, layers]`, loss with only `budgets` most influential tokens left after `layers`.
         budgets, layers: labels of `kept`; all budgets are of one kind.
@@ -39,6 +41,8 @@ class Evidence:
     below: Array
     discard: Array
     window: Array
+    swapped_window: Array
+    swapped: Array
     window_size: int
     kept: Array
     budgets: Sequence[Budget]

@@ -1,31 +1,32 @@
-"""A plain figure of any result: curves over layers, bars over conditions, maps over layers and tokens."""
+"""A plain figure of labelled arrays: curves over layers, bars over conditions, maps over layers and tokens."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.arrays import Labelled
+from visipruner.analysis.intervals import Bootstrap
 
 _SIZE = (6.4, 2.4)
 
 
-def draw(result: Result) -> Any:
+def draw(name: str, arrays: Mapping[str, Labelled]) -> Any:
     """A matplotlib figure with one panel an array; a leading axis "sample" is averaged, its 95 % interval shaded.
 
     Raises ImportError where matplotlib is missing (`pip install 'visipruner[report]'`).
     """
     from matplotlib.figure import Figure
 
-    shown = {name: array for name, array in result.arrays.items() if _is_drawable(array)}
+    shown = {title: array for title, array in arrays.items() if _is_drawable(array)}
     figure = Figure(figsize=(_SIZE[0], _SIZE[1] * len(shown)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(shown), 1))
-    for panel, (name, array) in zip(panels, shown.items(), strict=True):
+    for panel, (title, array) in zip(panels, shown.items(), strict=True):
         _draw_one(panel, array)
-        panel.set_title(name.replace("_", " "), loc="left", fontsize="medium")
-    figure.suptitle(result.name.replace("_", " "))
+        panel.set_title(title.replace("_", " "), loc="left", fontsize="medium")
+    figure.suptitle(name.replace("_", " "))
     return figure
 
 
@@ -38,8 +39,6 @@ def _draw_one(panel: Any, array: Labelled) -> None:
     values, dims = array.values.astype(float), array.dims
     low = high = None
     if dims[0] == "sample":
-        from visipruner.analysis.intervals import Bootstrap
-
         curve = Bootstrap(list(range(len(values)))).curve(values.reshape(len(values), -1))
         values, low, high = (curve[name].reshape(values.shape[1:]) for name in ("mean", "low", "high"))
         dims = dims[1:]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from visipruner.analysis.arrays import Array
 from visipruner.analysis.evidence import Budget, Evidence, tokens_of
 from visipruner.analysis.intervals import Bootstrap, Interval
-from visipruner.analysis.results import Array
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,12 @@ def idle_layers(
     if blocks is None or stages["metric"] != "kl":
         return ()
     size = int(analysis["settings"]["plan"]["block"])
+    losses = blocks["kl"][end]
+    if None in losses:  # one image has no interval
+        losses = blocks["kl"]["mean"]
     chosen: set[int] = set()
     spent = 0.0
-    for loss, start in sorted(zip(blocks["kl"][end], blocks["layer"], strict=True)):
+    for loss, start in sorted(zip(losses, blocks["layer"], strict=True)):
         block = range(start, start + size)
         if start < layers.start or block.stop > layers.stop or not chosen.isdisjoint(block):
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.results import Array
+from visipruner.analysis.arrays import Array
 
 RESAMPLES = 2000
 ENOUGH = 10  # images; of fewer a percentile bootstrap covers clearly less than it says
@@ -16,18 +16,24 @@ ENOUGH = 10  # images; of fewer a percentile bootstrap covers clearly less than 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval; `low` and `high` are NaN (JSON: null) where there is none, as of one image."""
 
     value: float
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def to_dict(self) -> dict[str, float | None]:
+        low, high = (None if np.isnan(end) else end for end in (self.low, self.high))
+        return {"value": self.value, "low": low, "high": high}
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """`low` and `high`, or the value twice where they are not known."""
+        return float(np.fmin(self.low, self.value)), float(np.fmax(self.high, self.value))
 
 
 class Bootstrap:
-    """Resamples whole images with all their questions (percentile bootstrap, 95 %).
+    """Resamples whole images with all their questions (percentile bootstrap, 95 %). One image has no intervals.
 
     Args:
         clusters: per sample, which image it belongs to. seed: of the resampling.
@@ -35,6 +41,7 @@ class Bootstrap:
 
     def __init__(self, clusters: Sequence[Any], seed: int = 0, resamples: int = RESAMPLES) -> None:
         names = list(dict.fromkeys(clusters))
+        self.images = len(names)
         member = np.array([names.index(cluster) for cluster in clusters])
         generator = np.random.default_rng(seed)
         draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
@@ -49,12 +56,12 @@ class Bootstrap:
             return np.asarray(total / np.where(count > 0, count, np.nan))
 
     def curve(self, values: Array) -> dict[str, Array]:
-        """Mean, low and high of `values` `[samples, points]`, each `[points]`; NaN where nothing is known."""
+        """Mean, low and high of `values` `[samples, ...]`, each `[...]`; NaN where nothing is known."""
         means = self.means(values)
         with np.errstate(invalid="ignore"):
             known = ~np.isnan(values)
             mean = np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-        low, high = _quantiles(means)
+        low, high = _quantiles(means if self.images > 1 else np.full_like(means, np.nan))
         return {"mean": mean, "low": low, "high": high}
 
     def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
@@ -64,6 +71,8 @@ class Bootstrap:
         resamples put it: in one of so many layers each of them loses by chance what all samples together do not.
         """
         point = statistic(self.curve(values)["mean"])
+        if self.images == 1:
+            return Interval(float(point), np.nan, np.nan)
         drawn = np.array([statistic(curve) for curve in self.means(values)])
         low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
         return Interval(float(point), float(min(low, point)), float(max(high, point)))
@@ -73,8 +82,9 @@ def few_images(count: int, done: str) -> list[str]:
     """A note where there are too few images for their intervals; `done` is what was done with them, "analysed"."""
     if count >= ENOUGH:
         return []
-    some = "Only one image was" if count == 1 else f"Only {count} images were"
-    return [f"{some} {done}: the 95 % intervals of so few are too narrow; take {ENOUGH} or more."]
+    if count == 1:
+        return [f"Only one image was {done}, which gives no intervals; take {ENOUGH} or more."]
+    return [f"Only {count} images were {done}: the 95 % intervals of so few are too narrow; take {ENOUGH} or more."]
 
 
 def _quantiles(means: Array) -> tuple[Array, Array]:

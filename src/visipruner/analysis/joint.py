@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visipruner.analysis.arrays import Array
 from visipruner.analysis.dictation import greedy_logprobs
 from visipruner.analysis.evidence import Evidence, Metric
 from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.proposals import Proposal, proposals
-from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Attempt, Stages, stages_from
 from visipruner.chat import chat_inputs
 from visipruner.contract.pruner import Pruner

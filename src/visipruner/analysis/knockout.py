@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from visipruner.analysis.attention import attention_weights
+from visipruner.analysis.arrays import Labelled
+from visipruner.analysis.gaze import attention_weights
 from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
-from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.result import Result
 from visipruner.analysis.variants import How, Variant, combined, knockout
 from visipruner.errors import ConfigError
 
@@ -37,23 +38,25 @@ def attention_knockout(
     tokens: Tokens = "all",
     share: float = 0.1,
     onto: int | None = None,
+    other: Reading | None = None,
     seed: int = 0,
 ) -> Outcome:
     """Changes the edges from rows `src` to rows `dst` in `layers` and tells what becomes of the answer.
 
     Args:
         src, dst: named groups (see `Reading.rows`), masks or row numbers.
-        how: "cut" (before the softmax), "zero" (after it), "merge" (the summed weight goes to one row).
+        how: "cut" (before the softmax), "zero" (after it), "merge" (the summed weight goes to one row), "swap" (`src`
+            sees what `dst` is in `other`).
         tokens: which part of `dst`: in every layer the "top" or "bottom" `share` by the attention that `src` pays them
             there in the dense model, a half in order, a "random" `share`, or all.
         onto: the row that a merge moves the weight to; by default the first of `dst`.
+        other: for a swap, a reading of the same question with another picture of the same size.
         seed: of the random choice.
 
     Raises ConfigError for settings without sense.
     """
-    return probe.rerun(
-        reading, [edit_of(reading, src, dst, layers, how=how, tokens=tokens, share=share, onto=onto, seed=seed)]
-    )[0]
+    edit = edit_of(reading, src, dst, layers, how=how, tokens=tokens, share=share, onto=onto, other=other, seed=seed)
+    return probe.rerun(reading, [edit])[0]
 
 
 def edit_of(
@@ -66,6 +69,7 @@ def edit_of(
     tokens: Tokens = "all",
     share: float = 0.1,
     onto: int | None = None,
+    other: Reading | None = None,
     seed: int = 0,
 ) -> Variant:
     """The variant behind `attention_knockout`, to run several in one sweep."""
@@ -82,7 +86,7 @@ def edit_of(
         for layer in layers:
             paid = attention_weights(reading, layer, src).mean((0, 1))[rows]
             order = paid.argsort(descending=tokens == "top", stable=True)
-            parts.append(knockout(reading, src, rows[order[: round(share * len(rows))]], [layer], how, onto))
+            parts.append(knockout(reading, src, rows[order[: round(share * len(rows))]], [layer], how, onto, other))
         return combined(*parts)
     half = len(rows) // 2
     if tokens == "random":
@@ -90,7 +94,7 @@ def edit_of(
         rows = rows[torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]]
     elif tokens != "all":
         rows = rows[:half] if tokens == "first_half" else rows[half:]
-    return knockout(reading, src, rows, layers, how, onto)
+    return knockout(reading, src, rows, layers, how, onto, other)
 
 
 def sweep(
@@ -102,6 +106,7 @@ def sweep(
     *,
     window: int = 3,
     how: How = "cut",
+    other: Reading | None = None,
 ) -> Result:
     """Knockouts over growing or moving sets of layers (paper, section 3: where fusion happens).
 
@@ -118,14 +123,14 @@ def sweep(
         if not 1 <= window <= layers:
             raise ConfigError(f"window must lie in 1 .. {layers}, got {window}.")
         ks = list(range(layers - window + 1))
-        variants = [knockout(reading, src, dst, range(k, k + window), how) for k in ks]
+        variants = [knockout(reading, src, dst, range(k, k + window), how, other=other) for k in ks]
     elif direction == "deep_to_shallow":
         ks = list(range(layers + 1))
-        variants = [knockout(reading, src, dst, range(k, layers), how) for k in ks]
+        variants = [knockout(reading, src, dst, range(k, layers), how, other=other) for k in ks]
     elif direction == "shallow_to_deep":
         ks = list(range(layers + 1))
         # All share the run that never has the edges; each leaves it at its layer k.
-        whole = knockout(reading, src, dst, range(layers), how)
+        whole = knockout(reading, src, dst, range(layers), how, other=other)
         variants = [Variant(start=layers), *(Variant(start=k, parent=0) for k in ks[1:])]
         outcomes = probe.rerun(reading, [whole, *variants])[1:]
         return outcome_arrays(f"sweep_{direction}", outcomes, ks)

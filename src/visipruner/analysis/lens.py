@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.outcome import ROWS_AT_ONCE
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.results import Labelled, Result
+from visipruner.analysis.result import Result
 from visipruner.errors import ConfigError
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visipruner.analysis import attention, influence, knockout, lens, removal
+from visipruner.analysis import gaze, knockout, lens, removal, scores
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.results import Result
+from visipruner.analysis.result import Result
+from visipruner.errors import ConfigError
 
 # Parts of the image's tokens that are tried as budgets: to compare scores, and of influence.
 SCORED, TRIED = (32, 8), (32, 16, 8, 4)
@@ -48,12 +49,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What a part may use."""
+    """What a part may use; `read_other` reads the same question with another picture of the same size."""
 
     probe: Probe
     reading: Reading
     plan: Plan
     tokenizer: Any
+    read_other: Callable[[], Reading]
 
 
 Measure = Callable[[Context], dict[str, Any]]
@@ -61,7 +63,7 @@ Measure = Callable[[Context], dict[str, Any]]
 
 def measure_attention(context: Context) -> dict[str, Any]:
     """Where the last row looks, sinks, norms of values."""
-    return _named(attention.visual_attention(context.reading))
+    return _named(gaze.visual_attention(context.reading))
 
 
 def measure_sweeps(context: Context) -> dict[str, Any]:
@@ -72,6 +74,16 @@ def measure_sweeps(context: Context) -> dict[str, Any]:
         removal.discard(probe, reading),
         knockout.sweep(probe, reading, "window", window=context.plan.window),
     )
+
+
+def measure_control(context: Context) -> dict[str, Any]:
+    """Text sees another picture's tokens, in a window and in all layers: what changes then is due to their content."""
+    probe, reading, other = context.probe, context.reading, context.read_other()
+    found = {
+        name: knockout.sweep(probe, reading, "window", window=window, how="swap", other=other)
+        for name, window in (("swap_window", context.plan.window), ("swap_all", probe.num_layers))
+    }
+    return {name: result.to_dict() for name, result in found.items()}
 
 
 def measure_shallow(context: Context) -> dict[str, Any]:
@@ -109,15 +121,15 @@ def measure_cache(context: Context) -> dict[str, Any]:
 
 def measure_influence(context: Context) -> dict[str, Any]:
     """The paper's score of every token in every layer."""
-    return _named(influence.token_influence(context.reading))
+    return _named(scores.token_influence(context.reading))
 
 
 def measure_scores(context: Context) -> dict[str, Any]:
     """Influence at every budget, and scores against each other at some, in fewer layers: this is the dearest part."""
     probe, reading, plan = context.probe, context.reading, context.plan
     layers = range(0, probe.num_layers, plan.stride)
-    compared = influence.compare_scores(probe, reading, layers[::2], plan.scored)
-    more = influence.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
+    compared = scores.compare_scores(probe, reading, layers[::2], plan.scored)
+    more = scores.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
     return {"scores": compared.to_dict(), "budgets": more.to_dict()}
 
 
@@ -136,6 +148,7 @@ def measure_lens(context: Context) -> dict[str, Any]:
 PARTS: dict[str, Measure] = {
     "attention": measure_attention,
     "sweeps": measure_sweeps,
+    "control": measure_control,
     "shallow": measure_shallow,
     "skip": measure_skip,
     "freeze": measure_freeze,
@@ -145,7 +158,13 @@ PARTS: dict[str, Measure] = {
     "scores": measure_scores,
     "lens": measure_lens,
 }
-NEEDED_FOR_STAGES = ("sweeps", "influence", "scores")
+NEEDED_FOR_STAGES = ("sweeps", "control", "influence", "scores")
+
+
+def check_parts(names: Iterable[str]) -> None:
+    """Raises ConfigError for a part that does not exist."""
+    if unknown := [name for name in names if name not in PARTS]:
+        raise ConfigError(f"There is no part {', '.join(unknown)!r} of the analysis; parts are {', '.join(PARTS)}.")
 
 
 def _named(*results: Result) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from itertools import product
 
 import numpy as np
 
+from visipruner.analysis.arrays import Array
 from visipruner.analysis.evidence import Evidence, tokens_of
 from visipruner.analysis.filtering import FilterChoice, filter_choice
-from visipruner.analysis.results import Array
 from visipruner.analysis.stages import Stages, settings_from
 from visipruner.pruners.visipruner import VisiPruner
 

@@ -26,7 +26,6 @@ class LayerStates:
         scaling: factor of the attention logits. softcap: their cap, or None.
         added: `[n, d]` added to the layer's output by the model itself (DeepStack), or None.
         arguments: the layer's other keyword arguments. per_row: those with an entry per row.
-        attention_arguments: the attention function's keyword arguments.
     """
 
     hidden: Tensor
@@ -39,7 +38,6 @@ class LayerStates:
     added: Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     per_row: dict[str, Any] = field(default_factory=dict)
-    attention_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +129,3 @@ class Reading:
             )
         flags[numbers] = True
         return flags
-
-    def visual_rows(self, tokens: Tensor) -> Tensor:
-        """`[k]` long: the rows of visual tokens given by their number in the prompt."""
-        return self.visual[tokens]

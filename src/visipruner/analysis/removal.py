@@ -12,7 +12,7 @@ from visipruner.analysis.knockout import outcome_arrays, sweep
 from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.results import Result
+from visipruner.analysis.result import Result
 from visipruner.analysis.variants import Variant, combined, knockout
 from visipruner.errors import ConfigError
 

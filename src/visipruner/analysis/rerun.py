@@ -110,8 +110,9 @@ class Rerun:
             for edit in some:
                 if edit.how != "cut":
                     one = slice(position, position + 1)
-                    self._change_values(
-                        output[one], number, edit, module, (q[one], k[one], v[one]), allowed[one], kwargs
+                    other = edit.other.layers[layer] if edit.other else None
+                    self._change_seen(
+                        output[one], number, edit, other, module, (q[one], k[one], v[one]), allowed[one], kwargs
                     )
         return output, None
 
@@ -128,10 +129,18 @@ class Rerun:
                 allowed = allowed & ~(edit.src[rows, None] & edit.dst[columns])
         return allowed
 
-    def _change_values(
-        self, output: Tensor, number: int, edit: EdgeEdit, module: nn.Module, qkv: QKV, allowed: Tensor, kwargs: Any
+    def _change_seen(
+        self,
+        output: Tensor,
+        number: int,
+        edit: EdgeEdit,
+        other: LayerStates | None,
+        module: nn.Module,
+        qkv: QKV,
+        allowed: Tensor,
+        kwargs: Any,
     ) -> None:
-        """Rows `src` again, with the values behind the edges zeroed or replaced by the sink's.
+        """Rows `src` again, with the values behind the edges zeroed or the sink's, or with `other`'s keys and values.
 
         Scaling a weight after the softmax is the same as scaling the value it multiplies; no map is needed.
         """
@@ -141,7 +150,11 @@ class Rerun:
         sources = edit.src[self._rows[number]].nonzero().flatten().to(v.device)
         if not where.numel() or not sources.numel():
             return
-        if edit.onto is not None and edit.how == "merge":
+        if other is not None:
+            rows = columns[where.to(columns.device)]
+            k = k.index_copy(-2, where, other.keys[None, :, rows])
+            v = v.index_copy(-2, where, other.values[None, :, rows])
+        elif edit.onto is not None and edit.how == "merge":
             sink = columns.eq(edit.onto).nonzero().flatten().to(v.device)
             v = v.index_copy(-2, where, v.index_select(-2, sink).expand(-1, -1, len(where), -1))
         else:

@@ -13,6 +13,7 @@ from visipruner.analysis.filtering import FilterChoice, filter_choice, first_lay
 from visipruner.analysis.intervals import Interval, few_images
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
+from visipruner.words import spans
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,18 @@ def _notes(
 ) -> list[str]:
     notes = few_images(len(set(evidence.images)), "analysed")
     if not overall.needs_image:
-        return [*notes, "Without the image nothing more than the tolerance is lost: these samples show no stages."]
+        why = "Without the image nothing more than the tolerance is lost"
+        if np.nanmean(evidence.discard[:, 0]) > tolerance:
+            why = (
+                "Another picture makes no more difference than the tolerance: answers need the image's attention weight"
+            )
+            why += " but not its content"
+        return [*notes, f"{why}: these samples show no stages."]
     if overall.shallow_end is None:
         notes.append("No shallow stage: without text -> visual attention in layer 0 more than the tolerance is lost.")
     if overall.exit_layer is None:
         notes.append("No deep stage: visual tokens are needed up to the last layer.")
-    if not overall.fusion:
-        notes.append(
-            f"No single window of {evidence.window_size} layers is needed: what it would take is taken elsewhere."
-        )
-    elif len(overall.fusion) > 1:
-        places = " and ".join(f"{part.first_layer}-{part.last_layer}" for part in overall.fusion)
-        notes.append(f"Fusion happens at {len(overall.fusion)} places, not one: layers {places}.")
+    notes += _fusion_notes(evidence, overall)
     if choice is None:
         shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
         if layers_between(evidence, shallow_end, leave):
@@ -153,5 +154,23 @@ def _notes(
         notes.append(
             f"The paper's exit vote would pass before layer {float(np.median(exits)):.0f} (median), vision is needed "
             f"until layer {overall.exit_layer.value:.0f}: an exit has to be fixed."
+        )
+    return notes
+
+
+def _fusion_notes(evidence: Evidence, overall: Boundaries) -> list[str]:
+    notes = []
+    if not overall.fusion:
+        notes.append(
+            f"No single window of {evidence.window_size} layers is needed: what it would take is taken elsewhere."
+        )
+    elif len(overall.fusion) > 1:
+        places = " and ".join(part.layers for part in overall.fusion)
+        notes.append(f"Fusion happens at {len(overall.fusion)} places, not one: layers {places}.")
+    if overall.weight_only:
+        layers = f"layer{'s' if len(overall.weight_only) > 1 else ''} {spans(overall.weight_only, ', ')}"
+        notes.append(
+            f"In {layers} answers need the image's attention weight but not its "
+            "content: another picture does as well, so that is no fusion."
         )
     return notes

@@ -1,143 +1,93 @@
-"""A full analysis over many samples: one file a sample, so that nothing finished is ever done twice."""
+"""From many samples' records to evidence, stages and settings."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from visipruner.analysis.parts import PARTS, Context, Plan
-from visipruner.analysis.probe import Probe
-from visipruner.chat import chat_inputs
+import numpy as np
+
+from visipruner.analysis import curves
+from visipruner.analysis.arrays import Array
+from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
+from visipruner.analysis.joint import settle
+from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.records import Records
+from visipruner.analysis.result import Result
+from visipruner.analysis.stages import Stages, stages_from
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import Sample
-from visipruner.evaluation.scoring import is_right
-from visipruner.files import write_json
-from visipruner.images import open_image
-
-SAMPLE_FOLDER = "samples"
-SETTINGS_FILE = "settings.json"
-_FORMAT = 4
-
-Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What to analyse.
+class Study(Records):
+    """All records of an analysis, and what follows from them; see `Records`."""
 
-    Attributes:
-        model: its name, as the report shows it. dtype, attn: as it was loaded. weights: their `fingerprint`.
-        parts: names from `PARTS`. max_new_tokens: longest answer.
-    """
+    def loss(self, result: Result, metric: Metric = "kl") -> Array:
+        """`[S, ...]`: what a variant loses against the dense model, in the metric's unit.
 
-    model: str
-    dtype: str
-    attn: str
-    parts: tuple[str, ...] = tuple(PARTS)
-    max_new_tokens: int = 32
-    weights: str = ""
+        Raises ConfigError for accuracy without known answers.
+        """
+        if metric not in TOLERANCES:
+            raise ConfigError(f"metric must be one of {', '.join(TOLERANCES)}, got {metric!r}.")
+        if metric == "accuracy" and not self.has_answers:
+            raise ConfigError("Not every right answer is known; take the metric kl or agreement.")
+        if metric == "kl":
+            return result["kl"].values
+        if metric == "agreement":
+            return np.asarray(1 - result["agrees"].values)
+        dense = self.dense_right.reshape(-1, *[1] * (result["right"].values.ndim - 1))
+        return np.asarray(dense - result["right"].values)
 
-    def __post_init__(self) -> None:
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown or not self.parts:
-            raise ConfigError(f"There is no part {', '.join(unknown)!r} of the analysis; parts are {', '.join(PARTS)}.")
+    def evidence(self, metric: Metric = "kl") -> Evidence:
+        """What stages are read off, in the unit of a loss: KL sees a change long before an answer flips.
 
-
-def measure(
-    model: Any, processor: Any, samples: Sequence[Sample], task: Task, folder: Path | None = None
-) -> Iterator[Record]:
-    """Yields one record a sample, measured now or read from `folder` where an earlier run left it.
-
-    Without a folder nothing is written or looked for.
-
-    Raises:
-        ConfigError: `folder` holds an analysis of something else.
-    """
-    if folder is not None:
-        check_folder(folder, task)
-    with Probe(model) as probe:
-        for sample in samples:
-            path = None if folder is None else folder / SAMPLE_FOLDER / f"{_key(sample)}.json"
-            record = {} if path is None else _load(path)
-            missing = [part for part in task.parts if part not in record.get("parts", {})]
-            if missing:
-                record = _measure_one(probe, processor, sample, task, missing, record)
-                if path is not None:
-                    write_json(path, record, indent=None)
-            # An earlier run may have found the image elsewhere, and the data may name another kind of question by now.
-            yield record | {"image": str(sample.image), "type": sample.type}
-
-
-def _measure_one(
-    probe: Probe, processor: Any, sample: Sample, task: Task, missing: list[str], record: Record
-) -> Record:
-    started = time.perf_counter()
-    inputs = chat_inputs(probe.model, processor, open_image(sample.image), sample.question)
-    tokenizer = processor.tokenizer
-    known = sample.answers[0] if sample.answers else None
-
-    def judge(given: str, right: str) -> bool:
-        return any(is_right(given, answer) for answer in sample.answers)
-
-    reading = probe.read(inputs, tokenizer, right=known, judge=judge, max_new_tokens=task.max_new_tokens)
-    plan = Plan.for_model(probe.num_layers, len(reading.visual))
-    context = Context(probe, reading, plan, tokenizer)
-    seconds = dict(record.get("seconds", {"reading": time.perf_counter() - started}))
-    parts = dict(record.get("parts", {}))
-    for part in missing:
-        started = time.perf_counter()
-        parts[part] = PARTS[part](context)
-        seconds[part] = round(time.perf_counter() - started, 3)
-    grids = reading.layout.grids
-    return {
-        "image": str(sample.image),
-        "question": sample.question,
-        "answers": list(sample.answers),
-        "type": sample.type,
-        "answer": reading.answer.text,
-        "is_right": reading.is_right,
-        "prompt_rows": reading.prompt_length,
-        "visual_tokens": len(reading.visual),
-        "tokens_per_image": reading.layout.tokens_per_image,
-        "grids": [None if grid is None else list(grid) for grid in grids],
-        "plan": asdict(plan),
-        "seconds": seconds,
-        "parts": parts,
-    }
-
-
-def _key(sample: Sample) -> str:
-    """A sample's file name; another question, answer or image (its name or its content) is another sample."""
-    told = json.dumps([sample.image_name, sample.image_sha256, sample.question, sample.answers])
-    return f"{sample.image.stem}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
-
-
-def _load(path: Path) -> Record:
-    if not path.exists():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-
-
-def check_folder(folder: Path, task: Task) -> None:
-    """Marks `folder` as this analysis's. Raises ConfigError where it holds another one.
-
-    An interrupted analysis may go on only with the settings it began with; parts may be added.
-    """
-    settings = {key: value for key, value in asdict(task).items() if key != "parts"} | {"format_version": _FORMAT}
-    path = folder / SETTINGS_FILE
-    before = _load(path)
-    if before and before.get("format_version") != _FORMAT:
-        raise ConfigError(
-            f"{folder} holds an analysis of another version of visipruner; choose another --out or delete it."
+        Raises ConfigError where the parts it takes were not measured.
+        """
+        missing = [part for part in NEEDED_FOR_STAGES if part not in self.parts]
+        if missing:
+            raise ConfigError(f"Stages need the parts {', '.join(missing)} too.")
+        budgets = self.result("scores", "budgets")
+        influence = self.result("influence", "influence")
+        return Evidence(
+            below=self.loss(self.result("sweeps", "sweep_shallow_to_deep"), metric),
+            discard=self.loss(self.result("sweeps", "discard"), metric),
+            window=self.loss(self.result("sweeps", "sweep_window"), metric),
+            swapped_window=self.loss(self.result("control", "swap_window"), metric),
+            swapped=self.loss(self.result("control", "swap_all"), metric)[:, 0],
+            window_size=self.records[0]["plan"]["window"],
+            kept=self.loss(budgets, metric)[:, 0],
+            budgets=list(self.plan["budgets"]),
+            layers=budgets["kl"].labels("layer"),
+            distance=np.nanmax(influence["distance"].values, axis=-1),
+            relative_norm=influence["relative"].values,
+            images=self.images,
+            types=self.types,
+            metric=metric,
         )
-    if before and before != settings:
-        changed = sorted(key for key in settings if before.get(key) != settings[key])
-        raise ConfigError(
-            f"{folder} holds an analysis with another {', '.join(changed)}; choose another --out or delete it."
-        )
-    write_json(path, settings)
+
+    def stages(self, metric: Metric = "kl", tolerance: float | None = None) -> Stages:
+        """Stages by a loss, see `stages_from`.
+
+        Raises ConfigError as `evidence` does.
+        """
+        return stages_from(self.evidence(metric), tolerance, self.seed)
+
+    def settled(
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        metric: Metric = "kl",
+        tolerance: float | None = None,
+        max_new_tokens: int = 32,
+    ) -> Iterator[Stages]:
+        """`stages`, whose proposed settings are run as a whole and made more cautious while they lose too much.
+
+        Yields one result an attempt, the last one being the answer. `samples` are those that were measured, in order.
+        """
+        evidence = self.evidence(metric)
+        return settle(model, processor, samples, evidence, tolerance, max_new_tokens=max_new_tokens, seed=self.seed)
+
+    def summary(self) -> dict[str, Any]:
+        """Every part as JSON: curves (`mean`, `low`, `high`) over layers or conditions."""
+        return curves.summary(self)

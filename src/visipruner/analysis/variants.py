@@ -12,8 +12,8 @@ from torch import Tensor
 from visipruner.analysis.reading import Reading, Rows
 from visipruner.errors import ConfigError
 
-How = Literal["cut", "zero", "merge"]
-HOWS: tuple[How, ...] = ("cut", "zero", "merge")
+How = Literal["cut", "zero", "merge", "swap"]
+HOWS: tuple[How, ...] = ("cut", "zero", "merge", "swap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +21,16 @@ class EdgeEdit:
     """Attention edges from rows `src` to rows `dst`, both `[n]` bool.
 
     Attributes:
-        how: "cut" before the softmax (the rest is renormalised), "zero" after it (the mass is lost), or "merge": the
-            summed mass goes to row `onto`, an attention sink.
+        how: "cut" before the softmax (the rest is renormalised), "zero" after it (the mass is lost), "merge": the
+            summed mass goes to row `onto`, an attention sink, or "swap": `src` sees the keys and values that rows `dst`
+            have in `other`, a reading of the same rows with another picture.
     """
 
     src: Tensor
     dst: Tensor
     how: How = "cut"
     onto: int | None = None
+    other: Reading | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,12 @@ def knockout(
     layers: Iterable[int],
     how: How = "cut",
     onto: int | None = None,
+    other: Reading | None = None,
 ) -> Variant:
-    """Edges `src` -> `dst` changed in `layers`. `onto` is a row, needed for "merge" only.
+    """Edges `src` -> `dst` changed in `layers`. `onto` is a row, for "merge" only; `other` a reading, for "swap" only.
 
-    Raises ConfigError for an unknown `how`, layers the model does not have, or a merge without a place.
+    Raises ConfigError for an unknown `how`, layers the model does not have, a merge without a place, or a swap with a
+    reading whose visual tokens are not at the same rows.
     """
     chosen = sorted(set(layers))
     if how not in HOWS:
@@ -68,7 +72,9 @@ def knockout(
         raise ConfigError(f"layers must lie in 0 .. {len(reading.layers) - 1}, got {chosen[0]} .. {chosen[-1]}.")
     if how == "merge" and (onto is None or not 0 <= onto < reading.length):
         raise ConfigError(f"merge needs the row that takes the mass: onto in 0 .. {reading.length - 1}, got {onto}.")
-    edit = EdgeEdit(reading.rows(src), reading.rows(dst), how, onto)
+    if how == "swap" and (other is None or not torch.equal(other.visual, reading.visual)):
+        raise ConfigError("swap needs other: a reading of the same question and a picture of the same size.")
+    edit = EdgeEdit(reading.rows(src), reading.rows(dst), how, onto, other)
     return Variant(dict.fromkeys(chosen, (edit,)), start=chosen[0] if chosen else len(reading.layers))
 
 

@@ -165,8 +165,8 @@ def analyze(
         list[str] | None,
         typer.Option(
             metavar="PART",
-            help="Only these parts (repeatable): attention, sweeps, shallow, skip, freeze, freeze_blocks, cache, "
-            "influence, scores, lens. Stages need sweeps, influence and scores.",
+            help="Only these parts (repeatable): attention, sweeps, control, shallow, skip, freeze, freeze_blocks, "
+            "cache, influence, scores, lens. Stages need sweeps, control, influence and scores.",
             show_default="all",
         ),
     ] = None,

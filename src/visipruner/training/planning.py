@@ -105,9 +105,14 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
     layers, visual = int(analysis["model"]["layers"]), int(analysis["model"]["visual_tokens"])
     start, end, chosen = stages["overall"]["shallow_end"], stages["overall"]["exit_layer"], stages.get("filter")
     found = []
+
+    def at(boundary: Mapping[str, Any], which: str) -> int:
+        """An end of the boundary's interval; of one image there is none."""
+        return int(boundary["value"] if boundary[which] is None else boundary[which])
+
     for name, first, last in (("estimate", "value", "value"), ("cautious", "low", "high")):
-        inject = 0 if start is None else int(start[first])
-        leave = None if end is None or not inject < int(end[last]) < layers else int(end[last])
+        inject = 0 if start is None else at(start, first)
+        leave = None if end is None or not inject < at(end, last) < layers else at(end, last)
         keep = None if chosen is None else tokens_of(chosen["budget"], visual)
         chooser = None if chosen is None else int(chosen["layer"])
         seen = range(layers if leave is None else leave)

@@ -1,1 +1,1 @@
-"""Pictures for people. `overlay`: which parts of an image a pruned model still looks at."""
+"""The report of an analysis: figures, tables and words on one HTML page."""

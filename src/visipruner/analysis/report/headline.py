@@ -6,18 +6,20 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from visipruner.analysis.report import style
 from visipruner.analysis.report.words import (
     MEASURE_NAMES,
     budget_of,
+    count_of,
     dense_level,
     evidence_of,
+    fusion_in,
     layers,
     loss,
     measure_of,
-    places_of,
     some,
 )
 
@@ -55,7 +57,7 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     told: list[Any] = []
     shallow, leave = found["shallow_end"], found["exit_layer"]
     if not found["needs_image"]:
-        axes.text(last / 2, 0.5, "no stages: little is lost without the image", ha="center", va="center")
+        axes.text(last / 2, 0.5, "no stages: answers do not depend on the image", ha="center", va="center")
         return
     if shallow:
         axes.barh(0.5, shallow["value"], height=0.72, color=style.STAGE_COLORS["shallow"])
@@ -67,10 +69,12 @@ def _draw_bar(axes: Axes, document: dict[str, Any], narrow: bool) -> None:
     for part in found["fusion"]:
         first, end = part["first_layer"], part["last_layer"] + 1
         axes.barh(0.5, end - first, left=first, height=1.0, color=style.STAGE_COLORS["fusion"], edgecolor="white")
-    places = places_of(found["fusion"])
-    told.append(_key("fusion", f"fusion, layers {places}" if places else "no single place of fusion", places))
+    places = fusion_in(found["fusion"])
+    told.append(_key("fusion", f"fusion, {places}" if places else "no single place of fusion", places))
     told.append(_key("deep", f"deep, from {layers(leave)}" if leave else "no deep stage", leave))
     told.append(_key("between", "between", True))
+    if any(boundary and boundary["low"] is not None for boundary in (shallow, leave)):
+        told.append(Line2D([], [], color=style.INK, marker="|", label="95 % of a boundary"))
     proposed = stages["pruner"]
     if proposed:
         words = f"proposed filter: after layer {proposed['filter_layer']}, {some(budget_of(proposed))} tokens go on"
@@ -93,7 +97,9 @@ def _key(stage: str, label: str, there: Any) -> Patch:
 
 
 def _draw_interval(axes: Axes, found: dict[str, float], height: float) -> None:
-    """Whiskers from the lowest to the highest boundary that the data allow."""
+    """Whiskers from the lowest to the highest boundary that the data allow; none for one image."""
+    if found["low"] is None:
+        return
     reach = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
     for color, width in (("white", 4.0), (style.INK, 1.4)):
         axes.errorbar(
@@ -105,12 +111,22 @@ def _draw_interval(axes: Axes, found: dict[str, float], height: float) -> None:
 def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: bool, with_names: bool) -> None:
     """Both cuts and the windows in one measure; the dense model, and the tolerance where stages were read off it."""
     window, scale = document["settings"]["plan"]["window"], 1.0 if measure == "kl" else 100.0
-    for name, label, color, marker, shift in (
-        ("sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o", 0.0),
-        ("discard", "image discarded from layer k on", style.PURPLE, "s", 0.0),
-        ("sweep_window", f"text cannot see it in {window} layers (at their middle)", style.ORANGE, "^", window / 2),
+    for part, name, label, color, marker, shift in (
+        ("sweeps", "sweep_shallow_to_deep", "text cannot see the image below layer k", style.BLUE, "o", 0.0),
+        ("sweeps", "discard", "image discarded from layer k on", style.PURPLE, "s", 0.0),
+        (
+            "sweeps",
+            "sweep_window",
+            f"text cannot see it in {count_of(window)} (at the middle)",
+            style.ORANGE,
+            "^",
+            window / 2,
+        ),
+        ("control", "swap_window", f"text sees another picture in {count_of(window)}", style.GREEN, "v", window / 2),
     ):
-        sweep = document["sweeps"][name]
+        if part not in document:
+            continue
+        sweep = document[part][name]
         places = [layer + shift for layer in sweep["layer"]]
         style.draw_curve(axes, places, sweep[measure], color, label, scale=scale, marker=marker, band=0.14)
     dense = 0.0
@@ -128,6 +144,8 @@ def _draw_evidence(axes: Axes, document: dict[str, Any], measure: str, narrow: b
         label = f"tolerance, {loss(tolerance, measure)}"
         axes.axhline(level, color=style.INK, linewidth=1, linestyle=":", label=label)
     if with_names:
+        if axes.collections:
+            axes.fill_between([], [], color=style.FAINT, alpha=0.2, linewidth=0, label="bands: 95 % over images")
         style.legend_above(axes, 1 if narrow else 2)
     elif measure != "kl":
         style.legend_above(axes, 1, axes.get_lines()[-1:])

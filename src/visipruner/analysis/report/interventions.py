@@ -8,10 +8,12 @@ from visipruner.analysis.report.words import (
     MEASURE_NAMES,
     TEACHER_FORCED,
     basis,
+    count_of,
     evidence_of,
     interval,
     measure_of,
     point,
+    span,
 )
 
 _PAIRED = "Whiskers hold the spread of the samples too; the change from dense is surer than they look."
@@ -37,7 +39,7 @@ def sweeps(document: Document) -> Section | None:
         Picture(
             f"Knockouts: {MEASURE_NAMES[measure]}",
             effects.sweeps(document, measure),
-            f"{words[measure]} Windows of {window} layers are drawn at their middle. {basis(document)} "
+            f"{words[measure]} Windows of {count_of(window)} are drawn at their middle. {basis(document)} "
             f"{TEACHER_FORCED}",
         )
         for measure in measures
@@ -53,9 +55,9 @@ def shallow(document: Document) -> Section | None:
     count, measure = document["settings"]["plan"]["shallow"], measure_of(document)
     pictures = [
         Picture(
-            f"Layers 0–{count - 1} changed: {MEASURE_NAMES[shown]}",
+            f"{span(0, count - 1).capitalize()} changed: {MEASURE_NAMES[shown]}",
             effects.conditions(document, "shallow", shown),
-            f"Each row changes text → visual attention in layers 0–{count - 1} as named. {unit} {basis(document)} "
+            f"Each row changes text → visual attention in {span(0, count - 1)} as named. {unit} {basis(document)} "
             "Not shown: the same in other layers.",
         )
         for shown, unit in ((measure, _PAIRED), ("kl", "Mean, in nats; linear below 0.01."))
@@ -102,9 +104,9 @@ def removal(document: Document) -> Section | None:
         block = document["settings"]["plan"]["block"]
         pictures += [
             Picture(
-                f"Freezing {block} layers in a row: {MEASURE_NAMES[measure]}",
+                f"Freezing {count_of(block)} in a row: {MEASURE_NAMES[measure]}",
                 effects.frozen_blocks(document, measure),
-                f"Visual tokens pass layers k to k + {block - 1} by unchanged, but text still sees them there. {unit} "
+                f"Visual tokens pass {count_of(block)} from k on by unchanged, but text still sees them there. {unit} "
                 f"{basis(document)}",
             )
             for measure, unit in shown.items()

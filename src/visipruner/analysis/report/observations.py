@@ -66,8 +66,7 @@ def stability(document: Document) -> Section | None:
     if attention:
         curves.append(("by attention", attention["overlap_of_layers"]))
     if influence:
-        # Nothing follows the last layer.
-        curves.append(("by influence", {key: values[: last - 1] for key, values in influence["stability"].items()}))
+        curves.append(("by influence", influence["stability"]))  # null in the last layer, which nothing follows
     if curves:
         pictures.append(
             Picture(

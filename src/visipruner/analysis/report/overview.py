@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visipruner.analysis.intervals import ENOUGH
 from visipruner.analysis.report.content import Document, Picture, Section, Table
 from visipruner.analysis.report.figures import effects
 from visipruner.analysis.report.headline import headline_figure
@@ -33,7 +34,7 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
     told = [("samples", str(dense["samples"]), f"{dense['images']} images, {kinds} kinds of questions")]
     if dense["accuracy"] is not None:
         found = point(dense["accuracy"], 0)
-        told.append(("dense accuracy", share(dense_level(document)), f"95 %: {_range(found)}"))
+        told.append(("dense accuracy", share(dense_level(document)), f"of these samples{_range(found)}"))
     stages = document.get("stages")
     if stages and stages["overall"]["needs_image"]:
         shallow, leave = stages["overall"]["shallow_end"], stages["overall"]["exit_layer"]
@@ -45,24 +46,34 @@ def facts(document: Document) -> list[tuple[str, str, str]]:
                 f"{shallow['value']:.0f}" if shallow else "none",
                 _between(shallow, "no shallow stage"),
             ),
-            ("fusion in layers", places or "none", "windows that the answers need"),
+            (f"fusion in {'layer' if places.isdigit() else 'layers'}", places or "none", "windows that answers need"),
             ("vision can leave at", f"{leave['value']:.0f}" if leave else "none", _between(leave, f"of {last}: never")),
         ]
-    proposed = next((row for row in document.get("check", []) if row["name"] == "proposed"), None)
-    if proposed:
-        found = proposed["accuracy"] or proposed["agreement"]
-        kind = "accuracy" if proposed["accuracy"] else "same answers"
-        cut = share(proposed["flops_cut"])
-        told.append(("proposed settings cut", cut, f"of FLOPs; {kind} {interval(found)} on other images"))
+    checked = {row["name"]: row for row in document.get("check", [])}
+    if "proposed" in checked:
+        told.append(("proposed settings cut", share(checked["proposed"]["flops_cut"]), f"of FLOPs; {_kept(checked)}"))
     return told
 
 
+def _kept(checked: dict[str, Any]) -> str:
+    """What the proposed settings keep, beside the dense model on the same samples: those analysed are others."""
+    dense, proposed = checked["dense"], checked["proposed"]
+    where = f"on {proposed['samples']} samples of other images"
+    if proposed["accuracy"] is None:
+        return f"same answers {interval(proposed['agreement'])} {where}"
+    return f"accuracy {interval(proposed['accuracy'])}, dense {share(dense['accuracy']['value'])}, {where}"
+
+
 def _range(found: dict[str, float] | None) -> str:
-    return "–" if found is None else f"{100 * found['low']:.0f}–{100 * found['high']:.0f} %"
+    if found is None or found["low"] is None:
+        return ""
+    return f"; 95 %: {100 * found['low']:.0f}–{100 * found['high']:.0f} %"
 
 
 def _between(found: dict[str, float] | None, without: str) -> str:
-    return without if found is None else f"95 %: {found['low']:.0f}–{found['high']:.0f}"
+    if found is None:
+        return without
+    return "one image" if found["low"] is None else f"95 %: {found['low']:.0f}–{found['high']:.0f}"
 
 
 def stages(document: Document) -> Section | None:
@@ -77,6 +88,13 @@ def stages(document: Document) -> Section | None:
         f"moving window; the dashed line is the dense model. {basis(document)} "
     )
     text = []
+    if "control" in document:
+        lost = point(document["control"]["swap_all"]["kl"], 0)
+        text.append(
+            f"Control: with another picture's tokens in all layers {interval(lost, 1, 2, ' nats')} are lost. Stages "
+            "are claimed only where that is more than the tolerance, and fusion only where another picture makes a "
+            "difference in the same layers: an answer may need the weight of attention and not what the image says."
+        )
     if stages:
         caption += (
             f"Bar: up to where, and from where on, no more than {loss(stages['tolerance'], stages['metric'])} "
@@ -84,7 +102,7 @@ def stages(document: Document) -> Section | None:
             "pruning by these boundaries does (see the proposed settings). "
         )
     else:
-        text = ["The parts that stages are read off were not all measured, so there are curves but no stages."]
+        text += ["The parts that stages are read off were not all measured, so there are curves but no stages."]
     drawings = [to_svg(headline_figure(document, narrow), f"headline-{narrow}") for narrow in (False, True)]
     return Section(
         "stages",
@@ -113,8 +131,8 @@ def types(document: Document) -> Section | None:
                 "Boundaries by kind of question",
                 ("kind", "samples", "dense accuracy", "shallow ends at", "fusion", "vision can leave at"),
                 rows,
-                "In brackets 95 % of bootstrap resamples over images. With few samples a kind's boundary is little "
-                "more than a hint, and kinds whose intervals overlap are not shown to differ.",
+                "In brackets 95 % of bootstrap resamples over images, if there are several. With few samples a kind's "
+                "boundary is little more than a hint, and kinds whose intervals overlap are not shown to differ.",
             )
         )
     if sweeps:
@@ -127,9 +145,8 @@ def types(document: Document) -> Section | None:
         left = f" Of {len(order)} kinds those with most samples are drawn." if len(drawn) < len(order) else ""
         text = [
             f"Each panel: {MEASURE_NAMES[measure]} ({unit}) with text → visual attention cut below layer k (blue, "
-            "circles) and with the image discarded from k on (purple, squares), 95 % bands over images; dotted: the "
-            "boundaries of this kind. Bands of few samples are rough, and narrow where all "
-            f"samples agree.{left}"
+            "circles) and with the image discarded from k on (purple, squares); dotted: the boundaries of this kind. "
+            f"Kinds with {ENOUGH} images or more have 95 % bands, those of fewer would only pile up.{left}"
         ]
     return Section("kinds", "By kind of question", text if pictures else (), pictures, tables)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from visipruner.analysis.report.choices import check, paper, scores
+from visipruner.analysis.report.choosing import check, paper, scores
 from visipruner.analysis.report.colophon import cost, settings
 from visipruner.analysis.report.content import Document, Section
 from visipruner.analysis.report.interventions import removal, shallow, sweeps

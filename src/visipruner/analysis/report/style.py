@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visipruner.analysis.intervals import ENOUGH
+
 INK, FAINT, RULE = "#1f2430", "#6b7280", "#d9dce1"
 BLUE, ORANGE, GREEN, PINK, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6a4c93", "#7a7f87"
 STAGE_COLORS = {"shallow": "#8cc0e0", "fusion": ORANGE, "between": "#eceef1", "deep": PURPLE}
@@ -109,9 +111,10 @@ def draw_curve(
     dashes: str = "-",
     band: float = 0.18,
 ) -> None:
-    """A mean as a line with its 95 % band; gaps where nothing is known."""
-    low, high = numbers(curve["low"], scale), numbers(curve["high"], scale)
-    axes.fill_between(list(x), low, high, color=color, alpha=band, linewidth=0)
+    """A mean as a line with its 95 % band; gaps where nothing is known, and no band where it rests on few images."""
+    if curve.get("images", ENOUGH) >= ENOUGH:
+        low, high = numbers(curve["low"], scale), numbers(curve["high"], scale)
+        axes.fill_between(list(x), low, high, color=color, alpha=band, linewidth=0)
     axes.plot(list(x), numbers(curve["mean"], scale), dashes, color=color, marker=marker, label=label)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visipruner.analysis.evidence import Budget
+from visipruner.analysis.intervals import ENOUGH
 
 TEACHER_FORCED = "An answer counts as the same only token for token, read along the dense answer."
 MEASURE_NAMES = {"accuracy": "accuracy", "agreement": "same answer as dense", "kl": "KL divergence"}
@@ -42,10 +43,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def interval(found: Mapping[str, float] | None, scale: float = 100, digits: int = 1, unit: str = " %") -> str:
-    """`57.4 % (52.1–62.9)`."""
+def interval(found: Mapping[str, Any] | None, scale: float = 100, digits: int = 1, unit: str = " %") -> str:
+    """`57.4 % (52.1–62.9)`; without brackets where there is no interval, as of one image."""
     if found is None or found["value"] is None:
         return "–"
+    if found["low"] is None:
+        return f"{found['value'] * scale:.{digits}f}{unit}"
     value, low, high = (found[name] * scale for name in ("value", "low", "high"))
     return f"{value:.{digits}f}{unit} ({low:.{digits}f}–{high:.{digits}f})"
 
@@ -69,14 +72,39 @@ def some(found: Budget, whole: int | None = None) -> str:
 
 
 def point(curve: Mapping[str, Any], place: int) -> dict[str, float] | None:
-    """One point of a curve as a value with its interval."""
+    """One point of a curve as a value with its interval; None where it is not known."""
     found = {"value": curve["mean"][place], "low": curve["low"][place], "high": curve["high"][place]}
-    return None if any(value is None for value in found.values()) else found
+    return None if found["value"] is None else found
 
 
-def layers(found: Mapping[str, float] | None) -> str:
+def curve_at(curve: Mapping[str, Any], *place: int) -> dict[str, Any]:
+    """One curve of several in an array: those of a score at a budget."""
+    found = dict(curve)
+    for name in ("mean", "low", "high"):
+        for number in place:
+            found[name] = found[name][number]
+    return found
+
+
+def layers(found: Mapping[str, Any] | None) -> str:
     """`12 (10–14)`."""
     return interval(found, scale=1, digits=0, unit="")
+
+
+def span(first: int, last: int) -> str:
+    """`layer 15`, or `layers 13–15`."""
+    return f"layers {first}–{last}" if last > first else f"layer {first}"
+
+
+def count_of(layers: int) -> str:
+    """`1 layer`, or `3 layers`."""
+    return f"{layers} layer{'s' if layers != 1 else ''}"
+
+
+def fusion_in(fusion: Sequence[Mapping[str, Any]]) -> str:
+    """`layer 15`, or `layers 8–9, 23`; empty where there is no fusion."""
+    places = places_of(fusion)
+    return f"layer{'' if places.isdigit() else 's'} {places}" if places else ""
 
 
 def places_of(fusion: Sequence[Mapping[str, Any]]) -> str:
@@ -85,11 +113,13 @@ def places_of(fusion: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in spans)
 
 
-def basis(document: Mapping[str, Any], samples: int | None = None) -> str:
+def basis(document: Mapping[str, Any]) -> str:
     """How many samples a figure rests on, and what its bands are."""
-    dense = document["dense"]
-    count = dense["samples"] if samples is None else samples
-    return f"{count} samples, {dense['images']} images; bands and whiskers: 95 % bootstrap over images."
+    count, images = document["dense"]["samples"], document["dense"]["images"]
+    if images == 1:
+        return f"{count} samples, one image: no intervals."
+    bands = "bands and whiskers" if images >= ENOUGH else "too few for bands; whiskers"
+    return f"{count} samples, {images} images; {bands}: 95 % bootstrap over images."
 
 
 def seconds(value: float) -> str:

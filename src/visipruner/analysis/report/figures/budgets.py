@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from visipruner.analysis.evidence import Budget
 from visipruner.analysis.report import style
 from visipruner.analysis.report.content import Document
-from visipruner.analysis.report.figures.drawing import drawn, factor, finish
-from visipruner.analysis.report.words import some
+from visipruner.analysis.report.figures.svg import drawn, factor, finish
+from visipruner.analysis.report.words import curve_at, some
 
 SCORES = {
     "influence": "influence ‖c_j‖",
@@ -29,7 +29,7 @@ def scores(document: Document, budget: Budget, measure: str) -> Figure:
     for number, name in enumerate(data["score"]):
         if measure == "overlap" and name == "influence":
             continue
-        curve = {key: data[measure][key][number][place] for key in ("mean", "low", "high")}
+        curve = curve_at(data[measure], number, place)
         style.draw_curve(
             axes,
             data["layer"],
@@ -60,7 +60,7 @@ def budgets(document: Document, measure: str) -> Figure:
         if data and "influence" in data["score"]:
             number = data["score"].index("influence")
             for place, budget in enumerate(data["budget"]):
-                curve = {key: data[measure][key][number][place] for key in ("mean", "low", "high")}
+                curve = curve_at(data[measure], number, place)
                 found[budget] = data["layer"], curve  # the two parts look at layers of their own
     figure, axes = style.new_figure(5.0, 3.5)
     scale = factor(measure)

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from visipruner.analysis.report import style
 from visipruner.analysis.report.content import Document
-from visipruner.analysis.report.figures.drawing import drawn, factor, finish
-from visipruner.analysis.report.words import MEASURE_NAMES, dense_level, evidence_of, measure_of
+from visipruner.analysis.report.figures.svg import drawn, factor, finish
+from visipruner.analysis.report.words import MEASURE_NAMES, count_of, dense_level, evidence_of, measure_of, span
 
 CONDITIONS = {
     "cut": "all cut before the softmax",
@@ -38,7 +38,7 @@ def sweeps(document: Document, measure: str) -> Figure:
     for name, label, color, marker, shift in (
         ("sweep_shallow_to_deep", "cut below k", style.BLUE, "o", 0.0),
         ("discard", "discarded from k on", style.PURPLE, "s", 0.0),
-        ("sweep_window", f"cut in {window} layers", style.ORANGE, "^", window / 2),
+        ("sweep_window", f"cut in {count_of(window)}", style.ORANGE, "^", window / 2),
     ):
         sweep = document["sweeps"][name]
         places = [layer + shift for layer in sweep["layer"]]
@@ -55,21 +55,24 @@ def sweeps_of_type(document: Document, kind: str) -> Figure:
     measure = evidence_of(document)
     figure, axes = style.new_figure(3.4, 2.3)
     scale = factor(measure)
-    for name, color, marker in (
-        ("sweep_shallow_to_deep", style.BLUE, "o"),
-        ("discard", style.PURPLE, "s"),
+    for name, label, color, marker in (
+        ("sweep_shallow_to_deep", "cut below k", style.BLUE, "o"),
+        ("discard", "gone from k on", style.PURPLE, "s"),
     ):
         sweep = document["sweeps"][name]
-        style.draw_curve(axes, sweep["layer"], sweep["by_type"][kind][measure], color, "", scale=scale, marker=marker)
+        curve = sweep["by_type"][kind][measure]
+        style.draw_curve(axes, sweep["layer"], curve, color, label, scale=scale, marker=marker)
     found = document.get("stages", {}).get("by_type", {}).get(kind, {})
     for name, color in (("shallow_end", style.BLUE), ("exit_layer", style.PURPLE)):
         if found.get(name):
             axes.axvline(found[name]["value"], color=color, linewidth=1, linestyle=":")
     dense = document["dense"]["by_type"][kind]["accuracy"] if measure == "accuracy" else None
     finish(axes, document, measure, 1.0 if dense is None else dense)
+    axes.set_ylabel("KL, nats" if measure == "kl" else MEASURE_NAMES[measure].removesuffix(" as dense") + ", %")
     if measure != "kl":
         axes.set_ylim(-4, 104)
     style.layer_axis(axes, document["model"]["layers"], "layer k")
+    style.legend_above(axes, 2, axes.get_lines()[:2])
     return figure
 
 
@@ -81,7 +84,7 @@ def conditions(document: Document, part: str, measure: str) -> Figure:
         labels = [CONDITIONS.get(name, name) for name in data["condition"]]
     else:
         ends = [tuple(map(int, window.split("-"))) for window in data["window"]]
-        labels = [f"layers {first}–{end - 1}" for first, end in ends]
+        labels = [span(first, end - 1) for first, end in ends]
     figure, axes = style.new_figure(5.0, 0.9 + 0.22 * len(labels))
     scale = factor(measure)
     style.draw_points(axes, data[measure], labels, style.BLUE if measure != "kl" else style.PURPLE, scale)
@@ -101,7 +104,7 @@ def frozen_blocks(document: Document, measure: str) -> Figure:
     """Vision seen but not worked on in a few layers in a row, by the first of them."""
     figure, axes = style.new_figure()
     data, size = document["freeze_blocks"], document["settings"]["plan"]["block"]
-    label = f"layers k to k + {size - 1} frozen"
+    label = f"layers k to k + {size - 1} frozen" if size > 1 else "layer k frozen"
     style.draw_curve(axes, data["layer"], data[measure], style.BLUE, label, scale=factor(measure), marker="D")
     finish(axes, document, measure)
     style.layer_axis(axes, document["model"]["layers"], "first layer k of the block")

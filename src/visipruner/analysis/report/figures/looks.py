@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from visipruner.analysis.report import style
 from visipruner.analysis.report.content import Document
-from visipruner.analysis.report.figures.drawing import drawn
+from visipruner.analysis.report.figures.svg import drawn
 
 
 @drawn

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from visipruner.analysis.arrays import Array, Labelled
 from visipruner.analysis.reading import Reading, Rows
-from visipruner.analysis.results import Array, Labelled, Result
+from visipruner.analysis.result import Result
 
 
 def attention_weights(reading: Reading, layer: int, rows: Rows = "last", heads: Iterable[int] | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from visipruner.analysis.report.content import Table
 from visipruner.analysis.report.words import (
     MEASURE_NAMES,
+    curve_at,
     interval,
     layers,
     loss,
@@ -18,6 +19,7 @@ from visipruner.analysis.report.words import (
     point,
     share,
     some,
+    span,
 )
 
 _PAPER_LAYERS = 32
@@ -77,7 +79,7 @@ def _sweeps(document: dict[str, Any]) -> Iterator[Row]:
     yield (
         "text → visual cut in the worst window of layers",
         "51.7 (GQA, layers 8–14)",
-        f"{_at(document, moving, worst)}, layers {worst}–{worst + window - 1}",
+        f"{_at(document, moving, worst)}, {span(worst, worst + window - 1)}",
         f"7 of 32 layers there, {window} of {last} here",
     )
     for paper_layer, number in ((25, "61.91"), (19, "59.13")):
@@ -141,7 +143,7 @@ def _cache(document: dict[str, Any]) -> Iterator[Row]:
         yield (
             f"visual keys and values gone while decoding, {name} layers",
             f"{number}, of 31.2 (MM-Vet)",
-            f"{_at(document, data, place)}, layers {first}–{end - 1}",
+            f"{_at(document, data, place)}, {span(first, end - 1)}",
             "long answers there; answers of one token cannot change here",
         )
 
@@ -160,7 +162,7 @@ def _scores(document: dict[str, Any]) -> Iterator[Row]:
     ):
         if name in data["score"]:
             number = data["score"].index(name)
-            found = {key: data[measure][key][number][-1] for key in ("mean", "low", "high")}
+            found = curve_at(data[measure], number, -1)
             yield (
                 f"tokens kept by {words}",
                 paper,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from visipruner.analysis.report.beside_paper import comparison
 from visipruner.analysis.report.content import Document, Picture, Section, Table
 from visipruner.analysis.report.figures import budgets
-from visipruner.analysis.report.published import comparison
 from visipruner.analysis.report.words import (
     MEASURE_NAMES,
     basis,
     budget,
+    curve_at,
     interval,
     loss,
     measure_of,
@@ -64,7 +65,7 @@ def _score_table(data: dict[str, Any], measure: str) -> Table:
     ]
     rows = []
     for number, name in enumerate(data["score"]):
-        curves = [{key: data[measure][key][number][b] for key in ("mean", "low", "high")} for b, _ in cells]
+        curves = [curve_at(data[measure], number, b) for b, _ in cells]
         points = [point(curve, place) for curve, (_, place) in zip(curves, cells, strict=True)]
         told = [interval(found, 1, 3, "") if measure == "kl" else interval(found) for found in points]
         rows.append((budgets.SCORES.get(name, name), *told))
@@ -127,8 +128,10 @@ def check(document: Document) -> Section | None:
 
 
 def _loss(found: dict[str, float], metric: str) -> str:
-    low, high = (loss(found[name], metric) for name in ("low", "high"))
-    return f"{loss(found['value'], metric)} lost, 95 %: {low} to {high}"
+    lost = f"{loss(found['value'], metric)} lost"
+    if found["low"] is None:
+        return lost
+    return f"{lost}, 95 %: {loss(found['low'], metric)} to {loss(found['high'], metric)}"
 
 
 def paper(document: Document) -> Section | None:

@@ -1,0 +1,248 @@
+"""A whole analysis in one call: measures, reads off the stages, tries settings, writes the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from visipruner.analysis.check import check
+from visipruner.analysis.evidence import Metric
+from visipruner.analysis.idle import full_layers, idle_layers
+from visipruner.analysis.joint import TRIES
+from visipruner.analysis.measuring import Task, check_folder, measure
+from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS, check_parts
+from visipruner.analysis.stages import Stages
+from visipruner.analysis.study import Study
+from visipruner.contract.pruner import FILE_NAME, Pruner
+from visipruner.errors import ConfigError
+from visipruner.evaluation.samples import Sample, spread
+from visipruner.files import write_json
+from visipruner.models.fingerprint import fingerprint
+from visipruner.models.shape import ModelShape
+from visipruner.pruners.composed import Composed
+from visipruner.pruners.shortv import ShortV
+from visipruner.pruners.visipruner import VisiPruner
+from visipruner.words import spans
+
+SCHEMA = "visipruner.analysis/1"
+ANALYSIS_FILE = "analysis.json"
+REPORT_FILE = "report.html"
+FROZEN_FOLDER = "frozen"
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found. All of it lies in `folder`, too.
+
+    Attributes:
+        folder: with analysis.json, report.html, headline.png, and where settings are proposed pruner.json.
+        document: what analysis.json holds. stages: None where the parts they need were not asked for.
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    stages: Stages | None
+
+    @property
+    def pruner(self) -> VisiPruner | None:
+        """The proposed settings, None where the data support none."""
+        return None if self.stages is None else self.stages.pruner
+
+
+def analyze(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    out: Path | str,
+    *,
+    parts: Sequence[str] = (),
+    count: int = 64,
+    checked: int = 64,
+    metric: Metric = "kl",
+    tolerance: float | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 32,
+    name: str = "",
+    data: str = "own samples",
+    progress: Progress | None = None,
+) -> Analysis:
+    """Finds out where a model uses its visual tokens; what `visipruner analyze` does.
+
+    Args:
+        model, processor: a stock multimodal model and its processor, with a chat template.
+        samples: image-question pairs, with or without answers (`visipruner.evaluation.samples.load_samples`).
+        out: results go here; an interrupted analysis goes on from it, and parts can be added later.
+        parts: names from `parts.PARTS`; all by default. Stages need `NEEDED_FOR_STAGES`.
+        count: how many samples are analysed, spread over images; checked: on how many others proposals are tried.
+        metric, tolerance, max_new_tokens: see `find_stages`. seed: of the choice of samples.
+        name, data: how the report calls the model and the samples.
+        progress: given an iterable, its length at most and what is being done; returns an iterable of the same.
+
+    Raises ConfigError where `out` holds an analysis of something else, and as `choose` does.
+    """
+    from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
+
+    chosen = choose(samples, parts, count, metric, seed)
+    task = task_of(model, name, tuple(dict.fromkeys(parts)) or tuple(PARTS), max_new_tokens)
+    run = _Run(model, processor, chosen, task, Path(out), seed, progress or (lambda items, *_: items))
+    check_folder(run.out, task)
+    started = time.perf_counter()
+    study = Study(run.watched(measure(model, processor, chosen, task, run.out), len(chosen), "Analysing samples"))
+    document = run.document(study, data)
+    stages = None
+    if set(NEEDED_FOR_STAGES) <= set(task.parts):
+        stages = run.add_stages(study, document, metric, tolerance)
+        run.add_check(samples, document, stages, checked)
+    else:
+        document |= _kept(run.out / ANALYSIS_FILE, document)
+    document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
+    write_json(run.out / ANALYSIS_FILE, document)
+    write_report(run.out / REPORT_FILE, document, study.records)
+    return Analysis(run.out, document, stages)
+
+
+def find_stages(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    metric: Metric = "kl",
+    tolerance: float | None = None,
+    max_new_tokens: int = 32,
+    folder: Path | None = None,
+) -> Stages:
+    """Where shallow ends, where fusion happens and where vision can leave, with intervals; and settings that follow.
+
+    Args:
+        model, processor: a stock multimodal model and its processor, with a chat template.
+        samples: image-question pairs, with or without answers.
+        metric: "kl", "agreement" with the dense answers, or "accuracy" where answers are known.
+        tolerance: loss that counts as none, see `stages_from`; by default 0.05 nats, 0.05 or 0.02.
+        folder: keeps every finished sample, so that an interrupted search goes on where it was.
+
+    Raises ConfigError where `folder` holds an analysis of something else, other weights included.
+    """
+    task = task_of(model, "", NEEDED_FOR_STAGES, max_new_tokens)
+    study = Study(list(measure(model, processor, samples, task, folder)))
+    return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
+
+
+def choose(
+    samples: Sequence[Sample], parts: Sequence[str] = (), count: int = 64, metric: Metric = "kl", seed: int = 0
+) -> list[Sample]:
+    """The samples that are analysed.
+
+    Raises ConfigError for unknown parts, or where stages are to be read off accuracy but an answer is not known.
+    """
+    check_parts(parts)
+    chosen = spread(samples, count, seed)
+    has_stages = not parts or set(NEEDED_FOR_STAGES) <= set(parts)
+    if has_stages and metric == "accuracy" and not all(sample.answers for sample in chosen):
+        raise ConfigError("The metric accuracy needs the right answer of every sample; take kl or agreement.")
+    return chosen
+
+
+def task_of(model: Any, name: str, parts: tuple[str, ...], max_new_tokens: int) -> Task:
+    """What is to be measured of a loaded model, which is called by its own name where `name` is empty."""
+    name = name or str(getattr(model.config, "name_or_path", ""))
+    attention = str(model.config.get_text_config()._attn_implementation)
+    return Task(name, str(model.dtype).removeprefix("torch."), attention, parts, max_new_tokens, fingerprint(model))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One `analyze` at work; `samples` are those analysed."""
+
+    model: Any
+    processor: Any
+    samples: list[Sample]
+    task: Task
+    out: Path
+    seed: int
+    progress: Progress
+
+    def watched(self, items: Iterable[Any], total: int, what: str) -> list[Any]:
+        return list(self.progress(items, total, what))
+
+    def document(self, study: Study, data: str) -> dict[str, Any]:
+        """What analysis.json holds of the measurements."""
+        seconds: dict[str, float] = {}
+        for record in study.records:
+            for part, spent in record["seconds"].items():
+                seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
+        shape = ModelShape.from_config(self.model.config.get_text_config())
+        return {
+            "schema": SCHEMA,
+            "model": {
+                "name": self.task.model,
+                "class": type(self.model).__name__,
+                "layers": shape.num_layers,
+                "hidden_size": shape.hidden_size,
+                "visual_tokens": study.visual_tokens,
+                "dtype": self.task.dtype,
+                "attention": self.task.attn,
+            },
+            "settings": {
+                "data": data,
+                "samples": len(study.records),
+                "seed": self.seed,
+                "max_new_tokens": self.task.max_new_tokens,
+                "plan": study.plan,
+            },
+            "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
+            "seconds": {"by_part": seconds},
+            **study.summary(),
+        }
+
+    def add_stages(self, study: Study, document: dict[str, Any], metric: Metric, tolerance: float | None) -> Stages:
+        """Reads off the stages and writes pruner.json; an earlier run's does not stay behind."""
+        length = self.task.max_new_tokens
+        settling = study.settled(self.model, self.processor, self.samples, metric, tolerance, length)
+        stages: Stages = self.watched(settling, TRIES, "Trying settings")[-1]
+        document["stages"] = stages.to_dict()
+        for folder in (self.out, self.out / FROZEN_FOLDER):
+            (folder / FILE_NAME).unlink(missing_ok=True)
+        if stages.pruner is not None:
+            stages.pruner.check(stages.num_layers)
+            stages.pruner.save_pretrained(self.out)
+        return stages
+
+    def add_check(self, available: Sequence[Sample], document: dict[str, Any], stages: Stages, count: int) -> None:
+        """How proposed settings do on samples whose images were not analysed; without any a note."""
+        if stages.pruner is None:
+            return
+        pruners = self._to_check(stages.pruner, document)
+        images = {sample.image for sample in self.samples}
+        others = [sample for sample in available if sample.image not in images]
+        samples = spread(others, count, self.seed, per_image=4)
+        if not samples:
+            why = "no images were left for that" if count else "none were to be checked"
+            note = f"The proposed settings were not tried on images that were not analysed ({why})."
+            document["stages"]["notes"] = [*document["stages"]["notes"], note]
+            return
+        answered = check(self.model, self.processor, pruners, samples, self.task.max_new_tokens)
+        document["check"] = self.watched(answered, len(pruners) + 1, "Checking on other images")
+
+    def _to_check(self, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
+        """The proposed settings, those with idle layers frozen, which are saved here, and the paper's."""
+        pruners: dict[str, Pruner] = {"proposed": proposed}
+        if idle := idle_layers(document, full_layers(proposed)):
+            frozen = Composed(parts=(ShortV(layers=idle), proposed))
+            frozen.save_pretrained(self.out / FROZEN_FOLDER)
+            pruners[f"proposed, frozen in {spans(idle)}"] = frozen
+        return pruners | {"paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
+
+
+def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The stages and the check of an earlier run, where the evidence for them is still what `document` holds."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = json.loads(json.dumps(document))
+    if any(before.get(name) != now.get(name) for name in ("model", "settings", *NEEDED_FOR_STAGES)):
+        return {}
+    return {name: before[name] for name in ("stages", "check") if name in before}
