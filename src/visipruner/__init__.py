@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visipruner.accounting.record import ExampleTrace
     from visipruner.adapters import Adapter
+    from visipruner.asking.ask import ask
     from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
+    from visipruner.evaluation.compare import compare
     from visipruner.evaluation.runner import evaluate
     from visipruner.pruners.capa import Capa
     from visipruner.pruners.cdpruner import CDPruner
@@ -80,11 +82,13 @@ _PUBLIC = {
     "VisiPruner": "pruners.visipruner",
     "VisiPrunerError": "errors",
     "VisionZip": "pruners.visionzip",
+    "ask": "asking.ask",
     "attach": "engine.attach",
+    "compare": "evaluation.compare",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "testbed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "models", "speed", "testbed", "training")
 
 __all__ = [
     "VTW",
@@ -119,7 +123,9 @@ __all__ = [
     "VisiPruner",
     "VisiPrunerError",
     "VisionZip",
+    "ask",
     "attach",
+    "compare",
     "evaluate",
     "load_pruner",
 ]

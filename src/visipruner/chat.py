@@ -19,7 +19,7 @@ from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError, VisiPrunerError
-from visipruner.evaluation.clock import synchronize
+from visipruner.models.devices import synchronize
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from visipruner.cli import saving
-from visipruner.cli.data import samples_of, with_progress
 from visipruner.cli.errors import CliError
-from visipruner.files import write_json
+from visipruner.cli.options import ModelOptions, Seed, command
+from visipruner.files import prepare_folder, write_json
 from visipruner.models import loading as models
+from visipruner.models import shipped
 from visipruner.words import spans
 
 if TYPE_CHECKING:
     from visipruner.analysis.stages import Stages
     from visipruner.analysis.summary import Study
+    from visipruner.cli.console import Status
     from visipruner.contract.pruner import Pruner
     from visipruner.evaluation.samples import Sample
     from visipruner.models.loading import LoadedModel
@@ -31,27 +34,79 @@ ANALYSIS_FILE = "analysis.json"
 FROZEN_FOLDER = "frozen"
 
 
-@dataclass(frozen=True)
-class Job:
-    """The arguments of one `visipruner analyze`."""
+EXAMPLES = """
+visipruner analyze --out analysis/
 
-    model: str
-    data: Path | None
-    out: Path
-    only: list[str]
-    samples: int
-    checked: int
-    seed: int
-    metric: str
-    tolerance: float | None
-    max_new_tokens: int
-    dtype: str
-    attn: str
-    device: str
-    allow_download: bool
+visipruner analyze --out quick/ --samples 8 --only sweeps --only lens
+
+visipruner analyze --model ~/models/llava-1.5-7b-hf --data pairs.jsonl --out analysis/ --dtype bfloat16
+
+visipruner run photo.jpg -q "What is this?" --config analysis/pruner.json
+"""
 
 
-def execute(job: Job) -> None:
+class Metric(StrEnum):
+    """How an analysis measures what is lost."""
+
+    KL = "kl"
+    AGREEMENT = "agreement"
+    ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeOptions(ModelOptions):
+    """Of `visipruner analyze`."""
+
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")]
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
+            show_default="the shipped test set, for the testbed",
+        ),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Only these parts (repeatable): attention, sweeps, shallow, skip, freeze, freeze_blocks, cache, "
+            "influence, scores, lens. Stages need sweeps, influence and scores.",
+            show_default="all",
+        ),
+    ] = None
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many, spread over images and types.")] = 64
+    checked: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Samples of other images on which the proposed settings are tried."),
+    ] = 64
+    metric: Annotated[
+        Metric,
+        typer.Option(help="What a loss is: KL to the dense answer (nats), answers changed, right answers lost."),
+    ] = Metric.KL
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Loss that counts as none.",
+            show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
+        ),
+    ] = None
+    seed: Seed = 0
+
+
+@command(AnalyzeOptions, EXAMPLES)
+def analyze(options: AnalyzeOptions) -> None:
+    """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
+
+    Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
+    frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
+    """
+    execute(options)
+
+
+def execute(job: AnalyzeOptions) -> None:
     """Measures, reads off the stages, writes analysis.json, pruner.json, frozen/pruner.json, report.html.
 
     Raises CliError and its kin."""
@@ -59,27 +114,29 @@ def execute(job: Job) -> None:
     from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
     from visipruner.analysis.study import Task, check_folder, measure
     from visipruner.analysis.summary import Study
-    from visipruner.evaluation.samples import spread
+    from visipruner.cli.console import Status
+    from visipruner.evaluation.samples import check_questions, load_samples, spread
     from visipruner.models.fingerprint import fingerprint
 
-    parts = tuple(dict.fromkeys(job.only)) or tuple(PARTS)
+    parts = tuple(dict.fromkeys(job.only or [])) or tuple(PARTS)
     Task(job.model, "", "", parts)  # unknown parts are told before the model loads
     models.check_name(job.model)
-    available = samples_of(job.model, job.data)
+    available = load_samples(job.data or shipped.data_of(job.model))
     chosen = spread(available, job.samples, job.seed)
     has_stages = set(NEEDED_FOR_STAGES) <= set(parts)
     if has_stages and job.metric == "accuracy" and not all(sample.answers for sample in chosen):
         raise CliError("--metric accuracy needs the right answer of every sample; take kl or agreement.")
-    saving.prepare_folder(job.out)
+    prepare_folder(job.out)
     models.prepare(job.model)
-    status = Console(stderr=True)
-    with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
+    status = Status()
+    with status.busy(f"Loading {job.model}"):
+        loaded = models.load(job.model, **job.loading())
+    check_questions(chosen, loaded.processor)
     task = Task(job.model, loaded.dtype, loaded.attn, parts, job.max_new_tokens, fingerprint(loaded.model))
     check_folder(job.out, task)
     started = time.perf_counter()
     measuring = measure(loaded.model, loaded.processor, chosen, task, job.out)
-    study = Study(list(with_progress(measuring, len(chosen), status, "Analysing samples")))
+    study = Study(list(status.over(measuring, len(chosen), "Analysing samples")))
     document = _document(job, loaded, study)
     stages = None
     if has_stages:
@@ -97,7 +154,7 @@ def execute(job: Job) -> None:
     _conclude(Console(highlight=False), job, document, stages)
 
 
-def _document(job: Job, loaded: LoadedModel, study: Study) -> dict[str, Any]:
+def _document(job: AnalyzeOptions, loaded: LoadedModel, study: Study) -> dict[str, Any]:
     from visipruner.models.shape import ModelShape
 
     seconds: dict[str, float] = {}
@@ -141,7 +198,12 @@ def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_stages(
-    job: Job, loaded: LoadedModel, study: Study, samples: list[Sample], document: dict[str, Any], console: Console
+    job: AnalyzeOptions,
+    loaded: LoadedModel,
+    study: Study,
+    samples: list[Sample],
+    document: dict[str, Any],
+    console: Status,
 ) -> Stages:
     from visipruner.analysis.joint import TRIES
     from visipruner.contract.pruner import FILE_NAME
@@ -154,7 +216,7 @@ def _add_stages(
         job.tolerance,
         job.max_new_tokens,
     )
-    stages: Stages = list(with_progress(settling, TRIES, console, "Trying settings"))[-1]
+    stages: Stages = list(console.over(settling, TRIES, "Trying settings"))[-1]
     document["stages"] = stages.to_dict()
     for folder in (job.out, job.out / FROZEN_FOLDER):  # an earlier run may have proposed more
         (folder / FILE_NAME).unlink(missing_ok=True)
@@ -164,7 +226,7 @@ def _add_stages(
     return stages
 
 
-def _to_check(job: Job, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
+def _to_check(job: AnalyzeOptions, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
     """The proposed settings, those with idle layers frozen, which are saved here, and the paper's."""
     from visipruner.analysis.idle import full_layers, idle_layers
     from visipruner.pruners.composed import Composed
@@ -180,12 +242,12 @@ def _to_check(job: Job, proposed: VisiPruner, document: dict[str, Any]) -> dict[
 
 
 def _add_check(
-    job: Job,
+    job: AnalyzeOptions,
     loaded: LoadedModel,
     pruners: dict[str, Pruner],
     others: list[Sample],
     document: dict[str, Any],
-    console: Console,
+    console: Status,
 ) -> None:
     """How the settings do on samples whose images were not analysed; without any a note."""
     from visipruner.analysis.check import check
@@ -198,10 +260,10 @@ def _add_check(
         document["stages"]["notes"] = [*document["stages"]["notes"], note]
         return
     answered = check(loaded.model, loaded.processor, pruners, samples, job.max_new_tokens)
-    document["check"] = list(with_progress(answered, len(pruners) + 1, console, "Checking on other images"))
+    document["check"] = list(console.over(answered, len(pruners) + 1, "Checking on other images"))
 
 
-def _conclude(console: Console, job: Job, document: dict[str, Any], stages: Stages | None) -> None:
+def _conclude(console: Console, job: AnalyzeOptions, document: dict[str, Any], stages: Stages | None) -> None:
     from visipruner.analysis.report.notes import notes
 
     if stages is not None:

@@ -17,7 +17,8 @@ from visipruner.engine.arguments import cache_of
 from visipruner.engine.attach import attach
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
-from visipruner.evaluation.clock import EngineClock, synchronize
+from visipruner.evaluation.clock import EngineClock
+from visipruner.models.devices import synchronize
 from visipruner.models.heads import give_whole_rows
 from visipruner.models.shape import ModelShape
 from visipruner.speed.machine import peak_memory
