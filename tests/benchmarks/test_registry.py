@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from typer.testing import CliRunner
 
 from tests.benchmarks.folders import answered, jsonl, picture, pope_folder, scores, tsv, write_json

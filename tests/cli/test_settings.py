@@ -5,9 +5,7 @@ import pytest
 from visipruner.cli.errors import CliError
 from visipruner.cli.settings import chosen, parse_settings, parse_value
 from visipruner.errors import ConfigError
-from visipruner.models import shipped
 from visipruner.pruners.none import NoPruning
-from visipruner.pruners.fastv import FastV
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.specs import adjusted, resolve
 

@@ -58,9 +58,7 @@ def test_several_images_or_none(folder: Path, picture: Image.Image) -> None:
 
 
 def test_a_model_that_is_not_here_says_how_each_harness_fetches_it() -> None:
-    with pytest.raises(
-        LoadError, match=r"add --allow-download \(allow_download=True in Python and in lmms-eval"
-    ):
+    with pytest.raises(LoadError, match=r"add --allow-download \(allow_download=True in Python and in lmms-eval"):
         Answerer("someone/something")
 
 

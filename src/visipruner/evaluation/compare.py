@@ -240,13 +240,19 @@ def _task(model: str, data: Path | None, benchmark: str | None, out: Path | None
     return open_data(data or shipped.data_of(model), benchmark, None if out is None else out / "images")
 
 
+def draw_results(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes table.md, and where matplotlib is installed chart.png and ranking.png. Raises ImportError where not."""
+    text = as_markdown(rows) + "\n"
+    write_atomic(out / "table.md", lambda part: part.write_text(text, encoding="utf-8"))
+    from visipruner.evaluation import chart, ranking
+
+    chart.draw(rows, out / "chart.png")
+    ranking.draw(rows, out / "ranking.png")
+
+
 def _save(out: Path, compared: Compared, progress: Progress) -> None:
     write_json(out / RESULTS_FILE, compared.document)
-    write_atomic(out / "table.md", lambda part: part.write_text(compared.table + "\n", encoding="utf-8"))
     try:
-        from visipruner.evaluation import chart, ranking
-
-        chart.draw(compared.rows, out / "chart.png")
-        ranking.draw(compared.rows, out / "ranking.png")
+        draw_results(out, compared.rows)
     except ImportError:
         progress.note("No chart.png: matplotlib is not installed (pip install 'visipruner[report]').")
