@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visipruner.accounting.record import ExampleTrace
     from visipruner.adapters import Adapter
-    from visipruner.asking.ask import ask
+    from visipruner.asking.run import ask
     from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
-    from visipruner.evaluation.compare import compare
+    from visipruner.evaluation.comparison import compare
     from visipruner.evaluation.runner import evaluate
     from visipruner.pruners.capa import Capa
     from visipruner.pruners.cdpruner import CDPruner
@@ -82,9 +82,9 @@ _PUBLIC = {
     "VisiPruner": "pruners.visipruner",
     "VisiPrunerError": "errors",
     "VisionZip": "pruners.visionzip",
-    "ask": "asking.ask",
+    "ask": "asking.run",
     "attach": "engine.attach",
-    "compare": "evaluation.compare",
+    "compare": "evaluation.comparison",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }

@@ -72,4 +72,4 @@ def adjusted(spec: str, settings: Mapping[str, Any], model: str, num_layers: int
         other = _BUDGETS.get(key)
         if other in merged and other not in settings:
             del merged[other]
-    return Chosen(type(base.pruner).from_settings(merged), f"{base.source}, but {', '.join(settings)}")
+    return Chosen(type(base.pruner).from_settings(merged), f"{base.source}; given: {', '.join(settings)}")

@@ -37,7 +37,8 @@ def _questions(folder, images):
     return path
 
 
-def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
+def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     saved = VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2).save_pretrained(tmp_path / "mine")
     arguments = ["eval", "--model", planted_folder, "--data", data, "--max-new-tokens", 2]
@@ -49,7 +50,13 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
     assert [row["method"] for row in document["rows"]] == names
     assert document["methods"]["fastv"]["settings"]["layer"] == 1  # the published layer 2 of 32, at 6 layers
     assert document["samples"] == 6
-    assert (out / "table.md").read_text().strip() == result.stdout.strip()
+    assert "| fastv |" in (out / "table.md").read_text()
+    assert "|" not in result.stdout
+    assert max(map(len, result.stdout.replace(str(out), "").splitlines())) <= 80
+    for column in ("accuracy", "against dense", "FLOPs cut", "selection"):
+        assert column in result.stdout
+    assert "(published, layers at the same depth)" in " ".join(result.stdout.split())
+    assert document["methods"]["fastv"]["source"] == "published, layers at the same depth"
     assert (out / "chart.png").exists()
     assert (out / "ranking.png").exists()
     assert len((out / "samples.jsonl").read_text().splitlines()) == 6

@@ -37,9 +37,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_the_chart_names_its_band_and_every_whole_setting(
     rows: list[dict[str, Any]], drawn: list[Figure], tmp_path: Path
 ) -> None:
-    chart.draw(
-        [*rows, {**rows[1], "method": "fastv:layer=2"}, {**rows[2], "method": "fastv:layer=9"}], tmp_path / "c.png"
-    )
+    two = [{**row, "method": f"fastv:layer={number}"} for number, row in zip((2, 9), rows[1:3], strict=True)]
+    chart.draw([*rows, *two], tmp_path / "c.png")
     [legend] = drawn[0].legends
     told = {text.get_text().replace("\n", " ").replace(", ", ",") for text in legend.get_texts()}
     assert {"dense", "dense,95 % interval", LONG, "fastv:layer=2", "fastv:layer=9"} <= told

@@ -58,10 +58,14 @@ def told(value: Any) -> str:
 
 
 def method_told(name: str, settings: Mapping[str, Any]) -> str:
-    """A method as one would write it, without what is not set."""
+    """A method as one would write it: with the settings that are not as published."""
+    from visipruner.contract.settings import declared
+    from visipruner.pruners.registry import method_class
+
     if name == "composed":
         return "+".join(map(told, settings["parts"]))
-    given = ",".join(f"{key}={told(value)}" for key, value in settings.items() if value is not None)
+    published = {key: told(one.get("default")) for key, one in declared(method_class(name)).items()}
+    given = ",".join(f"{key}={told(value)}" for key, value in settings.items() if told(value) != published.get(key))
     return f"{name}:{given}" if given else name
 
 

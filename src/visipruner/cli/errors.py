@@ -96,7 +96,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if os.environ.get("VISIPRUNER_DEBUG") not in {None, "", "0"}:
                 raise
-            print(f"visipruner: {explain(error)}", file=sys.stderr)
+            told = explain(error).removeprefix("visipruner: ")  # of the method, whose name is ours
+            print(f"visipruner: {told}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     return wrapped

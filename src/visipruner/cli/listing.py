@@ -63,7 +63,7 @@ def _show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
 
     rows = [[name, _arxiv(method["paper"]), method["acts"]] for name, method in methods.items()]
     show_table(output(), Table(["--method", "arXiv", "tokens leave"], rows))
-    output().print("\nvisipruner list METHOD shows what it does and its settings.")
+    output().print("\nWhat a method does and its settings: visipruner list METHOD")
 
 
 def _arxiv(paper: str) -> str:

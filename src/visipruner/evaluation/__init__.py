@@ -9,7 +9,7 @@ for row in vp.evaluation.summarize(records):
 """
 
 from visipruner.evaluation.bootstrap import INTERVALS
-from visipruner.evaluation.compare import Compared, compare
+from visipruner.evaluation.comparison import Compared, compare
 from visipruner.evaluation.matching import AXES, matched, share_cut
 from visipruner.evaluation.rows import summarize
 from visipruner.evaluation.runner import DENSE, evaluate

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from visipruner.evaluation.compare import RESULTS_FILE, draw_results
+from visipruner.evaluation.comparison import RESULTS_FILE, draw_results
 
 for folder in map(Path, sys.argv[1:]):
     draw_results(folder, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["rows"])
