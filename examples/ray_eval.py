@@ -13,13 +13,14 @@ from typing import Any
 
 import ray
 
-from visipruner.cli import settings
-from visipruner.cli.data import task_of
+from visipruner import specs
 from visipruner.evaluation import as_markdown, summarize
+from visipruner.evaluation.datasets import open_data
 from visipruner.evaluation.runner import Comparison
 from visipruner.evaluation.samples import Sample
 from visipruner.files import write_atomic, write_json
 from visipruner.models import loading as models
+from visipruner.models import shipped
 
 
 class Answering:
@@ -30,8 +31,7 @@ class Answering:
     ) -> None:
         models.prepare(model)
         loaded = models.load(model, dtype="auto", attn="sdpa", allow_download=allow_download)
-        layers = loaded.model.config.get_text_config().num_hidden_layers
-        pruners = {spec: settings.pruner_for(spec, model, layers) for spec in methods}
+        pruners = {spec: specs.resolve(spec, model, loaded.num_layers).pruner for spec in methods}
         self.comparison = Comparison(loaded.model, loaded.processor, pruners, max_new_tokens)
         self.samples = samples
         self.turn = 0
@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and samples.jsonl")
     given = parser.parse_args()
 
-    task = task_of(given.model, given.data, given.benchmark, None if given.out is None else given.out / "images")
+    images = None if given.out is None else given.out / "images"
+    task = open_data(given.data or shipped.data_of(given.model), given.benchmark, images)
     chosen = task.samples if given.samples is None else task.choose(given.samples, given.seed)
     task.prepare(chosen)
     # Held by the driver: reading them from elsewhere would take a core, and wait for ever where actors have all.

@@ -247,9 +247,16 @@ def test_a_sparse_middle_is_planned_with_the_frozen_layers_below_it() -> None:
     assert "f+b+c" not in {choice.guidelines for choice in choices(shape, 576, 74, estimate)}
 
 
-def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from visipruner.cli.errors import CliError
-    from visipruner.cli.plan import execute
+def test_plan_reads_an_analysis(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from visipruner.cli.app import app
+
+    def planned(folder: Path, *more: object) -> tuple[int, str]:
+        """Exit code and what was said, words apart by single spaces."""
+        result = CliRunner().invoke(app, ["plan", "--analysis", str(folder), *map(str, more)], env={"COLUMNS": "80"})
+        assert max(map(len, result.stdout.splitlines()), default=0) <= 80
+        return result.exit_code, " ".join(result.output.split())
 
     def interval(value: float, low: float, high: float) -> dict[str, float]:
         return {"value": value, "low": low, "high": high}
@@ -269,8 +276,11 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
         },
     }
     (tmp_path / "analysis.json").write_text(json.dumps(document))
-    execute(tmp_path, ["7b"], None, None, tmp_path / "plan.json", as_json=False)
-    assert "k = 8, e = 24, n = 32 after layer 10" in " ".join(capsys.readouterr().out.split())
+    code, told = planned(tmp_path, "--shape", "7b", "--save", tmp_path / "plan.json")
+    assert code == 0
+    assert "k = 8, e = 24, n = 32 after layer 10" in told
+    places = [told.index(f"({letter}) ") for letter in "abcf"]
+    assert places == sorted(places)  # the letters in their order
     estimate, cautious = json.loads((tmp_path / "plan.json").read_text())["shapes"]
     rows = {row["guidelines"]: row for row in estimate["choices"]}
     # The best is 20-23 (26-29 is after the exit), then 2-5, then 16-19; 4-7 overlaps, and 6-9 is one too many.
@@ -287,9 +297,8 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (cautious["suggestion"]["inject_layer"], cautious["suggestion"]["exit_layer"]) == (4, 28)
     chosen["budget"] = 1 / 16  # a share, where images differ in their tokens
     (tmp_path / "analysis.json").write_text(json.dumps(document))
-    execute(tmp_path, ["7b"], None, None, None, as_json=False)
-    told = " ".join(capsys.readouterr().out.split())
+    _, told = planned(tmp_path, "--shape", "7b")
     assert "(b) 6.25 % of the tokens after layer 10" in told
     assert "n = 36 after layer 10" in told
-    with pytest.raises(CliError, match="no analysis"):
-        execute(tmp_path / "nowhere", [], None, None, None, as_json=False)
+    code, told = planned(tmp_path / "nowhere")
+    assert (code, "no analysis" in told) == (1, True)
