@@ -78,19 +78,17 @@ def ask(
         prepare_folder(folder)
     with progress.busy("Starting"):
         _chosen(method, settings, name, specs.ANY_DEPTH)  # a wrong name is told before the model loads
-    loaded = _loaded(model, load or {}, progress)
-    chosen = _chosen(method, settings, name, loaded.num_layers)
-    chosen.pruner.check(loaded.num_layers)
-    for question in questions:
-        check_signs(loaded.processor, question, "A question")
-    asking = _Asking(loaded, chosen, questions, repeats, max_new_tokens, folder, progress)
     with held(folder):
+        loaded = _loaded(model, load or {}, progress)
+        chosen = _chosen(method, settings, name, loaded.num_layers)
+        chosen.pruner.check(loaded.num_layers)
+        asking = _Asking(loaded, chosen, questions, repeats, max_new_tokens, folder, progress)
         answers = []
         for answer in asking.answers(sources):
             answers.append(answer)
             if each is not None:
                 each(answer)
-    return Asked(asking.document(answers), answers)
+        return Asked(asking.document(answers), answers)
 
 
 def _chosen(method: str | Path | Pruner, settings: Mapping[str, Any] | None, model: str, layers: int) -> Chosen:
@@ -154,6 +152,8 @@ class _Asking:
 
     def answers(self, sources: Sequence[_Source]) -> Iterator[Answered]:
         """In order. After each, what there is is saved, so that an interrupted run keeps it."""
+        for question in self.questions:
+            check_signs(self.loaded.processor, question, "A question")
         done: list[Answered] = []
         for source in sources:
             picture = source.open()

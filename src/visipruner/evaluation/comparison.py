@@ -83,37 +83,32 @@ def compare(
 
     Args:
         model: a name, as `models.load` takes it, or what that returned.
-        methods: specs as `specs` explains them ("all" is every method that runs); without any and without `fixed`
-            that is "visipruner".
-        fixed: by its name in the table a spec, the path of a saved pruner.json, or a pruner, taken as it is.
+        methods: specs, see `specs`; "all" is every method that runs; by default "visipruner", or nothing beside `fixed`.
+        fixed: by names in the table specs, paths of saved pruner.json, or pruners, taken as they are.
         data: a JSONL file, a benchmark's folder or question file; None for what the model brings along.
         benchmark: read `data` as this one. samples: how many, spread over images by `seed`; None for all.
-        match, cuts: give all `methods` the same budgets: shares above 0 and below 1 of "flops", "tokens" or
-            "attention".
+        match, cuts: give all `methods` equal budgets: shares (0 to 1) to cut of "flops", "tokens" or "attention".
         share_images, keep_sets, max_new_tokens: as `evaluate` has them.
         out: a folder for results.json, table.md, charts and samples.jsonl; an interrupted run goes on from it.
         load: of a named model, `models.load`'s other arguments.
 
-    Under `accelerate launch` or `torchrun` each process answers its share; None for all but the main one.
-
-    Raises VisiPrunerError with a sentence for the user.
+    Under `accelerate launch` or `torchrun` each process answers its share; None for all but the main one. Raises
+    VisiPrunerError with a sentence for the user.
     """
     name = model if isinstance(model, str) else model.name
-    folder = None if out is None else Path(out)
-    processes = launched()
+    folder, processes = None if out is None else Path(out), launched()
     if processes.count > 1 and folder is None:
         raise ConfigError("Several processes need --out DIR, a folder that all of them can reach.")
     wanted = Wanted(methods or ([] if fixed else [DEFAULT]), fixed or {}, match, cuts)
     if isinstance(model, str):
         models.check_name(model)
-    task = _task(name, None if data is None else Path(data), benchmark, folder)
+    task = _task(name, data, benchmark, folder)
     chosen = task.samples if samples is None else task.choose(samples, seed)
     if folder is not None:
         prepare_folder(folder)
     wanted.check(name)
     answering = {"max_new_tokens": max_new_tokens, "share_images": share_images, "keep_sets": keep_sets}
-    source = "the shipped test set" if data is None else Path(data).name
-    asked = _Asked(task, chosen, seed, wanted, answering, folder, processes, progress, source)
+    asked = _Asked(task, chosen, seed, wanted, answering, folder, processes, progress, data)
     with held(folder if processes.is_main else None):
         return asked.compared(asked.loaded(model, load or {}))
 
@@ -130,7 +125,7 @@ class _Asked:
     out: Path | None
     processes: Processes
     progress: Progress
-    source: str
+    data: str | Path | None
 
     def loaded(self, model: str | LoadedModel, load: Mapping[str, Any]) -> LoadedModel:
         """The model, and the images of the samples as files."""
@@ -203,7 +198,7 @@ class _Asked:
         return {
             "schema": SCHEMA,
             "model": {"name": loaded.name, "dtype": loaded.dtype, "attention": loaded.attn},
-            "data": self.source,
+            "data": "the shipped test set" if self.data is None else Path(self.data).name,
             "benchmark": {
                 "name": task.name,
                 "metric": task.metric,
@@ -231,13 +226,15 @@ class _Asked:
         }
 
 
-def _task(model: str, data: Path | None, benchmark: str | None, out: Path | None) -> Benchmark:
+def _task(model: str, data: str | Path | None, benchmark: str | None, out: Path | None) -> Benchmark:
     """`data`, or what the model brings along. Raises ConfigError where there is neither."""
     if data is None and benchmark is not None:
-        data = Path(benchmark)
-        if not is_package(data):
+        data = benchmark
+        if not is_package(Path(data)):
             raise ConfigError("--benchmark needs to know where its files are: --data FOLDER.")
-    return open_data(data or shipped.data_of(model), benchmark, None if out is None else out / "images")
+    return open_data(
+        shipped.data_of(model) if data is None else Path(data), benchmark, None if out is None else out / "images"
+    )
 
 
 def draw_results(out: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from visipruner.progress import SILENT, Progress
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.specs import DEFAULT
 from visipruner.speed.checks import CHECKS, CheckResult, Effort
-from visipruner.speed.prompt import Rows, about_picture, embedded, text_only
+from visipruner.speed.prompt import Prompt, Rows, about_picture, embedded, text_only
 from visipruner.speed.report import Report
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
 from visipruner.speed.schedule import Schedule
@@ -77,29 +77,12 @@ def bench_shape(
     report = Report(out, progress)
     around = [Rows(before, count, after) for count in visual]
     with progress.busy("Building the model"):
-        most = batch * max(shape.total for shape in around)
+        most = batch * max(one.total for one in around)
         found = from_shape(shape, dtype=dtype, attn=attn, layers=layers, tie=tie, device=device, rows=most)
         pruners = _on_schedule(methods, schedule, found)
     report.document["model"] = found.describe()
     for one in around:
-        prompt = embedded(found.model, [one] * batch)
-        contenders = [Contender(DENSE, prompt)]
-        contenders += [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
-        contenders.append(Contender(TEXT, text_only(found.model, one.before + one.after, batch)))
-        what = f"{one.visual} visual tokens: "
-        measured = _measured(found.model, contenders, rounds, new_tokens, warm_up, progress, what)
-        with progress.busy("the vision tower"):
-            tower = spread([tower_seconds(found.model, one.visual * batch) for _ in range(rounds)])
-        point = {
-            "text_before": before,
-            "visual": one.visual,
-            "text_after": after,
-            "batch": batch,
-            "new_tokens": new_tokens,
-            "tower_seconds": tower,
-            "rows": measured,
-        }
-        report.add(point)
+        report.add(_at_size(found.model, pruners, one, batch, rounds, new_tokens, warm_up, progress))
         if each is not None:
             each(report.document)
     return report.document
@@ -144,9 +127,7 @@ def bench_model(
             pruners[name] = Schedule.parse(schedule).applied(pruner, found.depth)
     prompt = about_picture(model.model, model.processor, picture, question)
     text = prompt.width - prompt.visual[0]
-    contenders = [Contender(DENSE, prompt)]
-    contenders += [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
-    contenders.append(Contender(TEXT, text_only(model.model, text)))
+    contenders = _contenders(pruners, prompt, text_only(model.model, text))
     measured = _measured(model.model, contenders, rounds, new_tokens, warm_up, progress)
     report.document["model"] = found.describe()
     report.add({"text_before": text, "visual": prompt.visual[0], "text_after": 0, "rows": measured})
@@ -229,6 +210,32 @@ def _on_schedule(methods: Methods, schedule: str | None, found: Subject) -> dict
         if pruner.vision_layers(_VISION_LAYERS):
             raise ConfigError(f"{name} looks at the vision tower, which random embeddings did not pass; leave it out.")
     return chosen
+
+
+def _contenders(pruners: Mapping[str, Pruner], prompt: Prompt, text: Prompt) -> list[Contender]:
+    """Dense first, the text alone last."""
+    methods = [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
+    return [Contender(DENSE, prompt), *methods, Contender(TEXT, text)]
+
+
+def _at_size(
+    model: Any,
+    pruners: Mapping[str, Pruner],
+    size: Rows,
+    batch: int,
+    count: int,
+    new_tokens: int,
+    warm_up: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """One point of `bench_shape`."""
+    text = text_only(model, size.before + size.after, batch)
+    contenders = _contenders(pruners, embedded(model, [size] * batch), text)
+    what = f"{size.visual} visual tokens: "
+    measured = _measured(model, contenders, count, new_tokens, warm_up, progress, what)
+    with progress.busy("the vision tower"):
+        tower = spread([tower_seconds(model, size.visual * batch) for _ in range(count)])
+    return {**size.to_dict(), "batch": batch, "new_tokens": new_tokens, "tower_seconds": tower, "rows": measured}
 
 
 def _measured(

@@ -234,7 +234,7 @@ def questions(effort: Effort, tell: Progress) -> CheckResult:
 
 
 def _point(shape: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"text_before": shape.before, "visual": shape.visual, "text_after": shape.after, "rows": list(table)}
+    return {**shape.to_dict(), "rows": list(table)}
 
 
 CHECKS: dict[str, Callable[[Effort, Progress], CheckResult]] = {
