@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import visipruner as vp
@@ -84,6 +85,19 @@ def test_ask_is_run(folder: Path, data: Path) -> None:
     )  # fmt: skip
     assert _untimed(json.loads(json.dumps(asked.document))) == _untimed(told)
     assert asked.answers[0].kept_tokens == 3
+
+
+def test_a_model_that_is_here_already(folder: Path, data: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+    loaded = vp.models.LoadedModel.of(model, AutoProcessor.from_pretrained(folder))
+    assert (loaded.name, loaded.num_layers, loaded.dtype) == ("LlavaForConditionalGeneration", 6, "float32")
+    ours, named = (
+        vp.ask(one, [data.parent / "0.png"], ["what is this ?"], vp.FastV(layer=1), max_new_tokens=2)
+        for one in (loaded, str(folder))
+    )
+    assert ours.answers[0].answer == named.answers[0].answer
+    with pytest.raises(vp.VisiPrunerError, match="--data"):
+        vp.compare(loaded, ["fastv"])
 
 
 def test_bench_shape_is_bench() -> None:

@@ -19,7 +19,7 @@ from visipruner.files import ESCAPED
 from visipruner.tables import Table
 
 T = TypeVar("T")
-_LONGEST_NAME = 36  # of a row, beyond which it is wrapped
+_NAME_SHARE = 3  # a row's name is wrapped beyond this part of the width
 _LONGEST_TEXT = 300
 
 
@@ -72,10 +72,9 @@ def method_told(name: str, settings: Mapping[str, Any]) -> str:
 def show_settings(console: Console, methods: Mapping[str, Mapping[str, Any]]) -> None:
     """Which settings each method ran with, and where they come from."""
     for name, method in methods.items():
-        label = "" if name == method["method"] else f"{name}: "
-        console.print(
-            clean(f"{label}{method_told(method['method'], method['settings'])} ({method['source']})"), style="dim"
-        )
+        written = method_told(method["method"], method["settings"])
+        label = "" if name in (method["method"], written) else f"{name}: "
+        console.print(clean(f"{label}{written} ({method['source']})"), style="dim")
 
 
 class Status(progress.Progress):
@@ -115,34 +114,33 @@ def _is_main() -> bool:
 def show_table(console: Console, table: Table) -> None:
     """A table as wide as the terminal: columns that do not fit follow below, beside the rows' names again."""
     shown: list[int] = []
-    room = console.width - _name_width(table)
+    names = min(_width(table, 0), console.width // _NAME_SHARE)
+    room = console.width - names
     blocks: list[list[int]] = [shown]
     for column in range(1, len(table.columns)):
         width = _width(table, column) + 2
         if blocks[-1] and width > room:
             blocks.append([])
-            room = console.width - _name_width(table)
+            room = console.width - names
         blocks[-1].append(column)
         room -= width
-    for block in blocks:
-        console.print(_block(table, block))
+    for number, block in enumerate(blocks):
+        if number:
+            console.print()
+        console.print(_block(table, block, names))
     for note in table.notes:
         console.print(Text(note, "dim"))
 
 
-def _name_width(table: Table) -> int:
-    longest = max(len(name) for name in (table.columns[0], *(row[0] for row in table.rows)))
-    return min(longest, _LONGEST_NAME)
-
-
 def _width(table: Table, column: int) -> int:
     """Of a column whose heading may be broken between words."""
-    return max(len(part) for part in (*table.columns[column].split(), *(row[column] for row in table.rows)))
+    heading = table.columns[column].split()
+    return max(len(part) for part in (*heading, *(row[column] for row in table.rows)))
 
 
-def _block(table: Table, columns: Sequence[int]) -> RichTable:
+def _block(table: Table, columns: Sequence[int], names: int) -> RichTable:
     block = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    block.add_column(table.columns[0], width=_name_width(table), overflow="fold")
+    block.add_column(table.columns[0], width=names, overflow="fold")
     for column in columns:
         numeric = all(row[column][:1] in "0123456789+-<" for row in table.rows)
         block.add_column(

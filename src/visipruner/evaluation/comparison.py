@@ -83,7 +83,7 @@ def compare(
 
     Args:
         model: a name, as `models.load` takes it, or what that returned.
-        methods: specs, see `specs`; "all" is every method that runs; by default "visipruner", or nothing beside `fixed`.
+        methods: specs, see `specs`; "all" is every method that runs; by default "visipruner", none beside `fixed`.
         fixed: by names in the table specs, paths of saved pruner.json, or pruners, taken as they are.
         data: a JSONL file, a benchmark's folder or question file; None for what the model brings along.
         benchmark: read `data` as this one. samples: how many, spread over images by `seed`; None for all.
