@@ -69,7 +69,7 @@ def bench_shape(
         warm_up: run everything once before, uncounted; else only the text.
         out: a folder for results.json, tables and a chart. each: called after every point with what there is so far.
 
-    Returns results.json, described in docs/performance.md. Raises VisiPrunerError with a sentence for the user.
+    Returns what results.json holds. Raises VisiPrunerError with a sentence for the user.
     """
     check_device(device)
     for spec in _named(methods).values():
@@ -109,7 +109,7 @@ def bench_model(
         image: a file or a picture; None for a photograph that ships. schedule: as `bench_shape` has it, for VisiPruner,
             which else finds its own layers. The rest: as `bench_shape` has them.
 
-    Returns results.json, with one point. Raises VisiPrunerError with a sentence for the user.
+    Returns what results.json holds, with one point. Raises VisiPrunerError with a sentence for the user.
     """
     report = Report(out, progress)
     if isinstance(model, str):
