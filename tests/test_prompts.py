@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visipruner import chat as prompts
-from visipruner.models import devices
+from visipruner.engine import clock
 
 _PREFILL, _DECODE, _LEFT_OVER = 5.0, 2.0, 1.0
 
@@ -46,5 +46,5 @@ def test_only_an_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     for name in ("cpu", "cuda:1", "mps"):
-        devices.synchronize(torch.device(name))
+        clock.synchronize(torch.device(name))
     assert waited == [torch.device("cuda:1"), torch.device("mps")]

@@ -15,11 +15,11 @@ from PIL import Image
 from visipruner.adapters import adapter_for
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import PruneHandle, attach
+from visipruner.engine.clock import synchronize
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError, VisiPrunerError
-from visipruner.models.devices import synchronize
 
 
 @dataclass(frozen=True)

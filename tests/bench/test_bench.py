@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from visipruner import VisiPruner, attach
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.session import PromptSession
 from visipruner.errors import ConfigError
-from visipruner.evaluation.clock import EngineClock
 from visipruner.speed import build, machine, shapes, subject
 from visipruner.speed.checks import Target
 from visipruner.speed.measure import run_once

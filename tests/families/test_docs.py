@@ -76,7 +76,7 @@ def test_neither_engine_nor_layout_names_a_family() -> None:
     names = {found[0] for name in known.split(", ") if (found := re.match("[a-z]+", name))} - {"text"}
     assert {"llava", "qwen", "internvl", "pixtral", "gemma"} <= names
     source = ROOT / "src" / "visipruner"
-    for path in (source / "layout.py", *(source / "engine").glob("*.py")):
+    for path in (source / "contract/layout.py", *(source / "engine").glob("*.py")):
         assert not names & set(re.findall("[a-z]+", path.read_text().lower())), path.name
 
 

@@ -11,10 +11,10 @@ import torch
 
 from visipruner.chat import attached, chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
-from visipruner.evaluation.clock import EngineClock
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
 from visipruner.evaluation.processes import Processes
 from visipruner.evaluation.samples import Sample

@@ -60,11 +60,3 @@ def _present() -> list[str]:
     kind = torch.accelerator.current_accelerator()
     count = torch.accelerator.device_count()
     return ["cpu", *(f"{kind.type}:{index}" for index in range(count) if kind is not None)]
-
-
-def synchronize(device: Any) -> None:
-    """Waits until an accelerator has done what it was told; the CPU needs no waiting."""
-    import torch
-
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

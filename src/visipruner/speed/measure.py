@@ -15,10 +15,9 @@ from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_m
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.arguments import cache_of
 from visipruner.engine.attach import attach
+from visipruner.engine.clock import EngineClock, synchronize
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
-from visipruner.evaluation.clock import EngineClock
-from visipruner.models.devices import synchronize
 from visipruner.models.heads import give_whole_rows
 from visipruner.models.shape import ModelShape
 from visipruner.speed.machine import peak_memory

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from visipruner.adapters.base import submodule
-from visipruner.models.devices import synchronize
+from visipruner.engine.clock import synchronize
 
 _PATHS = ("model.vision_tower", "model.visual", "vision_tower", "visual")
 

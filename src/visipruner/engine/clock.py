@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import torch
+
 from visipruner.contract.pruner import Pruner
 from visipruner.engine import attention, host
 from visipruner.engine.attention import Kernel
@@ -30,6 +32,12 @@ _ENGINE: tuple[tuple[type, tuple[str, ...]], ...] = (
     ),
 )
 _METHOD = ("observes_entry", "select_entry", "observes", "select")
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until an accelerator has done what it was told; the CPU needs no waiting."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class Stopwatch:
