@@ -2,8 +2,7 @@
 
 python examples/ray_eval.py --method visipruner --method fastv --samples 100 --actors 8 --out results/
 
-Every machine needs visipruner, the model (a folder they all reach, or one of an installed package) and the images
-under the same paths.
+Every machine needs visipruner, the model (a folder they all reach, or "testbed") and the images under the same paths.
 Tried with ray 2.60.0 on one machine with two actors.
 """
 
@@ -14,9 +13,9 @@ from typing import Any
 
 import ray
 
-from visipruner.cli import settings
-from visipruner.cli.data import task_of
+from visipruner import specs
 from visipruner.evaluation import as_markdown, summarize
+from visipruner.evaluation.datasets import open_data
 from visipruner.evaluation.runner import Comparison
 from visipruner.evaluation.samples import Sample
 from visipruner.files import write_atomic, write_json
@@ -32,8 +31,7 @@ class Answering:
     ) -> None:
         models.prepare(model)
         loaded = models.load(model, dtype="auto", attn="sdpa", allow_download=allow_download)
-        layers = loaded.model.config.get_text_config().num_hidden_layers
-        pruners = {spec: settings.pruner_for(spec, model, layers) for spec in methods}
+        pruners = {spec: specs.resolve(spec, model, loaded.num_layers).pruner for spec in methods}
         self.comparison = Comparison(loaded.model, loaded.processor, pruners, max_new_tokens)
         self.samples = samples
         self.turn = 0
@@ -50,7 +48,7 @@ class Answering:
 def main() -> None:
     """Prints the table of `visipruner eval`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=packaged.default())
+    parser.add_argument("--model", default=models.TESTBED)
     parser.add_argument("--method", action="append", metavar="SPEC", help="as `visipruner eval` takes it; repeatable")
     parser.add_argument("--data", type=Path, help="as `visipruner eval` takes it")
     parser.add_argument("--benchmark", help="what --data is, where that is not seen from its files")
@@ -63,7 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and samples.jsonl")
     given = parser.parse_args()
 
-    task = task_of(given.model, given.data, given.benchmark, None if given.out is None else given.out / "images")
+    images = None if given.out is None else given.out / "images"
+    task = open_data(given.data or packaged.data_of(given.model), given.benchmark, images)
     chosen = task.samples if given.samples is None else task.choose(given.samples, given.seed)
     task.prepare(chosen)
     # Held by the driver: reading them from elsewhere would take a core, and wait for ever where actors have all.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from visipruner.errors import ConfigError
 from visipruner.images import open_image
@@ -60,6 +60,23 @@ def test_a_damaged_file_is_named(tmp_path, at):
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(ConfigError, match=r"bad\.png is damaged or cut short"):
         open_image(tmp_path / "bad.png")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_named(tmp_path):
+    """Pillow tells of some damages by an error of another kind than for any other format."""
+    path, whole = tmp_path / "bad.avif", tmp_path / "whole.avif"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(whole)
+    kinds = set()
+    for at in range(20, 600, 7):
+        content = bytearray(whole.read_bytes())
+        content[at] ^= 0x55
+        path.write_bytes(content)
+        try:
+            open_image(path)
+        except ConfigError as error:
+            kinds.add(type(error.__context__))
+    assert RuntimeError in kinds
 
 
 def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):

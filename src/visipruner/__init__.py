@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from visipruner.accounting.record import ExampleTrace
     from visipruner.adapters import Adapter
     from visipruner.analysis.run import analyze
+    from visipruner.asking.run import ask
     from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import PruneTrace
     from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
+    from visipruner.evaluation.comparison import compare
     from visipruner.evaluation.runner import evaluate
     from visipruner.pruners.capa import Capa
     from visipruner.pruners.cdpruner import CDPruner
@@ -82,11 +84,13 @@ _PUBLIC = {
     "VisiPrunerError": "errors",
     "VisionZip": "pruners.visionzip",
     "analyze": "analysis.run",
+    "ask": "asking.run",
     "attach": "engine.attach",
+    "compare": "evaluation.comparison",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "models", "speed", "training")
 
 __all__ = [
     "VTW",
@@ -122,7 +126,9 @@ __all__ = [
     "VisiPrunerError",
     "VisionZip",
     "analyze",
+    "ask",
     "attach",
+    "compare",
     "evaluate",
     "load_pruner",
 ]

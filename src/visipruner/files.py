@@ -1,4 +1,5 @@
-"""Files that are written whole or not at all, lines that are whole, and files told apart by their content."""
+"""Files that are written whole or not at all, lines that are whole, folders that one process writes to, and files told
+apart by their content."""
 
 from __future__ import annotations
 
@@ -6,10 +7,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from visipruner.errors import ConfigError
+
+ESCAPED = "backslashreplace"
+"""How JSON is encoded: a file name that is not UTF-8 becomes an escape that JSON knows, and comes back as it was."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,16 +42,61 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -
     """JSON, written atomically; `indent=None` for large records that nobody reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", errors=ESCAPED))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Creates an output folder and tries to write in it, before the long work starts. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot write to --out {folder}: {why}; choose another folder.") from None
+
+
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Inside, no other process gets into `held(folder)`. Raises ConfigError where another one is in.
+
+    The lock ends with the process, and leaves no file behind. Does nothing without a folder, and where the system or
+    the file system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        folder = None
+    if folder is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"Another process is writing to {folder}; wait until it is done, or choose another --out."
+            ) from None
+        except OSError:  # a network file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file that end in a newline, without it; what an interruption cut off does not count.
 
-    Only a newline ends a line: JSON may hold the other signs that `str.splitlines` takes for an end as they are.
+    Only a newline ends a line: JSON may hold the other signs that `str.splitlines` takes for an end as they are. Raises
+    ConfigError that names a line which is not UTF-8.
     """
     content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+    try:
+        return content[: content.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line} is damaged (it is not UTF-8); delete that line.") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,24 +17,39 @@ def open_image(path: Path) -> Image.Image:
     """The picture as a viewer shows it: upright, transparent parts on white, RGB. Raises ConfigError."""
     if str(path).startswith(("http:", "https:")):
         raise ConfigError(f"{path} is an address; save the image to a file first and give the file.")
-    if not path.exists():
+    if not _exists(path):
         raise ConfigError(f"There is no file {path}; check the path.")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name the image files in it, for instance {path}/*.jpg.")
     try:
-        with Image.open(path) as file:
-            file.load()
-            picture = _to_rgb(ImageOps.exif_transpose(file))
+        picture = _opened(path)
     except UnidentifiedImageError:
         raise ConfigError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError:
         raise ConfigError(f"{path} has too many pixels to be opened safely; scale it down first.") from None
-    # Pillow reports a file cut short as OSError, and a damaged PNG as SyntaxError or ValueError.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    # Pillow reports a file cut short as OSError, a damaged PNG as SyntaxError or ValueError, AVIF as RuntimeError.
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         if isinstance(error, PermissionError):
             raise
         raise ConfigError(f"{path} is damaged or cut short ({error}); save or download it again.") from None
     return _check_shape(path, picture)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _opened(path: Path) -> Image.Image:
+    # Formats jump about in their file, and a pipe cannot.
+    source = path if path.is_file() else io.BytesIO(path.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+        with Image.open(source) as file:
+            file.load()
+            return _to_rgb(ImageOps.exif_transpose(file))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

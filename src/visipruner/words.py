@@ -1,8 +1,9 @@
-"""Lists of numbers in words."""
+"""Small pieces of sentences: lists of numbers, and the word that was probably meant."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 
 
 def spans(numbers: Collection[int], joint: str = " ") -> str:
@@ -10,3 +11,9 @@ def spans(numbers: Collection[int], joint: str = " ") -> str:
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
     return joint.join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for a close match, else an empty string."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

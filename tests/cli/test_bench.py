@@ -24,6 +24,15 @@ def test_the_command_measures_and_saves(cli, tmp_path):
     assert "| fastv |" in (tmp_path / "results.md").read_text()
 
 
+def test_a_shape_to_try_says_that_it_is_no_measure(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["bench", "--shape", "tiny", "--dtype", "float32", "--rounds", 1, "--new-tokens", 1, "--visual", 16]
+    shown = cli(*arguments, "--no-warm-up", "--method", "fastv").stdout
+    assert "no measure of speed" in " ".join(shown.split())
+    assert "|" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_a_real_checkpoint_is_asked_about_a_picture(cli, llava_folder, tmp_path):
     arguments = ["bench", "--model", llava_folder, "--rounds", 1, "--new-tokens", 2, "--method", "fastv"]
     result = cli(*arguments, "--method", "visipruner", "--schedule", "filter=2,keep=3,exit=3", "--out", tmp_path)
@@ -55,8 +64,8 @@ def test_every_check_runs_in_small(cli, name, tmp_path):
 def test_a_model_of_the_hub_may_be_downloaded(cli, monkeypatch):
     asked = []
 
-    def load(name, dtype, attn, allow_download, device=""):
-        asked.append(allow_download)
+    def load(name, **loading):
+        asked.append(loading["allow_download"])
         raise CliError("That is all.")
 
     monkeypatch.setattr(models, "load", load)

@@ -83,7 +83,7 @@ def test_a_file_for_the_server_that_fails_costs_no_results(cli, planted_folder, 
 
 
 def test_bad_folders(fails, planted_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded the model"))
     common = ["eval", "--model", planted_folder]
     assert "holds no benchmark" in fails(*common, "--data", tmp_path)
     assert "no benchmark 'popes'" in fails(*common, "--data", tmp_path, "--benchmark", "popes")

@@ -17,8 +17,16 @@ ROOT = Path(__file__).parents[2]
 
 def test_list_names_methods_settings_and_families(cli):
     shown = cli("list").stdout
-    for name in [*registry.available(), *adapters.supported(), "keep_tokens=none", "shallow_end=6"]:
-        assert name in shown
+    lines = shown.splitlines()
+    for name in registry.available():
+        assert sum(line.split()[:1] == [name] for line in lines) == 1  # one line a method
+    assert all(name in shown for name in adapters.supported())
+    assert "parts=" not in shown
+    settings = cli("list", "visipruner").stdout
+    assert "shallow_end       6 " in settings
+    assert "2510.17205" in settings
+    assert "." not in cli("list", "composed").stdout.splitlines()[0]
+    assert "did you mean 'fastv'" in cli("list", "fastw").stderr
     listed = json.loads(cli("list", "--json").stdout)
     assert set(listed["methods"]) == set(registry.available())
     assert listed["models"] == packaged.names()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
 from visipruner import files
-from visipruner.cli import ask
+from visipruner.asking import exchange as asking
 from visipruner.cli.errors import explain
 from visipruner.models import loading as models
 
@@ -112,7 +112,7 @@ def test_out_that_cannot_be_written(run_fails, tmp_path, photo):
 
 
 def test_out_is_checked_before_the_model_is_loaded(run_fails, photo, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded the model"))
     run_fails("--out", photo)
 
 
@@ -156,12 +156,12 @@ def test_full_disk_leaves_no_half_written_file(cli, llava_folder, photo, tmp_pat
     ],
 )
 def test_while_it_answers(run_fails, monkeypatch, error, sentence, code):
-    monkeypatch.setattr(ask, "answer", _raise(error))
+    monkeypatch.setattr(asking, "greedy_reply", _raise(error))
     assert sentence in run_fails(code=code)
 
 
 def test_the_unforeseen_is_one_sentence_too_and_debug_shows_it(cli, llava_folder, photo, monkeypatch):
-    monkeypatch.setattr(ask, "answer", _raise(ZeroDivisionError("oh")))
+    monkeypatch.setattr(asking, "greedy_reply", _raise(ZeroDivisionError("oh")))
     arguments = ["run", photo, "-q", "what is this ?", "--model", llava_folder]
     result = cli(*arguments)
     assert result.exit_code == 1

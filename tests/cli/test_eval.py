@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FastV, VisiPruner
-from visipruner.cli.matches import Matches
+from visipruner.evaluation.matches import Matches
 from visipruner.models import loading as models
 
 
@@ -37,7 +37,8 @@ def _questions(folder, images):
     return path
 
 
-def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
+def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     saved = VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2).save_pretrained(tmp_path / "mine")
     arguments = ["eval", "--model", planted_folder, "--data", data, "--max-new-tokens", 2]
@@ -49,7 +50,13 @@ def test_a_comparison_is_shown_and_saved(cli, planted_folder, data, tmp_path):
     assert [row["method"] for row in document["rows"]] == names
     assert document["methods"]["fastv"]["settings"]["layer"] == 1  # the published layer 2 of 32, at 6 layers
     assert document["samples"] == 6
-    assert (out / "table.md").read_text().strip() == result.stdout.strip()
+    assert "| fastv |" in (out / "table.md").read_text()
+    assert "|" not in result.stdout
+    assert max(map(len, result.stdout.replace(str(out), "").splitlines())) <= 80
+    for column in ("accuracy", "against dense", "FLOPs cut", "selection"):
+        assert column in result.stdout
+    assert "(published, layers at the same depth)" in " ".join(result.stdout.split())
+    assert document["methods"]["fastv"]["source"] == "published, layers at the same depth"
     assert (out / "chart.png").exists()
     assert (out / "ranking.png").exists()
     assert len((out / "samples.jsonl").read_text().splitlines()) == 6
@@ -62,7 +69,7 @@ def test_records_are_the_same_wherever_the_data_lie(cli, planted_folder, data, t
     records = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert {record["image"] for record in records} == {"0.png", "1.png", "2.png"}
     shutil.copytree(data.parent, moved, ignore=lambda *_: [out.name, moved.name])
-    monkeypatch.setattr("visipruner.evaluation.matched", lambda *_: pytest.fail("matched again"))
+    monkeypatch.setattr("visipruner.evaluation.contenders.matched", lambda *_: pytest.fail("matched again"))
     monkeypatch.setattr("visipruner.evaluation.runner.Comparison.record", lambda *_: pytest.fail("asked again"))
     again = cli("eval", "--model", planted_folder, "--data", moved / data.name, *methods)
     assert again.exit_code == 0, again.output
@@ -123,7 +130,7 @@ def test_budgets_are_matched_once(cli, planted_folder, tmp_path, monkeypatch):
     result = cli(*arguments, "--samples", 2)
     assert result.exit_code == 0, result.output
     before = json.loads((out / "results.json").read_text())
-    monkeypatch.setattr("visipruner.evaluation.matched", lambda *_: pytest.fail("matched again"))
+    monkeypatch.setattr("visipruner.evaluation.contenders.matched", lambda *_: pytest.fail("matched again"))
     result = cli(*arguments)
     assert result.exit_code == 0, result.output
     after = json.loads((out / "results.json").read_text())
@@ -200,7 +207,7 @@ def test_every_method_that_runs(cli, planted_folder, data, tmp_path):
 
 
 def test_bad_input(fails, planted_folder, data, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("loaded the model"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded the model"))
     common = ["eval", "--model", planted_folder, "--data", data]
     assert "--match needs" in fails(*common, "--match", "flops")
     assert "--cut needs" in fails(*common, "--cut", 0.5)

@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from visipruner.cli import overlay
+from visipruner.asking import overlay
 
 
 @pytest.mark.parametrize(

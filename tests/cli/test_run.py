@@ -118,6 +118,6 @@ def test_precision_and_attention_are_the_models(run, options):
 
 
 def test_model_output_cannot_steer_the_terminal():
-    from visipruner.cli.present import clean
+    from visipruner.cli.console import clean
 
     assert clean("[red]a\x1b[2Jb\x07").plain == "[red]a [2Jb "

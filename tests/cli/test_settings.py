@@ -3,10 +3,17 @@
 import pytest
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.settings import make_pruner, parse_settings, parse_value
+from visipruner.cli.settings import chosen, parse_settings, parse_value
 from visipruner.errors import ConfigError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
+from visipruner.specs import adjusted, resolve
+
+
+def made(method, pairs, config, model="", layers=32):
+    """The pruner that `run` makes of its options."""
+    spec, settings = chosen(method, pairs, config)
+    return adjusted(spec, settings, model, layers).pruner
 
 
 @pytest.mark.parametrize(
@@ -49,11 +56,11 @@ def test_broken_json_is_named():
 
 
 def test_methods_and_settings():
-    assert make_pruner(None, [], None) == VisiPruner()
-    assert make_pruner("none", [], None) == NoPruning()
+    assert made(None, [], None) == VisiPruner()
+    assert made("none", [], None) == NoPruning()
     wanted = VisiPruner(keep_tokens=7, stages=("middle",), relative=True, filter_threshold=1.0)
     pairs = ["keep_tokens=7", "stages=middle", "relative=true", "filter_threshold=1"]
-    assert make_pruner("visipruner", pairs, None) == wanted
+    assert made("visipruner", pairs, None) == wanted
 
 
 @pytest.mark.parametrize(
@@ -74,14 +81,22 @@ def test_methods_and_settings():
 )
 def test_absurd_settings_are_refused_with_a_reason(pairs, message):
     with pytest.raises(ConfigError, match=message):
-        make_pruner("visipruner", pairs, None)
+        made("visipruner", pairs, None)
 
 
 def test_config_file_holds_everything(tmp_path):
     pruner = VisiPruner(keep_tokens=5)
     file = pruner.save_pretrained(tmp_path)
-    assert make_pruner(None, [], file) == pruner
-    assert make_pruner(None, [], tmp_path) == pruner
+    assert made(None, [], file) == pruner
+    assert made(None, [], tmp_path) == pruner
     for method, pairs in (("visipruner", []), (None, ["keep_tokens=3"])):
         with pytest.raises(CliError, match="leave out --method and --set"):
-            make_pruner(method, pairs, file)
+            made(method, pairs, file)
+
+
+def test_both_sizes_of_the_small_model_have_its_own_settings_and_the_same_share_of_tokens():
+    large, small = (made(None, [], None, model) for model in ("testbed", "testbed-224"))
+    assert large != VisiPruner()
+    assert large.keep_tokens / 576 == pytest.approx(small.keep_tokens / 256, abs=1 / 256)
+    assert resolve("visipruner", "testbed-224", 30).pruner == small
+    assert made(None, ["keep_tokens=9"], None, "testbed-224").keep_tokens == 9

@@ -49,7 +49,7 @@ def test_two_launched_processes_give_the_table_of_one(model_folder: Path, tmp_pa
         timeout=120,
     )
     assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.count("| fastv |") == 1  # the main process alone shows the table
+    assert launched.stdout.count("Saved to") == 1  # the main process alone shows the table
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert _untimed(two) == _untimed(one)
@@ -89,7 +89,7 @@ def test_any_number_of_processes_goes_on_where_some_died(tmp_path: Path, monkeyp
 
 
 def test_several_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visipruner.evaluation.processes.launched", lambda: Processes(1, 2))
+    monkeypatch.setattr("visipruner.evaluation.comparison.launched", lambda: Processes(1, 2))
     result = CliRunner().invoke(app, ["eval"])
     assert result.exit_code == 1
     assert "need --out" in result.stderr

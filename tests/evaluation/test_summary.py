@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from visipruner.evaluation import as_markdown, ranking, summarize
+from visipruner.evaluation.bootstrap import interval
 from visipruner.evaluation.chart import draw
-from visipruner.evaluation.summary import interval
 
 
 def _record(number: int, dense: str, other: str, answers: tuple[str, ...] = ("cat",)) -> dict[str, Any]:

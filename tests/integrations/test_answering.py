@@ -10,8 +10,7 @@ from PIL import Image
 from tests.cli.tiny_llava import save_llava
 from visipruner import VisiPruner, attach
 from visipruner.chat import chat_inputs, greedy_reply
-from visipruner.cli.errors import CliError
-from visipruner.errors import ConfigError
+from visipruner.errors import ConfigError, LoadError
 from visipruner.integrations.answering import Answerer
 
 QUESTION = "what is this ?"
@@ -59,7 +58,7 @@ def test_several_images_or_none(folder: Path, picture: Image.Image) -> None:
 
 
 def test_a_model_that_is_not_here_says_how_each_harness_fetches_it() -> None:
-    with pytest.raises(CliError, match=r"add --allow-download \(to lmms-eval's --model_args allow_download=true\)"):
+    with pytest.raises(LoadError, match=r"add --allow-download \(allow_download=True in Python and in lmms-eval"):
         Answerer("someone/something")
 
 

@@ -1,84 +1,135 @@
-"""`visipruner analyze`: from checked arguments to `visipruner.analyze`, and what it found in a few lines."""
+"""`visipruner analyze`: options, the call of the library, and what it found in a few lines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from visipruner.cli import saving
-from visipruner.cli.data import samples_of, with_progress
-from visipruner.models import loading as models
+from visipruner.cli.options import ModelOptions, Seed, command
 
 if TYPE_CHECKING:
-    from visipruner.analysis.evidence import Metric
     from visipruner.analysis.run import Analysis
 
+EXAMPLES = """
+visipruner analyze --out analysis/
 
-@dataclass(frozen=True)
-class Job:
-    """The arguments of one `visipruner analyze`."""
+visipruner analyze --out quick/ --samples 8 --only sweeps --only lens
 
-    model: str
-    data: Path | None
-    out: Path
-    only: list[str]
-    samples: int
-    checked: int
-    seed: int
-    metric: Metric
-    tolerance: float | None
-    max_new_tokens: int
-    dtype: str
-    attn: str
-    device: str
-    allow_download: bool
+visipruner analyze --model ~/models/llava-1.5-7b-hf --data pairs.jsonl --out analysis/ --dtype bfloat16
+
+visipruner run photo.jpg -q "What is this?" --config analysis/pruner.json
+"""
 
 
-def execute(job: Job) -> None:
-    """Checks the arguments before the model loads, analyses, and prints what was found. Raises CliError and its kin."""
+class Metric(StrEnum):
+    """How an analysis measures what is lost."""
+
+    KL = "kl"
+    AGREEMENT = "agreement"
+    ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeOptions(ModelOptions):
+    """Of `visipruner analyze`."""
+
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")]
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
+            show_default="what a packaged model brings",
+        ),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Only these parts (repeatable): attention, sweeps, shallow, skip, freeze, freeze_blocks, cache, "
+            "influence, scores, lens, control. Stages need sweeps, control, influence and scores.",
+            show_default="all",
+        ),
+    ] = None
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many, spread over images and types.")] = 64
+    checked: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Samples of other images on which the proposed settings are tried."),
+    ] = 64
+    metric: Annotated[
+        Metric,
+        typer.Option(help="What a loss is: KL to the dense answer (nats), answers changed, right answers lost."),
+    ] = Metric.KL
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="X",
+            help="Loss that counts as none.",
+            show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
+        ),
+    ] = None
+    seed: Seed = 0
+
+
+@command(AnalyzeOptions, EXAMPLES)
+def analyze(options: AnalyzeOptions) -> None:
+    """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
+
+    Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
+    frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
+    """
     from visipruner.analysis.parts import check_parts
-    from visipruner.analysis.run import analyze, choose
+    from visipruner.analysis.run import analyze as analyze_model
+    from visipruner.analysis.run import choose
+    from visipruner.cli.console import Status, output
+    from visipruner.evaluation.samples import load_samples
+    from visipruner.files import prepare_folder
+    from visipruner.models import loading, packaged
 
-    check_parts(job.only)
-    models.check_name(job.model)
-    available = samples_of(job.model, job.data)
-    choose(available, job.only, job.samples, job.metric, job.seed)
-    saving.prepare_folder(job.out)
-    models.prepare(job.model)
-    status = Console(stderr=True)
-    with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
-    found = analyze(
+    only = options.only or []
+    check_parts(only)
+    loading.check_name(options.model)
+    available = load_samples(options.data or packaged.data_of(options.model))
+    choose(available, only, options.samples, options.metric.value, options.seed)
+    prepare_folder(options.out)
+    loading.prepare(options.model)
+    status = Status()
+    with status.busy(f"Loading {options.model}"):
+        loaded = loading.load(options.model, **options.loading())
+    found = analyze_model(
         loaded.model,
         loaded.processor,
         available,
-        job.out,
-        parts=job.only,
-        count=job.samples,
-        checked=job.checked,
-        metric=job.metric,
-        tolerance=job.tolerance,
-        seed=job.seed,
-        max_new_tokens=job.max_new_tokens,
-        name=job.model,
-        data="the shipped test set" if job.data is None else job.data.name,
-        progress=lambda items, total, what: with_progress(items, total, status, what),
+        options.out,
+        parts=only,
+        count=options.samples,
+        checked=options.checked,
+        metric=options.metric.value,
+        tolerance=options.tolerance,
+        seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
+        name=options.model,
+        data="the shipped test set" if options.data is None else options.data.name,
+        progress=status.over,
     )
-    _conclude(Console(highlight=False), job, found)
+    _conclude(output(), options, found)
 
 
-def _conclude(console: Console, job: Job, found: Analysis) -> None:
+def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> None:
     from visipruner.analysis.report.notes import notes
     from visipruner.analysis.report.words import interval
 
     if (stages := found.stages) is not None:
         overall = stages.overall
         told = partial(_boundary, found.document["stages"]["overall"])
-        console.print(f"[bold]Stages of {job.model}[/bold], {stages.num_layers} layers, {overall.samples} samples")
+        console.print(f"[bold]Stages of {options.model}[/bold], {stages.num_layers} layers, {overall.samples} samples")
         console.print(f"  shallow ends before layer  {told('shallow_end')}")
         for part in overall.fusion:
             lost = interval(part.loss.to_dict(), 1, 2, "")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import typer
 
-from visipruner.errors import VisiPrunerError
+from visipruner.errors import VisiPrunerError, first_line, is_out_of_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,12 +36,6 @@ class CliError(VisiPrunerError):
     """A command that cannot be carried out as written; the message says what to do."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for a close match, else an empty string."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def _missing_module(error: ImportError) -> str:
     """transformers raises a plain ImportError that names the package somewhere in its text."""
     named = (error.name or "").partition(".")[0]
@@ -55,12 +49,6 @@ def _missing_module(error: ImportError) -> str:
     return f"A package is missing or broken: {first_line(error)}"
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the explanations that some libraries append."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def _os_error(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
@@ -68,11 +56,6 @@ def _os_error(error: OSError) -> str:
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return f"No permission to read or write{where}; choose another place or change its permissions."
     return f"{error.strerror or error}{where}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch reports that as a RuntimeError on the CPU."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def explain(error: BaseException) -> str:
@@ -91,6 +74,11 @@ def explain(error: BaseException) -> str:
     )
 
 
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    """A sentence; where in the library it was raised helps nobody."""
+    print(f"visipruner: warning: {first_line(Warning(str(message)))}.", file=sys.stderr)
+
+
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turns any exception of `command` into one sentence on stderr and exit code 1 (130 for Ctrl-C).
 
@@ -100,7 +88,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             print("visipruner: interrupted.", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -109,7 +99,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if os.environ.get("VISIPRUNER_DEBUG") not in {None, "", "0"}:
                 raise
-            print(f"visipruner: {explain(error)}", file=sys.stderr)
+            told = explain(error).removeprefix("visipruner: ")  # of the method, whose name is ours
+            print(f"visipruner: {told}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     return wrapped

@@ -1,156 +1,162 @@
-"""`visipruner eval` from checked arguments to a table; cheap checks first, the model last."""
+"""`visipruner eval`: its options, and the table of what was found."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from enum import StrEnum
 from pathlib import Path
-from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from visipruner.cli import saving, settings, submissions
-from visipruner.cli.data import task_of, with_progress
 from visipruner.cli.errors import CliError
-from visipruner.cli.matches import Matches
-from visipruner.errors import VisiPrunerError
-from visipruner.files import sha256_of, write_json
-from visipruner.models import loading as models
+from visipruner.cli.options import RULE, AsJson, ModelOptions, Seed, command
 
-if TYPE_CHECKING:
-    from visipruner.contract.pruner import Pruner
-    from visipruner.evaluation.datasets import Benchmark
-    from visipruner.evaluation.processes import Processes
-    from visipruner.evaluation.samples import Sample
-    from visipruner.models.loading import LoadedModel
+EXAMPLES = """
+visipruner eval --method visipruner --method fastv --samples 100 --out results/
 
-SCHEMA = "visipruner.eval/1"
-RESULTS_FILE = "results.json"
-_MATCHED_ON = 1  # samples on which budgets are matched
-_ANY_DEPTH = 32
-EVERY = "all"
-# Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
-_NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference"}
+visipruner eval --method all --match flops --cut 0.5 --samples 100 --out results/
+
+visipruner eval --method 'divprune:keep_tokens=64+visipruner' --data pairs.jsonl --model ~/models/llava-1.5-7b-hf
+
+visipruner eval --method fastv --data playground/data/eval/pope --model ~/models/llava-1.5-7b-hf --out results/
+"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """The arguments of one `visipruner eval`."""
+class Axis(StrEnum):
+    """What budgets can be matched by."""
 
-    methods: list[str]
-    fixed: list[str]
-    configs: list[Path]
-    model: str
-    data: Path | None
-    benchmark: str | None
-    out: Path | None
-    samples: int | None
-    seed: int
-    match: str | None
-    cuts: list[float]
-    share_images: bool
-    keep_sets: bool
-    max_new_tokens: int
-    dtype: str
-    attn: str
-    device: str
-    allow_download: bool
-    as_json: bool
+    TOKENS = "tokens"
+    FLOPS = "flops"
+    ATTENTION = "attention"
 
 
-def execute(job: Job) -> None:
-    """Answers every sample with every method, shows the table and saves it. Raises CliError and its kin."""
-    from visipruner.evaluation import as_markdown
-    from visipruner.evaluation.processes import launched
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(ModelOptions):
+    """Of `visipruner eval`."""
 
-    if job.match is not None and not job.cuts:
-        raise CliError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
-    if job.cuts and job.match is None:
-        raise CliError("--cut needs to know of what: --match flops, tokens or attention.")
-    if wrong := [cut for cut in job.cuts if not 0 < cut < 1]:
-        raise CliError(f"--cut is a share above 0 and below 1, as --cut 0.5, not {wrong[0]:g}.")
-    _check_labels(job)
-    processes = launched()
-    if processes.count > 1 and job.out is None:
-        raise CliError("Several processes need --out DIR, a folder that all of them can reach.")
-    models.check_name(job.model)
-    task = task_of(job.model, job.data, job.benchmark, None if job.out is None else job.out / "images")
-    chosen = task.samples if job.samples is None else task.choose(job.samples, job.seed)
-    if job.out is not None:
-        saving.prepare_folder(job.out)
-    for spec in [*job.methods, *(_named(spec)[1] for spec in job.fixed)]:
-        if spec != EVERY:  # a wrong name is told before the model loads
-            settings.pruner_for(spec, job.model, _ANY_DEPTH)
-    with processes.first_on_each_machine():
-        task.prepare(chosen)
-        models.prepare(job.model)
-    status = Console(stderr=True, quiet=not processes.is_main)
-    with status.status(f"Loading {job.model}"):
-        loaded = models.load(job.model, job.dtype, job.attn, job.allow_download, job.device)
-    methods, left_out = _methods(job, loaded, task, status, processes)
-    records = _records(job, loaded, task, chosen, methods, status, processes)
-    if processes.is_main:
-        document = _document(job, loaded, task, methods, left_out, records, processes.count)
-        table = as_markdown(document["rows"])
-        if job.out is not None:
-            _save(job.out, document, table, status)
-        document["submissions"] = submissions.write(task, records, job.out, status)
-        if job.out is not None:
-            write_json(job.out / RESULTS_FILE, document)  # again, with the submissions: one that fails costs no results
-            status.print(f"Results: {job.out / RESULTS_FILE}")
-        print(json.dumps(document, indent=2) if job.as_json else table)
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"A method; + joins two; 'all' is every one that runs on the model. Repeatable. {RULE}",
+            show_default="visipruner",
+        ),
+    ] = None
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]SPEC",
+            help="As --method, with its settings as they are whatever --match says, and its own name in the table. "
+            "Repeatable.",
+        ),
+    ] = None
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A saved pruner.json (or its folder), used as it is. Repeatable."),
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A JSONL file (image, question, answer or answers, type), the folder of a benchmark as LLaVA's "
+            "evaluation keeps it, a question file in it, or easy-vqa.",
+            show_default="what a packaged model brings",
+        ),
+    ] = None
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Read --data as this benchmark; visipruner list has their names.",
+            show_default="recognised by its files",
+        ),
+    ] = None
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many, spread over images.", show_default="all")
+    ] = None
+    match: Annotated[
+        Axis | None, typer.Option(help="Give all methods the same budget; see --cut.", show_default="no")
+    ] = None
+    cut: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="Share to cut of what --match names, above 0 and below 1 (0.5 is half). Repeatable."
+        ),
+    ] = None
+    share_images: Annotated[
+        bool,
+        typer.Option(
+            "--share-images",
+            metavar="",
+            help="Questions about one image share the work on it: the same answers in less time. Seconds and FLOPs are "
+            "then those of what was left to do.",
+        ),
+    ] = False
+    keep_sets: Annotated[
+        bool,
+        typer.Option("--keep-sets", metavar="", help="Also write which visual tokens each layer had to samples.jsonl."),
+    ] = False
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Save results.json, table.md, chart.png, ranking.png, samples.jsonl; an interrupted run goes on.",
+        ),
+    ] = None
+    seed: Seed = 0
+    as_json: AsJson = False
 
 
-def _methods(
-    job: Job, loaded: LoadedModel, task: Benchmark, status: Console, processes: Processes
-) -> tuple[dict[str, Pruner], dict[str, str]]:
-    """Pruners by their names in the table, and why some were left out."""
-    from visipruner.pruners.registry import load_pruner
+@command(EvalOptions, EXAMPLES)
+def evaluate(options: EvalOptions) -> None:
+    """Compare methods on the same samples: accuracy with paired intervals, what was cut, seconds against dense."""
+    from visipruner.cli.console import Status, output, print_json, show_settings, show_table
+    from visipruner.evaluation import compare
+    from visipruner.evaluation.table import as_tables
 
-    layers = loaded.model.config.get_text_config().num_hidden_layers
-    fixed = {name: settings.pruner_for(spec, job.model, layers) for name, spec in map(_named, job.fixed)}
-    fixed |= {str(path): load_pruner(path) for path in job.configs}
-    plain = {spec: settings.pruner_for(spec, job.model, layers) for spec in _specs(job)}
-    if job.match is None and EVERY not in job.methods:
-        return {**fixed, **plain}, {}
-    fitting, left_out = _fitting(job, loaded, task, plain, status, processes)
-    if not fixed and not fitting:
-        raise CliError("No method can be compared with the dense model: all were left out, for the reasons above.")
-    return {**fixed, **fitting}, left_out
-
-
-def _specs(job: Job) -> list[str]:
-    """What --method asks for, "all" spelled out."""
-    from visipruner.pruners.registry import available
-
-    specs = job.methods or ([] if job.fixed or job.configs else ["visipruner"])
-    if EVERY in specs:
-        specs = [*(name for name in available() if name not in _NO_CHOICE), *(s for s in specs if s != EVERY)]
-    return list(dict.fromkeys(specs))
-
-
-def _check_labels(job: Job) -> None:
-    """Raises CliError where two settings would have one name in the table, so that one of them would be lost."""
-    cuts: list[float | None] = [*dict.fromkeys(job.cuts)] or [None]
-    labels = Counter(
-        [
-            *(_named(spec)[0] for spec in dict.fromkeys(job.fixed)),
-            *map(str, dict.fromkeys(job.configs)),
-            *(_label(spec, cut) for spec in _specs(job) for cut in cuts),
-        ]
+    compared = compare(
+        options.model,
+        options.method or [],
+        fixed=_fixed(options),
+        data=options.data,
+        benchmark=options.benchmark,
+        samples=options.samples,
+        seed=options.seed,
+        match=options.match,
+        cuts=options.cut or [],
+        share_images=options.share_images,
+        keep_sets=options.keep_sets,
+        max_new_tokens=options.max_new_tokens,
+        out=options.out,
+        load=options.loading(),
+        progress=Status(),
     )
-    label, count = labels.most_common(1)[0]
-    if count > 1:
-        raise CliError(f"{count} settings have the name {label!r} in the table; give each a name: --fixed LABEL=SPEC.")
+    if compared is None:  # another process shows what all have found
+        return
+    if options.as_json:
+        print_json(compared.document)
+        return
+    console = output()
+    for table in as_tables(compared.rows):
+        show_table(console, table)
+        console.print()
+    show_settings(console, compared.document["methods"])
+    if options.out is not None:
+        console.print(f"Saved to {options.out}")
 
 
-def _label(name: str, cut: float | None) -> str:
-    return name if cut is None else f"{name} @ {100 * cut:g}%"
+def _fixed(options: EvalOptions) -> dict[str, str | Path]:
+    """By name in the table. Raises CliError where two would have one name."""
+    named: dict[str, str | Path] = {}
+    pairs: list[tuple[str, str | Path]] = [
+        *map(_named, options.fixed or []),
+        *((str(path), path) for path in options.config or []),
+    ]
+    for label, spec in pairs:
+        if named.setdefault(label, spec) != spec:
+            raise CliError(f"2 settings have the name {label!r} in the table; give each a name: --fixed LABEL=SPEC.")
+    return named
 
 
 def _named(spec: str) -> tuple[str, str]:
@@ -159,153 +165,3 @@ def _named(spec: str) -> tuple[str, str]:
     if equals and not {":", "+"} & set(label):
         return label.strip(), method.strip()
     return spec, spec
-
-
-def _fitting(
-    job: Job,
-    loaded: LoadedModel,
-    task: Benchmark,
-    plain: dict[str, Pruner],
-    status: Console,
-    processes: Processes,
-) -> tuple[dict[str, Pruner], dict[str, str]]:
-    """The methods that run on this model, with matched budgets where that is asked for; and why others do not."""
-    from visipruner.cli.ask import prepare
-    from visipruner.evaluation import matched, share_cut
-    from visipruner.evaluation.folder import key_of
-    from visipruner.images import open_image
-
-    samples = task.choose(_MATCHED_ON, job.seed)[:_MATCHED_ON]  # the same however many are asked
-    prompts = [prepare(loaded, open_image(sample.image), sample.question) for sample in samples]
-    found: dict[str, Pruner] = {}
-    left_out: dict[str, str] = {}
-    cuts: list[float | None] = [*dict.fromkeys(job.cuts)] or [None]
-    asked = {
-        "model": job.model,
-        "match": job.match,
-        "samples": [key_of(sample) for sample in samples],
-        "methods": {name: [pruner.name, pruner.settings()] for name, pruner in plain.items()},
-    }
-    matches = Matches(job.out, asked, processes.is_main)
-    every = [(name, pruner, cut) for name, pruner in plain.items() for cut in cuts]
-    for name, pruner, cut in with_progress(every, len(every), status, "Trying methods, matching budgets"):
-        answer, label = matches.get(name, cut), _label(name, cut)
-        if answer is None:
-            try:
-                if cut is None or job.match is None:
-                    share_cut(loaded.model, prompts[0], pruner)
-                    answer = pruner
-                else:
-                    answer = matched(loaded.model, prompts, pruner, job.match, cut)
-            except VisiPrunerError as error:
-                answer = str(error)
-            matches.put(name, cut, answer)
-        if isinstance(answer, str):
-            left_out[label] = answer
-        else:
-            found[label] = answer
-    for label, reason in left_out.items():
-        status.print(f"[yellow]left out: {label}: {reason}[/yellow]")
-    return found, left_out
-
-
-def _records(
-    job: Job,
-    loaded: LoadedModel,
-    task: Benchmark,
-    samples: Sequence[Sample],
-    methods: dict[str, Pruner],
-    status: Console,
-    processes: Processes,
-) -> list[dict[str, Any]]:
-    """One a sample, in their order; complete on the main process."""
-    from visipruner.evaluation import evaluate
-    from visipruner.evaluation.folder import join, key_of
-    from visipruner.models.fingerprint import fingerprint
-
-    running = evaluate(
-        loaded.model,
-        loaded.processor,
-        samples,
-        methods,
-        max_new_tokens=job.max_new_tokens,
-        folder=job.out,
-        identity={
-            "model": job.model,
-            "weights": fingerprint(loaded.model),
-            "dtype": loaded.dtype,
-            "attention": loaded.attn,
-            "data": {"file": task.questions.name, "sha256": sha256_of(task.questions)},
-        },
-        processes=processes,
-        share_images=job.share_images,
-        keep_sets=job.keep_sets,
-    )
-    if processes.count == 1:
-        return list(with_progress(running, len(samples), status, "Answering"))
-    share = math.ceil(len(samples) / processes.count)
-    mine = list(with_progress(running, share, status, f"Answering, process 1 of {processes.count}"))
-    with status.status("Waiting for the other processes"):
-        processes.wait()
-    if job.out is None or not processes.is_main:
-        return mine
-    done = join(job.out, samples)
-    return [done[key_of(sample)] for sample in samples]
-
-
-def _document(
-    job: Job,
-    loaded: LoadedModel,
-    task: Benchmark,
-    methods: dict[str, Pruner],
-    left_out: dict[str, str],
-    records: list[dict[str, Any]],
-    processes: int,
-) -> dict[str, Any]:
-    import torch
-
-    from visipruner.evaluation import INTERVALS, TEST, summarize
-
-    return {
-        "schema": SCHEMA,
-        "model": {"name": job.model, "dtype": loaded.dtype, "attention": loaded.attn},
-        "data": "the shipped test set" if job.data is None else job.data.name,
-        "benchmark": {
-            "name": task.name,
-            "metric": task.metric,
-            "questions": len(task.samples),
-            "server": task.server or None,
-            "notes": task.notes,
-        },
-        "samples": len(records),
-        "seed": job.seed,
-        "match": job.match,
-        "share_images": job.share_images,
-        "max_new_tokens": job.max_new_tokens,
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "versions": {
-            "python": python_version(),
-            **{name: version(name) for name in ("visipruner", "torch", "transformers", "scipy")},
-        },
-        "intervals": INTERVALS,
-        "test": TEST,
-        "methods": {name: {"method": pruner.name, "settings": pruner.settings()} for name, pruner in methods.items()},
-        "left_out": left_out,
-        "rows": summarize(records, scoring=task),
-        "submissions": {},
-    }
-
-
-def _save(out: Path, document: dict[str, Any], table: str, status: Console) -> None:
-    from visipruner.files import write_atomic
-
-    write_json(out / RESULTS_FILE, document)
-    write_atomic(out / "table.md", lambda part: part.write_text(table + "\n", encoding="utf-8"))
-    try:
-        from visipruner.evaluation import chart, ranking
-
-        chart.draw(document["rows"], out / "chart.png")
-        ranking.draw(document["rows"], out / "ranking.png")
-    except ImportError:
-        status.print("[yellow]No chart.png: matplotlib is not installed (pip install 'visipruner[report]').[/yellow]")

@@ -2,26 +2,120 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from visipruner.cli.options import AsJson, command
+
+EXAMPLES = """
+visipruner list
+
+visipruner list visipruner
+
+visipruner list --json
+"""
 
 
-def show(as_json: bool) -> None:
-    """Prints the methods with their settings, the model types with their families, and the models of packages."""
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Of `visipruner list`."""
+
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="Show this method's settings.", show_default=False)
+    ] = None
+    as_json: AsJson = False
+
+
+@command(ListOptions, EXAMPLES)
+def list_(options: ListOptions) -> None:
+    """List the pruning methods, model families and benchmarks; of one METHOD its settings."""
     from visipruner import adapters
-    from visipruner.cli.present import show_families, show_methods, show_models
+    from visipruner.cli.console import print_json
     from visipruner.contract.settings import declared
+    from visipruner.evaluation import datasets
     from visipruner.models import packaged
     from visipruner.pruners import registry
 
+    names = registry.available() if options.method is None else [options.method]
     methods = {
         name: {"description": cls.about.summary, **asdict(cls.about), "settings": declared(cls)}
-        for name, cls in ((name, registry.method_class(name)) for name in registry.available())
+        for name, cls in ((name, registry.method_class(name)) for name in names)
     }
     families = adapters.supported()
-    if as_json:
-        print(json.dumps({"methods": methods, "families": families, "models": packaged.names()}, indent=2))
+    if options.as_json:
+        benchmarks = {kind.name: {"title": kind.title, "metric": kind.metric} for kind in datasets.kinds()}
+        brought = packaged.names()
+        print_json({"methods": methods, "families": families, "benchmarks": benchmarks, "models": brought})
+    elif options.method is not None:
+        _show_settings(options.method, methods[options.method])
+    else:
+        _show_methods(methods)
+        _show_families(families)
+        _show_benchmarks({kind.name: kind.title for kind in datasets.kinds()})
+        _show_models(packaged.names())
+
+
+def _show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line each."""
+    from visipruner.cli.console import output, show_table
+    from visipruner.tables import Table
+
+    rows = [[name, _arxiv(method["paper"]), method["acts"]] for name, method in methods.items()]
+    show_table(output(), Table(["--method", "arXiv", "tokens leave"], rows))
+    output().print("\nWhat a method does and its settings: visipruner list METHOD")
+
+
+def _arxiv(paper: str) -> str:
+    """The number alone: with the authors a method takes more than a line."""
+    found = re.search(r"arXiv (\S+)", paper)
+    return found[1] if found else paper or "-"
+
+
+def _show_settings(name: str, method: Mapping[str, Any]) -> None:
+    from visipruner.cli.console import output, show_table, told
+    from visipruner.tables import Table
+
+    console = output()
+    console.print(f"[bold]{name}[/bold]  {method['description']}")
+    console.print(f"paper: {method['paper'] or 'none'}; tokens leave {method['acts']}; looks at {method['needs']}")
+    settings = {key: one for key, one in method["settings"].items() if name != "composed"}
+    if not settings:
+        console.print("It has no settings." if name != "composed" else "Its settings are those of its parts.")
         return
-    show_methods(methods)
-    show_families(families)
-    show_models(packaged.names())
+    rows = [
+        [key, told(one["default"]) if "default" in one else "must be given", one["takes"]]
+        for key, one in settings.items()
+    ]
+    show_table(console, Table(["--set", "published", "takes"], rows))
+
+
+def _show_families(families: Mapping[str, str]) -> None:
+    """Model types, grouped by family."""
+    _show_group(
+        "Model families and their types (model_type in config.json)",
+        {
+            family: ", ".join(kind for kind, its_family in families.items() if its_family == family)
+            for family in dict.fromkeys(families.values())
+        },
+    )
+
+
+def _show_benchmarks(titles: Mapping[str, str]) -> None:
+    _show_group("Benchmarks (--benchmark NAME of eval)", titles)
+
+
+def _show_models(names: Sequence[str]) -> None:
+    _show_group("Models of installed packages (--model NAME)", dict.fromkeys(names, "") or {"none": ""})
+
+
+def _show_group(title: str, lines: Mapping[str, str]) -> None:
+    from visipruner.cli.console import output
+
+    console = output()
+    console.print(f"\n[cyan]{title}[/cyan]")
+    for name, text in lines.items():
+        console.print(f"  [bold]{name}[/bold]  {text}")

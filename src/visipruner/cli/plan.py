@@ -3,31 +3,75 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from visipruner.analysis.report.words import some
 from visipruner.cli.errors import CliError
+from visipruner.cli.options import AsJson, command
 from visipruner.files import write_json
+from visipruner.tables import Table
 from visipruner.words import spans
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = """
+visipruner plan --analysis analysis/
+
+visipruner plan --analysis analysis/ --shape 7b --shape ~/models/my-llava --visual 576 --text 100 --save plan.json
+"""
 _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
 
 
-def execute(
-    analysis: Path, shapes: list[str], visual: int | None, text: int | None, json_file: Path | None, as_json: bool
-) -> None:
-    """Prints a table per shape. Raises CliError where the analysis or a shape cannot be read."""
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Of `visipruner plan`."""
+
+    analysis: Annotated[Path, typer.Option(metavar="DIR", help="What `visipruner analyze` wrote.")]
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="7b, 13b (LLaVA-1.5), or a folder or file with a transformers config. Repeatable.",
+            show_default="7b and 13b",
+        ),
+    ] = None
+    visual: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Visual rows of a prompt.", show_default="the shape's")
+    ] = None
+    text: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Text rows of a prompt.", show_default="the paper's mean, 74")
+    ] = None
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON here.")] = None
+    as_json: AsJson = False
+
+
+@command(PlanOptions, EXAMPLES)
+def plan(options: PlanOptions) -> None:
+    """Plan a model that needs no pruning: which layers its visual rows should be in, and what each choice saves."""
+    from visipruner.cli.console import output, print_json
+
+    result = planned(options.analysis, options.shape or [], options.visual, options.text)
+    if options.save is not None:
+        write_json(options.save, result)
+    if options.as_json:
+        print_json(result)
+    else:
+        _show(output(), result)
+
+
+def planned(analysis: Path, shapes: list[str], visual: int | None, text: int | None) -> dict[str, Any]:
+    """Evidence, suggestions, and a table of choices a shape. Raises CliError where the analysis or a shape cannot be
+    read."""
     from visipruner.training.planning import as_rows, choices, suggestions
 
     source = analysis / "analysis.json" if analysis.is_dir() else analysis
     try:
         document = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CliError(f"{source} is no analysis; make one with: visipruner analyze --out {analysis}") from error
     found = suggestions(document)
     result: dict[str, Any] = {
@@ -52,12 +96,7 @@ def execute(
                     "choices": table,
                 }
             )
-    if json_file is not None:
-        write_json(json_file, result)
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        _show(Console(highlight=False), result)
+    return result
 
 
 def _evidence(document: dict[str, Any]) -> dict[str, Any]:
@@ -91,25 +130,15 @@ def _shape(name: str, document: dict[str, Any]) -> tuple[Any, int, int]:
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
+    from visipruner.cli.console import show_table
+
     evidence, model = result["evidence"], result["analysis"]
     console.print(
         f"[bold]Evidence[/bold]: {model['name']}, {model['layers']} layers, {model['visual_tokens']} visual tokens, "
         f"{evidence['samples']} samples; a loss up to {evidence['tolerance']} {evidence['metric']} counts as none"
     )
-    console.print(f"  (a) text need not see the image below layer  {_told(evidence['shallow_end'])}")
-    console.print(f"  (c) vision can leave before layer            {_told(evidence['exit_layer'])}")
-    chosen = evidence["filter"]
-    if chosen is None:
-        console.print("  (b) no budget of tokens was small enough in its loss at any layer")
-    else:
-        loss = chosen["loss"]
-        console.print(
-            f"  (b) {some(chosen['budget'])} tokens after layer {chosen['layer']}, loss "
-            f"{loss['value']:.3f} ({loss['low']:.3f}-{loss['high']:.3f})"
-        )
-    for one in result["suggestions"]:
-        if one["frozen_layers"]:
-            console.print(f"  (f) {spans(one['frozen_layers'])} need not work on the image ({one['name']})")
+    for letter, what in sorted(_letters(evidence, result["suggestions"])):
+        console.print(f"  ({letter}) {what}")
     for note in evidence["notes"]:
         console.print(f"  [dim]{note}[/dim]")
     console.print(
@@ -119,7 +148,34 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         "an assumption.[/dim]"
     )
     for part in result["shapes"]:
-        console.print(_table(part))
+        console.print(f"\n{_title(part)}")
+        show_table(console, _table(part))
+
+
+def _letters(evidence: dict[str, Any], suggestions: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What was found for each guideline, by its letter."""
+    from visipruner.analysis.report.words import some
+
+    chosen = evidence["filter"]
+    if chosen is None:
+        budget = "no budget of tokens was small enough in its loss at any layer"
+    else:
+        loss = chosen["loss"]
+        budget = (
+            f"{some(chosen['budget'])} tokens after layer {chosen['layer']}, loss {loss['value']:.3f} "
+            f"({loss['low']:.3f}-{loss['high']:.3f})"
+        )
+    frozen = [
+        ("f", f"{spans(one['frozen_layers'])} need not work on the image ({one['name']})")
+        for one in suggestions
+        if one["frozen_layers"]
+    ]
+    return [
+        ("a", f"text need not see the image below layer {_told(evidence['shallow_end'])}"),
+        ("b", budget),
+        ("c", f"vision can leave before layer {_told(evidence['exit_layer'])}"),
+        *frozen,
+    ]
 
 
 def _told(interval: dict[str, float] | None) -> str:
@@ -128,7 +184,7 @@ def _told(interval: dict[str, float] | None) -> str:
     )
 
 
-def _table(part: dict[str, Any]) -> Table:
+def _title(part: dict[str, Any]) -> str:
     own = part["suggestion"]
     settings = f"k = {own['inject_layer']}, e = {own['exit_layer']}"
     if own["keep_tokens"] is not None:
@@ -136,20 +192,34 @@ def _table(part: dict[str, Any]) -> Table:
     if own["frozen_layers"]:
         settings += f", frozen {spans(own['frozen_layers'])}"
     rows = f"{part['visual_rows']} visual, {part['text_rows']} text rows"
-    table = Table(title=f"{part['shape']}, {own['name']}: {settings} ({rows})", title_justify="left")
-    for name in ("guidelines", "layers with vision", "prefill TFLOPs", "step TFLOPs", "LoRA step", "saved", "KV MB"):
-        table.add_column(name, justify="left" if name == "guidelines" else "right")
-    for row in part["choices"]:
-        table.add_row(
+    return f"{part['shape']}, {own['name']}: {settings} ({rows})"
+
+
+def _table(part: dict[str, Any]) -> Table:
+    columns = [
+        "guidelines",
+        "layers with vision",
+        "frozen",
+        "prefill TFLOPs",
+        "step TFLOPs",
+        "LoRA step",
+        "saved",
+        "KV MB",
+    ]
+    rows = [
+        [
             row["guidelines"],
-            str(row["layers_with_vision"]) + (f", {len(row['frozen_layers'])} frozen" if row["frozen_layers"] else ""),
+            str(row["layers_with_vision"]),
+            str(len(row["frozen_layers"]) or "-"),
             _figures(row["prefill_flops"] / 1e12),
             _figures(row["train_flops_full"] / 1e12),
             _figures(row["train_flops_frozen"] / 1e12),
             f"{row['flops_cut']:.1%}",
             _figures(row["kv_bytes"] / 1e6),
-        )
-    return table
+        ]
+        for row in part["choices"]
+    ]
+    return Table(columns, rows)
 
 
 def _figures(value: float) -> str:

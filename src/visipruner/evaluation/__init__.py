@@ -8,9 +8,24 @@ for row in vp.evaluation.summarize(records):
     print(row["method"], row["accuracy"], row["flops_cut"])
 """
 
+from visipruner.evaluation.bootstrap import INTERVALS
+from visipruner.evaluation.comparison import Compared, compare
 from visipruner.evaluation.matching import AXES, matched, share_cut
+from visipruner.evaluation.rows import summarize
 from visipruner.evaluation.runner import DENSE, evaluate
 from visipruner.evaluation.significance import TEST
-from visipruner.evaluation.summary import INTERVALS, as_markdown, summarize
+from visipruner.evaluation.table import as_markdown
 
-__all__ = ["AXES", "DENSE", "INTERVALS", "TEST", "as_markdown", "evaluate", "matched", "share_cut", "summarize"]
+__all__ = [
+    "AXES",
+    "DENSE",
+    "INTERVALS",
+    "TEST",
+    "Compared",
+    "as_markdown",
+    "compare",
+    "evaluate",
+    "matched",
+    "share_cut",
+    "summarize",
+]

@@ -16,7 +16,7 @@ from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
 from visipruner.evaluation.processes import Processes
 from visipruner.evaluation.samples import Sample
-from visipruner.files import whole_lines, write_atomic, write_json
+from visipruner.files import ESCAPED, whole_lines, write_atomic, write_json
 
 SAMPLES_FILE = "samples.jsonl"
 SETTINGS_FILE = "settings.json"
@@ -74,23 +74,33 @@ def join(folder: Path, samples: Sequence[Sample]) -> dict[str, Record]:
             )
     done = {key: found[key] for key in (*order, *found) if key in found}
     text = "".join(map(_line, done.values()))
-    write_atomic(whole, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomic(whole, lambda path: path.write_text(text, encoding="utf-8", errors=ESCAPED))
     for path in parts:
         path.unlink()
     return done
 
 
 def finished(path: Path) -> dict[str, Record]:
-    """The whole lines of a file by key; one that an interruption cut off does not count."""
+    """The whole lines of a file by key; one that an interruption cut off does not count. Raises ConfigError that names
+    a damaged one."""
     if not path.exists():
         return {}
-    return {record["key"]: record for record in map(json.loads, whole_lines(path))}
+    found = {}
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            record = json.loads(line)
+            found[record["key"]] = record
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{path}, line {number} is damaged ({error}); delete that line, and its sample is asked again."
+            ) from error
+    return found
 
 
 def append(folder: Path, record: Record, processes: Processes) -> None:
     """Adds a record to the file of this process."""
     name = SAMPLES_FILE if processes.count == 1 else f"samples.{processes.rank}.jsonl"
-    with (folder / name).open("a", encoding="utf-8") as file:
+    with (folder / name).open("a", encoding="utf-8", errors=ESCAPED) as file:
         file.write(_line(record))
 
 

@@ -141,17 +141,9 @@ def evaluate(
     if share_images:
         places = {image: place for place, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
         samples = sorted(samples, key=lambda sample: places[sample.image])
-    done: dict[str, Record] = {}
-    if folder is not None:
-        settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
-        settings |= {name: True for name, on in (("share_images", share_images), ("keep_sets", keep_sets)) if on}
-        if processes.is_main:
-            files.claim(folder, comparison.methods, settings)
-            files.join(folder, samples)
-        processes.wait()
-        if not processes.is_main:
-            files.claim(folder, comparison.methods, settings)
-        done = files.finished(folder / SAMPLES_FILE)
+    settings = {**(identity or {}), "max_new_tokens": max_new_tokens}
+    settings |= {name: True for name, on in (("share_images", share_images), ("keep_sets", keep_sets)) if on}
+    done = {} if folder is None else _done(folder, comparison, settings, samples, processes)
     for turn, sample in enumerate(_share(samples, done, processes)):
         record = done.get(files.key_of(sample)) if done else None
         if record is None:
@@ -159,6 +151,19 @@ def evaluate(
             if folder is not None:
                 files.append(folder, record, processes)
         yield record
+
+
+def _done(
+    folder: Path, comparison: Comparison, settings: Mapping[str, Any], samples: Sequence[Sample], processes: Processes
+) -> dict[str, Record]:
+    """What an earlier run left in the folder, which is this evaluation's from now on."""
+    if processes.is_main:
+        files.claim(folder, comparison.methods, settings)
+        files.join(folder, samples)
+    processes.wait()
+    if not processes.is_main:
+        files.claim(folder, comparison.methods, settings)
+    return files.finished(folder / SAMPLES_FILE)
 
 
 def _share(samples: Sequence[Sample], done: Mapping[str, Record], processes: Processes) -> list[Sample]:

@@ -6,12 +6,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from visipruner.errors import ConfigError
 from visipruner.files import sha256_of
+from visipruner.questions import check_signs, check_text
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Sample:
         type: kind of question, for tables; "" where the data do not say.
         id: tells samples apart that are otherwise equal; "" where none are.
         name: of the image in records, the same on every machine; "" for the whole path.
+        place: where it was read, for messages.
     """
 
     image: Path
@@ -31,6 +33,7 @@ class Sample:
     type: str = ""
     id: str = ""
     name: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def image_name(self) -> str:
@@ -59,8 +62,8 @@ def load_samples(path: Path) -> list[Sample]:
     ConfigError that names the line when something is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # some editors begin a file with a byte-order mark
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}); --data takes a JSONL file.") from error
     samples = [_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not samples:
@@ -69,20 +72,42 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:
+    where = f"{path}, line {number}"
     try:
         record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {number} is not JSON ({error}).") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON ({error}).") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("image", "question")):
-        raise ConfigError(f'{path}, line {number} needs texts "image" and "question".')
-    answers = record.get("answers", record.get("answer", []))
+        raise ConfigError(f'{where} needs texts "image" and "question".')
+    check_text(record["question"], f"{where}: the question")
+    key = "answers" if "answers" in record else "answer"
+    answers = record.get(key, [])
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ConfigError(f'{path}, line {number}: "answers" must be a text or a list of texts.')
+        raise ConfigError(
+            f'{where}: "{key}" must be a text or a list of texts, not {json.dumps(record[key])[:60]}; leave it out '
+            "where no answer is known."
+        )
     image = path.parent / record["image"]
-    if not image.is_file():
-        raise ConfigError(f"{path}, line {number}: there is no image {image}.")
-    return Sample(image, record["question"], tuple(answers), str(record.get("type", ""))).named_from(path.parent)
+    if not _is_file(image):
+        raise ConfigError(f"{where}: there is no image {image}.")
+    kind = str(record.get("type", ""))
+    return Sample(image, record["question"], tuple(answers), kind, place=where).named_from(path.parent)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def check_questions(samples: Sequence[Sample], processor: Any) -> None:
+    """Raises ConfigError for the first sample that the model of `processor` cannot be asked, before any is."""
+    for sample in samples:
+        where = sample.place or f"{sample.id or sample.question[:40]!r} about {sample.image_name}"
+        check_text(sample.question, f"{where}: the question")
+        check_signs(processor, sample.question, f"{where}: the question")
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int = 0, per_image: int = 2) -> list[Sample]:

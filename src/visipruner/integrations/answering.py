@@ -6,17 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from visipruner.chat import greedy_reply, message_inputs
-from visipruner.cli.settings import make_pruner, pruner_for
 from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
 from visipruner.models import loading as models
-from visipruner.pruners.registry import make
-
-if TYPE_CHECKING:
-    from visipruner.contract.pruner import Pruner
+from visipruner.specs import DEFAULT, adjusted, resolve
 
 _READS = {"text", "image"}
 
@@ -36,7 +32,7 @@ class Answerer:
     Args:
         pretrained: a folder, a hub id (one that is not cached needs `allow_download`), or a packaged model's name.
         method: as `visipruner eval --method` takes it; "none" prunes nothing.
-        settings: of a single method, as a mapping or as JSON; then its layers are taken as they are.
+        settings: of a bare method, as a mapping or as JSON, those that are to be changed.
         config: a saved pruner.json (or its folder) instead of both.
         dtype, attn: precision of the weights and attention implementation. device: where to, as torch names it.
 
@@ -62,15 +58,13 @@ class Answerer:
         loaded = models.load(pretrained, dtype, attn, allow_download)
         self.model = loaded.model if device is None else loaded.model.to(device)
         self.processor = loaded.processor
-        layers = self.model.config.get_text_config().num_hidden_layers
-        self.pruner: Pruner
+        spec = DEFAULT if method is None else method
         if config is not None:
-            self.pruner = make_pruner(None, [], Path(config))
-        elif given:
-            self.pruner = make(method or "visipruner", **given)
+            chosen = resolve(Path(config), pretrained, loaded.num_layers)
         else:
-            self.pruner = pruner_for(method or "visipruner", pretrained, layers)
-        self.pruner.check(layers)
+            chosen = adjusted(spec, given, pretrained, loaded.num_layers)
+        self.pruner = chosen.pruner
+        self.pruner.check(loaded.num_layers)
 
     def answer(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Answer:
         """The greedy answer to a conversation in transformers' form, its images as PIL images.

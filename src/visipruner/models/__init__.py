@@ -1,1 +1,5 @@
-"""Models: loading, processors, devices, and the facts about them that costs depend on."""
+"""Models and processors by name, where they run, their sizes. Most callers need `models.load("testbed")` alone."""
+
+from visipruner.models.loading import LoadedModel, check_name, load, prepare
+
+__all__ = ["LoadedModel", "check_name", "load", "prepare"]

@@ -1,4 +1,4 @@
-"""`--device` as a place for a model: a device of torch, or all of them through accelerate."""
+"""Where a model goes: a device of torch, or all of them through accelerate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-from visipruner.cli.errors import CliError
+from visipruner.errors import LoadError
 
 SPREAD = "spread"
 
@@ -14,13 +14,13 @@ SPREAD = "spread"
 def resolve(name: str) -> str:
     """`name` as torch writes it, `SPREAD`, or for an empty name this process's own accelerator, else the CPU.
 
-    Raises CliError for a device that this machine does not have.
+    Raises LoadError for a device that this machine does not have.
     """
     import torch
 
     if name == SPREAD:
         if find_spec("accelerate") is None:
-            raise CliError("--device spread needs the package accelerate: pip install accelerate.")
+            raise LoadError("The device 'spread' needs the package accelerate: pip install accelerate.")
         return SPREAD
     if not name:
         return first()
@@ -28,9 +28,9 @@ def resolve(name: str) -> str:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CliError(f"--device {name} is not a device of this machine; it has {', '.join(_present())}.") from error
+        raise LoadError(f"{name!r} is not a device of this machine; it has {', '.join(_present())}.") from error
     if device.type == "meta":
-        raise CliError(f"--device {name} cannot compute; this machine has {', '.join(_present())}.")
+        raise LoadError(f"The device {name!r} cannot compute; this machine has {', '.join(_present())}.")
     return str(device)
 
 

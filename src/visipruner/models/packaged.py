@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner import plugins
+from visipruner.errors import ConfigError
 
 if TYPE_CHECKING:
     from visipruner.contract.pruner import Pruner
@@ -65,6 +66,14 @@ def calibrated(name: str) -> Pruner | None:
     """The pruner that was calibrated for a packaged model; None for any other."""
     model = find(name)
     return None if model is None else model.calibrated()
+
+
+def data_of(name: str) -> Path:
+    """The question file that a packaged model brings. Raises ConfigError where it brings none."""
+    model = find(name)
+    if model is None or model.questions is None:
+        raise ConfigError("Give the image-question pairs with --data FILE.jsonl; this model brings none of its own.")
+    return model.questions
 
 
 def picture(name: str) -> Path | None:

@@ -84,7 +84,7 @@ def _classes_in(module: str) -> dict[str, type[Pruner]]:
     return {cls.name: cls for cls in public if "name" in vars(cls)}
 
 
-def make(name: str, **settings: Any) -> Pruner:
+def make(name: str, /, **settings: Any) -> Pruner:
     """A method by name with settings as JSON values. Raises ConfigError for names and settings that do not exist."""
     return method_class(name).from_settings(settings)
 
@@ -108,7 +108,7 @@ def _make_one(spec: str) -> Pruner:
             raise ConfigError(f"{spec!r}: settings are written key=value, separated by commas, and not {pair!r}.")
         try:
             settings[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             settings[key.strip()] = value.strip()
     return make(name.strip(), **settings)
 
@@ -122,7 +122,7 @@ def load_pruner(path: str | os.PathLike[str]) -> Pruner:
         version, method, settings = content["format_version"], content["method"], dict(content["settings"])
     except OSError as error:
         raise ConfigError(f"No pruner can be read from {file}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} is not a pruner.json; write one with pruner.save_pretrained(directory).") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ConfigError(f"{file} has format version {version}, newer than {FORMAT_VERSION}; update visipruner.")

@@ -44,7 +44,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """What a check found: targets, measured points for tables, and the model they were measured on."""
 
     name: str
@@ -90,7 +90,7 @@ class Effort:
         return self.visual or own
 
 
-def prefill(effort: Effort, tell: Progress) -> Outcome:
+def prefill(effort: Effort, tell: Progress) -> CheckResult:
     """Prefill as fast as its FLOPs, at LLaVA-1.5-7B's shape; peak memory; the cost of selecting."""
     found = effort.subject("llava-1.5-7b")
     depth, shape = found.depth, Rows(visual=effort.sizes(576)[0])
@@ -127,10 +127,10 @@ def prefill(effort: Effort, tell: Progress) -> Outcome:
         if row["peak_bytes"] is not None:
             ratio = row["peak_bytes"]["median"] / dense["peak_bytes"]["median"]
             targets.append(Target(f"{row['name']}: peak memory / dense", ratio, 1.0, at_least=False))
-    return Outcome("prefill", found.describe(), targets, [_point(shape, list(table.values()))])
+    return CheckResult("prefill", found.describe(), targets, [_point(shape, list(table.values()))])
 
 
-def overhead(effort: Effort, tell: Progress) -> Outcome:
+def overhead(effort: Effort, tell: Progress) -> CheckResult:
     """A text-only prompt with a pruner attached costs what it costs without."""
     found = effort.subject("llava-1.5-7b")
     prompt = text_only(found.model, 48)
@@ -145,10 +145,10 @@ def overhead(effort: Effort, tell: Progress) -> Outcome:
     else:
         ratio = 1 / table[1]["speedup"]["median"] - 1
         targets.append(Target("text only: prefill attached / plain - 1", ratio, 0.005, at_least=False))
-    return Outcome("overhead", found.describe(), targets, [_point(Rows(48, 0, 0), table)])
+    return CheckResult("overhead", found.describe(), targets, [_point(Rows(48, 0, 0), table)])
 
 
-def scaling(effort: Effort, tell: Progress) -> Outcome:
+def scaling(effort: Effort, tell: Progress) -> CheckResult:
     """576, 2,304 and 9,216 visual tokens: seconds, memory, and decoding in proportion to the keys that are gone."""
     sizes = effort.sizes(576, 2304, 9216)
     found = effort.subject("llava-onevision-0.5b", rows=max(sizes) + 48)
@@ -179,10 +179,10 @@ def scaling(effort: Effort, tell: Progress) -> Outcome:
                 0.95,
             ),
         ]
-    return Outcome("scaling", found.describe(), targets, points)
+    return CheckResult("scaling", found.describe(), targets, points)
 
 
-def batch(effort: Effort, tell: Progress) -> Outcome:
+def batch(effort: Effort, tell: Progress) -> CheckResult:
     """Eight unlike examples cost what they cost alone: none pays for another's padding."""
     base = effort.sizes(576)[0]
     shapes = [Rows(20 + 5 * number, base, 10 + 4 * number) for number in range(8)]
@@ -203,10 +203,10 @@ def batch(effort: Effort, tell: Progress) -> Outcome:
         Target("batch of 8 / sum of the single runs", paid, 1.05, at_least=False),
         Target("batch of 8: speed-up of prefill / FLOP ratio", table[1]["of_limit"], 0.90),
     ]
-    return Outcome("batch", found.describe(), targets, [_point(shapes[0], table)])
+    return CheckResult("batch", found.describe(), targets, [_point(shapes[0], table)])
 
 
-def questions(effort: Effort, tell: Progress) -> Outcome:
+def questions(effort: Effort, tell: Progress) -> CheckResult:
     """Eight questions about one image under `image_cache()` cost one image and eight prompts of text."""
     count, base = 8, effort.sizes(576)[0]
     found = effort.subject("llava-onevision-0.5b")
@@ -230,14 +230,14 @@ def questions(effort: Effort, tell: Progress) -> Outcome:
             Target(f"{name}: 8 questions / (1 image + 8 texts)", statistics.median(ratios), 1.15, at_least=False),
             Target(f"{name}: 8 separate runs / 8 questions", statistics.median(saved), 1.0),
         ]
-    return Outcome("questions", found.describe(), targets, [])
+    return CheckResult("questions", found.describe(), targets, [])
 
 
 def _point(shape: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"text_before": shape.before, "visual": shape.visual, "text_after": shape.after, "rows": list(table)}
+    return {**shape.to_dict(), "rows": list(table)}
 
 
-CHECKS: dict[str, Callable[[Effort, Progress], Outcome]] = {
+CHECKS: dict[str, Callable[[Effort, Progress], CheckResult]] = {
     "prefill": prefill,
     "overhead": overhead,
     "scaling": scaling,

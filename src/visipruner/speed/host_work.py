@@ -47,9 +47,9 @@ class HostWork:
     batch_ratio: float
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = self.reads = 0
 
     def __torch_dispatch__(

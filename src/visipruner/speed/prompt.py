@@ -47,6 +47,10 @@ class Rows:
     def total(self) -> int:
         return self.before + self.visual + self.after
 
+    def to_dict(self) -> dict[str, int]:
+        """As measured points name them."""
+        return {"text_before": self.before, "visual": self.visual, "text_after": self.after}
+
 
 def embedded(model: Any, batch: Sequence[Rows], seed: int = 0) -> Prompt:
     """Random embeddings, padded on the left to the longest. The vision tower does not run."""

@@ -13,6 +13,9 @@ from visipruner.speed import machine
 from visipruner.speed.build import empty_model, fill, parameter_bytes, tie_layers
 from visipruner.speed.shapes import load_config
 
+_TRY_OUT = "tiny"
+_NO_MEASURE = "made to try the command, and no measure of speed: overheads outweigh its few numbers"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -69,7 +72,7 @@ def from_shape(
 
     Raises ConfigError for shapes that are none, MachineError where it cannot fit.
     """
-    notes = []
+    notes = [_NO_MEASURE] if shape == _TRY_OUT else []
     place = torch.device(device)
     config = load_config(shape, layers)
     wanted = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)

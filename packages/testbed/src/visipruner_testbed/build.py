@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from visipruner.errors import ConfigError
 from visipruner.files import sha256_of
 from visipruner_testbed.assembly.sources import language_weights, vision_weights
 
@@ -60,7 +61,12 @@ def ensure_built(image_size: int = IMAGE_SIZE, cache_dir: Path | str | None = No
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     folder = root / f"testbed-{image_size}-{digest[:8]}"
     if not _is_current(folder, inputs):
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The model cannot be put into {root} ({error.strerror}); name another folder: VISIPRUNER_CACHE=DIR."
+            ) from error
         _remove_abandoned(root)
         _remove_unused(root)
         part = Path(tempfile.mkdtemp(prefix=f"testbed-{image_size}.part-", dir=root))

@@ -20,6 +20,7 @@ class Benchmark(ABC):
     Attributes:
         name: for `--benchmark`; `title`: as its authors write it.
         patterns: names of its question file, the usual one first; in a folder the first that is there counts.
+        package: for `--data`, a package that holds it; then `read` is given no file. "" where files hold it.
         metric: how answers are scored, as half a sentence.
         server: who scores where the answers are not public; "" where they are.
         notes: what a reader of the scores must know about these files (parts left out, say), as sentences.
@@ -29,6 +30,7 @@ class Benchmark(ABC):
     title: ClassVar[str]
     patterns: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
+    package: ClassVar[str] = ""
     server: str = ""
 
     def __init__(self, questions: Path, samples: Sequence[Sample], notes: Iterable[str] = ()) -> None:

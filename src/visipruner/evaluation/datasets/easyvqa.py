@@ -27,7 +27,7 @@ class EasyVqa(Benchmark):
     kind (yes and no, shapes, colours) it must name that one alone. Whole sentences are fine.
     """
 
-    name = PACKAGE
+    name = package = PACKAGE
     title = "easy-VQA"
     patterns: ClassVar[tuple[str, ...]] = ()
     metric = "accuracy of the one answer that is named, among yes and no, the shapes, or the colours"

@@ -19,7 +19,7 @@ LETTER_ANSWER = "Answer with the option's letter from the given choices directly
 def read_text(path: Path) -> str:
     """A file's text. Raises ConfigError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}).") from error
 
@@ -28,7 +28,7 @@ def read_json(path: Path, *keys: str) -> Any:
     """A JSON file's content, with `keys` where any are given. Raises ConfigError."""
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); unpack or download it again.") from error
     if keys:
         check_keys(path, "its top level", content, keys)
@@ -43,7 +43,7 @@ def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}, line {number} is not JSON ({error}); download the file again.") from error
         check_keys(path, f"line {number}", record, keys)
         records.append(record)
@@ -56,7 +56,7 @@ def read_tsv(path: Path, *keys: str) -> list[dict[str, str]]:
     """One mapping a row by the names in the first row, of which `keys` must be there. Raises ConfigError."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images are fields
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
             rows = [{name: value or "" for name, value in row.items() if name} for row in reader]
             columns = reader.fieldnames or ()

@@ -1,54 +1,81 @@
-"""Which benchmark a folder holds, told by its question file; and how to say that it holds none, or several."""
+"""Which benchmark a folder holds, told by its question file; and how to say that it holds none, or several.
+
+A benchmark is found by being there: a subclass of `Benchmark` with a `name` in a file of this folder, or in another
+distribution that names it as an entry point of the group `visipruner.datasets`.
+"""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from visipruner.errors import ConfigError
+import visipruner.evaluation.datasets
+from visipruner.errors import ConfigError, first_line
 from visipruner.evaluation.datasets.base import Benchmark
-from visipruner.evaluation.datasets.easyvqa import PACKAGE, EasyVqa
-from visipruner.evaluation.datasets.gqa import Gqa
-from visipruner.evaluation.datasets.mmbench import MmBench
-from visipruner.evaluation.datasets.mme import Mme
-from visipruner.evaluation.datasets.mmstar import MmStar
-from visipruner.evaluation.datasets.mmvet import MmVet
-from visipruner.evaluation.datasets.pope import Pope
-from visipruner.evaluation.datasets.scienceqa import ScienceQa
-from visipruner.evaluation.datasets.seedbench import SeedBench
-from visipruner.evaluation.datasets.textvqa import TextVqa
-from visipruner.evaluation.datasets.vizwiz import VizWiz
-from visipruner.evaluation.datasets.vqav2 import VqaV2
+from visipruner.evaluation.datasets.own import OwnQuestions
+from visipruner.words import did_you_mean
 
-_ALL: tuple[type[Benchmark], ...] = (
-    Gqa,
-    Pope,
-    TextVqa,
-    VqaV2,
-    VizWiz,
-    ScienceQa,
-    Mme,
-    MmBench,
-    MmStar,
-    MmVet,
-    SeedBench,
-    EasyVqa,
-)
+GROUP = "visipruner.datasets"
+Kind = type[Benchmark]
+
+
+@cache
+def kinds() -> tuple[Kind, ...]:
+    """Every benchmark, this package's first, each in alphabetical order. Raises ConfigError for a plug-in that is
+    none."""
+    found: dict[str, Kind] = {}
+    for kind in (*sorted(_ours(), key=lambda kind: kind.name), *_plugged_in()):
+        found.setdefault(kind.name, kind)
+    return tuple(found.values())
+
+
+def _ours() -> Iterator[Kind]:
+    for module in pkgutil.iter_modules(visipruner.evaluation.datasets.__path__, "visipruner.evaluation.datasets."):
+        for value in vars(importlib.import_module(module.name)).values():
+            is_kind = isinstance(value, type) and issubclass(value, Benchmark) and value is not OwnQuestions
+            if is_kind and value.__module__ == module.name and "name" in vars(value):
+                yield value
+
+
+def _plugged_in() -> Iterator[Kind]:
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            kind = entry.load()
+        except Exception as error:  # whatever a stranger's file does when it is imported
+            raise ConfigError(
+                f"The benchmark {entry.value!r} of an installed package cannot be loaded ({first_line(error)}); repair "
+                "or uninstall that package."
+            ) from error
+        if not (isinstance(kind, type) and issubclass(kind, Benchmark) and hasattr(kind, "name")):
+            raise ConfigError(
+                f"The entry point {entry.value!r} in group {GROUP!r} must be a subclass of "
+                "visipruner.evaluation.datasets.Benchmark with a name."
+            )
+        yield kind
 
 
 def names() -> list[str]:
     """Every benchmark's name."""
-    return [kind.name for kind in _ALL]
+    return [kind.name for kind in kinds()]
+
+
+def is_package(path: Path) -> bool:
+    """Whether `--data path` names a package that holds a benchmark, and nothing of that name lies here."""
+    return not path.exists() and str(path) in _packages()
+
+
+def _packages() -> dict[str, Kind]:
+    return {kind.package: kind for kind in kinds() if kind.package}
 
 
 def recognises(path: Path) -> bool:
     """Whether `--data path` means a benchmark: a folder, a question file, or the name of a package with one."""
-    if path.is_dir():
-        return True
-    if not path.exists():
-        return str(path) == PACKAGE
-    return any(_is_questions(kind, path) for kind in _ALL)
+    return path.is_dir() or is_package(path) or (path.exists() and any(_is_questions(kind, path) for kind in kinds()))
 
 
 def open_benchmark(path: Path, name: str | None = None, images: Path | None = None) -> Benchmark:
@@ -61,44 +88,52 @@ def open_benchmark(path: Path, name: str | None = None, images: Path | None = No
     Raises ConfigError in one sentence: what was looked for, what is missing, which of several to choose.
     """
     if name is not None and name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(names())}."
+        hint = did_you_mean(name, names()) or f" There are: {', '.join(names())}."
         raise ConfigError(f"There is no benchmark {name!r}.{hint}")
-    if name == PACKAGE or (str(path) == PACKAGE and not path.exists()):
-        return EasyVqa.read(path, images)
+    packages = _packages()
+    if name in packages or is_package(path):
+        return packages[name or str(path)].read(path, images)
     if not path.exists():
-        raise ConfigError(f"There is no {path}; --data takes a JSONL file, a benchmark's folder, or {PACKAGE}.")
-    kinds = [kind for kind in _ALL if name in (None, kind.name)]
+        known = ", or ".join(["a benchmark's folder", *packages])
+        raise ConfigError(f"There is no {path}; --data takes a JSONL file, {known}.")
+    wanted = [kind for kind in kinds() if name in (None, kind.name)]
     if path.is_file():
-        kind = kinds[0] if name is not None else next((kind for kind in kinds if _is_questions(kind, path)), None)
+        kind = wanted[0] if name is not None else next((kind for kind in wanted if _is_questions(kind, path)), None)
         if kind is None:
             raise ConfigError(f"{path} is no benchmark's question file; say which it is: --benchmark NAME.")
         return kind.read(path, images)
-    return _in_folder(path, kinds, images)
+    return _in_folder(path, wanted, images)
 
 
-def _in_folder(folder: Path, kinds: list[type[Benchmark]], images: Path | None) -> Benchmark:
-    found = [(kind, file) for kind in kinds for file in _questions(kind, folder)]
+def open_data(path: Path, name: str | None = None, images: Path | None = None) -> Benchmark:
+    """`open_benchmark` where `path` is or is said to be one, else the questions of one's own in a JSONL file."""
+    if name is not None or recognises(path):
+        return open_benchmark(path, name, images)
+    return OwnQuestions.read(path)
+
+
+def _in_folder(folder: Path, wanted: list[Kind], images: Path | None) -> Benchmark:
+    found = [(kind, file) for kind in wanted for file in _questions(kind, folder)]
     if len(found) > 1:
         files = ", ".join(file.name for _, file in found)
         raise ConfigError(f"{folder} holds several question files ({files}); give one of them: --data {found[0][1]}.")
     if found:
         kind, file = found[0]
         return kind.read(file, images)
-    if len(kinds) == 1:
-        raise ConfigError(f"{folder} is not {kinds[0].title}'s: there is no {' or '.join(kinds[0].patterns)} in it.")
+    if len(wanted) == 1:
+        raise ConfigError(f"{folder} is not {wanted[0].title}'s: there is no {' or '.join(wanted[0].patterns)} in it.")
     below = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_any(child)]
     if below:
         raise ConfigError(f"{folder} holds benchmarks in folders; give one of them: --data {folder / below[0]}.")
-    wanted = ", ".join(f"{kind.patterns[0]} ({kind.name})" for kind in kinds if kind.patterns)
-    raise ConfigError(f"{folder} holds no benchmark that is known; looked for {wanted}.")
+    looked_for = ", ".join(f"{kind.patterns[0]} ({kind.name})" for kind in wanted if kind.patterns)
+    raise ConfigError(f"{folder} holds no benchmark that is known; looked for {looked_for}.")
 
 
 def _holds_any(folder: Path) -> bool:
-    return any(_questions(kind, folder) for kind in _ALL)
+    return any(_questions(kind, folder) for kind in kinds())
 
 
-def _questions(kind: type[Benchmark], folder: Path) -> list[Path]:
+def _questions(kind: Kind, folder: Path) -> list[Path]:
     """The files of the first pattern that any file fits."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for pattern in kind.patterns:
@@ -108,5 +143,5 @@ def _questions(kind: type[Benchmark], folder: Path) -> list[Path]:
     return []
 
 
-def _is_questions(kind: type[Benchmark], path: Path) -> bool:
+def _is_questions(kind: Kind, path: Path) -> bool:
     return any(fnmatch(path.name.lower(), pattern.lower()) for pattern in kind.patterns)

@@ -1,23 +1,23 @@
-"""What `visipruner run` reports, as plain records: the same numbers on screen, in `--json` and in results.json."""
+"""What an answer cost and what pruning saved, as plain records: the same on screen, in `--json` and in results.json."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from visipruner.accounting.record import ExampleTrace
+from visipruner.asking.exchange import Exchange
 from visipruner.chat import Reply
-from visipruner.cli.ask import Exchange
-from visipruner.contract.pruner import Pruner
 from visipruner.models.loading import LoadedModel
+from visipruner.specs import Chosen
 
 SCHEMA = "visipruner.run/1"
 
 
 @dataclass
-class Result:
+class Answered:
     """One question about one image.
 
     Attributes:
@@ -53,13 +53,13 @@ class Result:
     frozen_layers: list[int] = field(default_factory=list)
 
 
-def summarize(image: Path, question: str, exchange: Exchange) -> Result:
+def recorded(image: str, question: str, exchange: Exchange) -> Answered:
     """The record of one exchange."""
     trace, reply, dense = exchange.trace, exchange.reply, exchange.dense
     example = trace[0]
     after = 0 if example.trigger_layer is None else example.trigger_layer + 1
-    result = Result(
-        image=str(image),
+    result = Answered(
+        image=image,
         question=question,
         answer=reply.text,
         tokens=reply.tokens,
@@ -90,7 +90,7 @@ def _cuts(example: ExampleTrace) -> list[tuple[int, int]]:
     return [(layer, count) for layer, count, earlier in steps if count < earlier]
 
 
-def document(loaded: LoadedModel, pruner: Pruner, results: list[Result], repeats: int | None) -> dict[str, Any]:
+def document(loaded: LoadedModel, chosen: Chosen, results: Sequence[Answered], repeats: int | None) -> dict[str, Any]:
     """Everything as JSON values, with what is needed to do it again."""
     import torch
     import transformers
@@ -104,7 +104,7 @@ def document(loaded: LoadedModel, pruner: Pruner, results: list[Result], repeats
         "model": loaded.name,
         "dtype": loaded.dtype,
         "attn": loaded.attn,
-        "method": {"name": pruner.name, "settings": pruner.settings()},
+        "method": {"name": chosen.pruner.name, "settings": chosen.pruner.settings(), "source": chosen.source},
         "timed_repeats": repeats,
         "answers": [asdict(result) for result in results],
     }

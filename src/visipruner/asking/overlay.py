@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance
+
+from visipruner.asking.lettering import Lettering
 
 LONG_SIDE = 960
 KEPT_COLOR = (255, 196, 0)
 _MOST_LINES = 4
+_LEAST_CELL = 4  # pixels; a strip of a picture is drawn longer for it
 _DROPPED_LIGHT, _UNSEEN_LIGHT = 0.38, 0.15
 _PAPER, _INK, _ANSWER, _FAINT = (250, 250, 248), (25, 25, 28), (150, 92, 0), (105, 105, 112)
 
@@ -52,7 +55,8 @@ def _resized(width: float, height: float, image_processor: Any) -> tuple[float, 
 
 def draw(image: Image.Image, kept: Grid, box: Box, caption: Sequence[str]) -> Image.Image:
     """The picture. `kept` is rows of columns over `box`; `caption` a title line and lines below it."""
-    scale = LONG_SIDE / max(image.size)
+    cell = min((box[2] - box[0]) / len(kept[0]), (box[3] - box[1]) / len(kept))
+    scale = max(LONG_SIDE / max(image.size), _LEAST_CELL / cell)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     left, top, right, bottom = (edge * scale for edge in box)
@@ -115,25 +119,25 @@ def _with_caption(picture: Image.Image, caption: Sequence[str]) -> Image.Image:
     lines = []
     for index, text in enumerate(caption):
         small = 0 < index == len(caption) - 1
-        font = ImageFont.load_default(unit * (0.75 if small else 1.0))
+        font = Lettering(unit * (0.75 if small else 1.0))
         color = _FAINT if small else (_ANSWER if index else _INK)
-        lines += [(line, font, color) for line in _wrap(text, font, page_width - 2 * unit)]
+        lines += [(line, font, color) for line in _wrap(font.shown(text), font, page_width - 2 * unit)]
     line_height = round(unit * 1.4)
     page = Image.new("RGB", (page_width, picture.height + line_height * len(lines) + unit), _PAPER)
     page.paste(picture, ((page_width - picture.width) // 2, 0))
     brush = ImageDraw.Draw(page)
     for index, (line, font, color) in enumerate(lines):
-        brush.text((unit, picture.height + unit // 2 + index * line_height), line, font=font, fill=color)
+        font.draw(brush, (unit, picture.height + unit // 2 + index * line_height), line, color)
     return page
 
 
-def _wrap(text: str, font: Any, width: float) -> list[str]:
+def _wrap(text: str, font: Lettering, width: float) -> list[str]:
     """Breaks between words, and inside a word only where it alone is too long. At most `_MOST_LINES` lines."""
     lines = [""]
     for word in text.split():
         for piece in _pieces(word, font, width):
             joined = f"{lines[-1]} {piece}".strip()
-            if font.getlength(joined) <= width:
+            if font.width(joined) <= width:
                 lines[-1] = joined
             else:
                 lines.append(piece)
@@ -142,11 +146,11 @@ def _wrap(text: str, font: Any, width: float) -> list[str]:
     return lines
 
 
-def _pieces(word: str, font: Any, width: float) -> list[str]:
+def _pieces(word: str, font: Lettering, width: float) -> list[str]:
     """The word, or the longest pieces of it that fit."""
     pieces = [""]
     for letter in word:
-        if font.getlength(pieces[-1] + letter) > width and pieces[-1]:
+        if font.width(pieces[-1] + letter) > width and pieces[-1]:
             pieces.append("")
         pieces[-1] += letter
     return pieces

@@ -1,0 +1,195 @@
+"""Every picture asked every question, with and perhaps without pruning; records and drawings of what was kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visipruner import specs
+from visipruner.asking import overlay
+from visipruner.asking.exchange import Exchange, exchange
+from visipruner.asking.record import Answered, document, recorded
+from visipruner.chat import chat_inputs
+from visipruner.contract.pruner import Pruner
+from visipruner.errors import ConfigError
+from visipruner.files import held, prepare_folder, write_atomic, write_json
+from visipruner.images import open_image
+from visipruner.models import loading as models
+from visipruner.models.loading import LoadedModel
+from visipruner.progress import SILENT, Progress
+from visipruner.questions import check_signs, check_text
+from visipruner.specs import DEFAULT, Chosen
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was answered.
+
+    Attributes:
+        document: results.json. answers: one for every picture and question, in their order.
+    """
+
+    document: dict[str, Any]
+    answers: list[Answered]
+
+
+def ask(
+    model: str | LoadedModel,
+    images: Sequence[str | Path | Image.Image],
+    questions: Sequence[str],
+    method: str | Path | Pruner = DEFAULT,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    repeats: int | None = None,
+    max_new_tokens: int = 32,
+    out: str | Path | None = None,
+    load: Mapping[str, Any] | None = None,
+    each: Callable[[Answered], object] | None = None,
+    progress: Progress = SILENT,
+) -> Asked:
+    """Asks a model about pictures while its visual tokens are pruned.
+
+    Args:
+        model: a name, as `models.load` takes it, or what that returned.
+        images: files, pipes or pictures; each is asked each of `questions`.
+        method: a spec as `specs` explains them, the path of a saved pruner.json, or a pruner.
+        settings: of a method given by its bare name, those to be changed.
+        repeats: timed answers of the pruned and the dense model in turns; None for the pruned answer alone.
+        out: a folder for results.json and one picture of the kept tokens an answer.
+        load: of a named model, `models.load`'s other arguments. each: called with every answer as it comes.
+
+    Raises VisiPrunerError with a sentence for the user.
+    """
+    for question in questions:
+        check_text(question, "A question")
+    sources = [_Source(image, number) for number, image in enumerate(images, 1)]
+    name = model if isinstance(model, str) else model.name
+    folder = None if out is None else Path(out)
+    if isinstance(model, str):
+        models.check_name(model)
+    if folder is not None:
+        prepare_folder(folder)
+    with progress.busy("Starting"):
+        _chosen(method, settings, name, specs.ANY_DEPTH)  # a wrong name is told before the model loads
+    with held(folder):
+        loaded = _loaded(model, load or {}, progress)
+        chosen = _chosen(method, settings, name, loaded.num_layers)
+        chosen.pruner.check(loaded.num_layers)
+        asking = _Asking(loaded, chosen, questions, repeats, max_new_tokens, folder, progress)
+        answers = []
+        for answer in asking.answers(sources):
+            answers.append(answer)
+            if each is not None:
+                each(answer)
+        return Asked(asking.document(answers), answers)
+
+
+def _chosen(method: str | Path | Pruner, settings: Mapping[str, Any] | None, model: str, layers: int) -> Chosen:
+    if not settings:
+        return specs.resolve(method, model, layers)
+    if not isinstance(method, str):
+        raise ConfigError("A saved or ready-made method has all its settings; leave out the others, or change it.")
+    return specs.adjusted(method, settings, model, layers)
+
+
+def _loaded(model: str | LoadedModel, load: Mapping[str, Any], progress: Progress) -> LoadedModel:
+    if not isinstance(model, str):
+        return model
+    models.prepare(model)
+    with progress.busy(f"Loading {model}"):
+        return models.load(model, **load)
+
+
+class _Source:
+    """A picture, or a file of one. Files are opened at once to complain early, and again later: a hundred photographs
+    need not be in memory together. What can be read only once is kept."""
+
+    def __init__(self, image: str | Path | Image.Image, number: int) -> None:
+        self.number = number
+        self._path = None if isinstance(image, Image.Image) else Path(image)
+        self._picture = image.convert("RGB") if isinstance(image, Image.Image) else None
+        if self._path is not None:
+            picture = open_image(self._path)
+            self._picture = None if self._path.is_file() else picture
+
+    @property
+    def name(self) -> str:
+        return f"picture {self.number}" if self._path is None else str(self._path)
+
+    def open(self) -> Image.Image:
+        if self._picture is not None:
+            return self._picture
+        assert self._path is not None
+        return open_image(self._path)
+
+    def drawing(self, question_number: int) -> str:
+        """`1-street-q2.png`: numbered, because two images in different folders can share a name."""
+        stem = re.sub(r"[^\w.-]+", "_", Path(self.name).stem)[:60]
+        return f"{self.number}-{stem}-q{question_number}.png"
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A checked call of `ask`."""
+
+    loaded: LoadedModel
+    chosen: Chosen
+    questions: Sequence[str]
+    repeats: int | None
+    max_new_tokens: int
+    out: Path | None
+    progress: Progress
+
+    def document(self, answers: Sequence[Answered]) -> dict[str, Any]:
+        return document(self.loaded, self.chosen, answers, self.repeats)
+
+    def answers(self, sources: Sequence[_Source]) -> Iterator[Answered]:
+        """In order. After each, what there is is saved, so that an interrupted run keeps it."""
+        for question in self.questions:
+            check_signs(self.loaded.processor, question, "A question")
+        done: list[Answered] = []
+        for source in sources:
+            picture = source.open()
+            for number, question in enumerate(self.questions, start=1):
+                with self.progress.busy("Answering"):
+                    prompt = chat_inputs(self.loaded.model, self.loaded.processor, picture, question)
+                    found = exchange(self.loaded, self.chosen.pruner, prompt, self.max_new_tokens, self.repeats)
+                answer = recorded(source.name, question, found)
+                done.append(answer)
+                if self.out is not None:
+                    self._save(done)  # the answer first, whatever becomes of its drawing
+                    answer.overlay = self._draw(self.out / source.drawing(number), picture, found, answer)
+                    self._save(done)
+                yield answer
+
+    def _save(self, answers: Sequence[Answered]) -> None:
+        assert self.out is not None
+        write_json(self.out / RESULTS_FILE, self.document(answers))
+
+    def _draw(self, path: Path, picture: Image.Image, found: Exchange, answer: Answered) -> str | None:
+        """Writes the picture of the kept tokens; None where the model's tokens are not one grid."""
+        example = found.trace[0]
+        if len(example.grids) != 1:  # several crops of the picture, of which none is the whole
+            return None
+        try:
+            grid = example.kept_grid(0)
+        except ValueError:
+            return None
+        box = overlay.seen_box(picture.size, self.loaded.processor.image_processor)
+        drawn = overlay.draw(picture, grid, box, _caption(answer))
+        write_atomic(path, lambda part: drawn.save(part, format="PNG", optimize=True))
+        return path.name
+
+
+def _caption(answer: Answered) -> list[str]:
+    kept = f"kept {answer.kept_tokens} of {answer.visual_tokens} visual tokens"
+    layer = "" if answer.trigger_layer is None else f", chosen at layer {answer.trigger_layer}"
+    gone = "" if answer.exit_layer is None else f"; all gone from layer {answer.exit_layer} on"
+    return [answer.question, answer.answer or "(empty answer)", kept + layer + gone]

@@ -1,0 +1,153 @@
+"""Which methods a comparison runs, under which names, and why others are left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visipruner import specs
+from visipruner.chat import chat_inputs
+from visipruner.contract.pruner import Pruner
+from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.evaluation.folder import key_of
+from visipruner.evaluation.matches import Matches
+from visipruner.evaluation.matching import AXES, matched, share_cut
+from visipruner.evaluation.samples import Sample
+from visipruner.images import open_image
+from visipruner.models.loading import LoadedModel
+from visipruner.progress import Progress
+from visipruner.pruners.registry import available
+from visipruner.specs import Chosen
+
+EVERY = "all"
+# Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
+_NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be compared.
+
+    Attributes:
+        methods: specs, fitted to the budgets of `cuts` where there are any; "all" is every method that runs.
+        fixed: specs, saved files or pruners by their names in the table, taken as they are.
+        match: what budgets are equal in, one of `matching.AXES`, or None. cuts: shares of it to cut.
+
+    Raises ConfigError where these do not fit together, or two settings would have one name in the table.
+    """
+
+    methods: Sequence[str]
+    fixed: Mapping[str, str | Path | Pruner] = field(default_factory=dict)
+    match: str | None = None
+    cuts: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.match is not None and self.match not in AXES:
+            raise ConfigError(f"A budget can be matched by {', '.join(AXES)}, not by {self.match!r}.")
+        if self.match is not None and not self.cuts:
+            raise ConfigError("--match needs the shares to cut: --cut 0.3 --cut 0.5.")
+        if self.cuts and self.match is None:
+            raise ConfigError("--cut needs to know of what: --match flops, tokens or attention.")
+        if wrong := [cut for cut in self.cuts if not 0 < cut < 1]:
+            raise ConfigError(f"--cut is a share above 0 and below 1, as --cut 0.5, not {wrong[0]:g}.")
+        labels = Counter([*self.fixed, *(_label(spec, cut) for spec in self.specs() for cut in self.budgets())])
+        for label, count in labels.items():
+            if count > 1:
+                raise ConfigError(
+                    f"{count} settings have the name {label!r} in the table; give each a name: --fixed LABEL=SPEC."
+                )
+
+    def specs(self) -> list[str]:
+        """The methods, "all" spelled out."""
+        named = [spec for spec in self.methods if spec != EVERY]
+        if EVERY in self.methods:
+            named = [*(name for name in available() if name not in _NO_CHOICE), *named]
+        return list(dict.fromkeys(named))
+
+    def budgets(self) -> list[float | None]:
+        """Each cut once; None for the methods' own."""
+        return [*dict.fromkeys(self.cuts)] or [None]
+
+    def check(self, model: str) -> None:
+        """Raises ConfigError for names and settings that do not exist; cheap, so that it is told before the model
+        loads."""
+        for spec in (*(spec for spec in self.methods if spec != EVERY), *self.fixed.values()):
+            specs.resolve(spec, model, specs.ANY_DEPTH)
+
+
+def _label(name: str, cut: float | None) -> str:
+    return name if cut is None else f"{name} @ {100 * cut:g}%"
+
+
+def contenders(
+    wanted: Wanted, loaded: LoadedModel, samples: Sequence[Sample], out: Path | None, writes: bool, progress: Progress
+) -> tuple[dict[str, Chosen], dict[str, str]]:
+    """Methods by their names in the table, and by name why others were left out.
+
+    Args:
+        samples: on which budgets are matched. out: keeps what was matched. writes: whether this process writes there.
+
+    Raises ConfigError where nothing is left to compare.
+    """
+    fixed = {name: specs.resolve(spec, loaded.name, loaded.num_layers) for name, spec in wanted.fixed.items()}
+    plain = {spec: specs.resolve(spec, loaded.name, loaded.num_layers) for spec in wanted.specs()}
+    if wanted.match is None and EVERY not in wanted.methods:
+        return {**fixed, **plain}, {}
+    fitting, left_out = _fitting(wanted, loaded, samples, plain, out, writes, progress)
+    for label, reason in left_out.items():
+        progress.note(f"left out: {label}: {reason}")
+    if not fixed and not fitting:
+        raise ConfigError("No method can be compared with the dense model: all were left out, for the reasons above.")
+    return {**fixed, **fitting}, left_out
+
+
+def _fitting(
+    wanted: Wanted,
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    plain: Mapping[str, Chosen],
+    out: Path | None,
+    writes: bool,
+    progress: Progress,
+) -> tuple[dict[str, Chosen], dict[str, str]]:
+    """The methods that run on this model, with matched budgets where that is asked for; and why others do not."""
+    prompts = [
+        chat_inputs(loaded.model, loaded.processor, open_image(sample.image), sample.question) for sample in samples
+    ]
+    asked = {
+        "model": loaded.name,
+        "match": wanted.match,
+        "samples": [key_of(sample) for sample in samples],
+        "methods": {name: [one.pruner.name, one.pruner.settings()] for name, one in plain.items()},
+    }
+    matches = Matches(out, asked, writes)
+    found: dict[str, Chosen] = {}
+    left_out: dict[str, str] = {}
+    every = [(name, one, cut) for name, one in plain.items() for cut in wanted.budgets()]
+    for name, one, cut in progress.over(every, len(every), "Trying methods, matching budgets"):
+        answer = matches.get(name, cut)
+        if answer is None:
+            answer = _tried(loaded.model, prompts, one.pruner, wanted.match, cut)
+            matches.put(name, cut, answer)
+        if isinstance(answer, str):
+            left_out[_label(name, cut)] = answer
+        else:
+            budget = "" if cut is None else f", budget matched to {100 * cut:g}% of {wanted.match}"
+            found[_label(name, cut)] = Chosen(answer, one.source + budget)
+    return found, left_out
+
+
+def _tried(
+    model: Any, prompts: Sequence[Mapping[str, Any]], pruner: Pruner, match: str | None, cut: float | None
+) -> Pruner | str:
+    """The method with its budget, or why it has none or does not run."""
+    try:
+        if cut is None or match is None:
+            share_cut(model, prompts[0], pruner)
+            return pruner
+        return matched(model, prompts, pruner, match, cut)
+    except VisiPrunerError as error:
+        return str(error)

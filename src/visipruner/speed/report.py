@@ -1,0 +1,64 @@
+"""What a measurement writes down as it goes, so that an interrupted one keeps what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visipruner.files import prepare_folder, write_atomic, write_json
+from visipruner.progress import Progress
+from visipruner.speed import machine
+from visipruner.speed.chart import draw
+from visipruner.speed.checks import CheckResult
+from visipruner.speed.table import as_markdown
+
+SCHEMA = "visipruner.speed/1"
+_WIDE = 1.25  # highest over lowest time beyond which a reader is warned
+Point = dict[str, Any]
+
+
+class Report:
+    """Attributes: document: everything so far, JSON-ready."""
+
+    def __init__(self, out: str | Path | None, progress: Progress) -> None:
+        self._out = None if out is None else Path(out)
+        self._progress = progress
+        if self._out is not None:
+            prepare_folder(self._out)
+        self.document: dict[str, Any] = {"schema": SCHEMA, "machine": machine.describe(), "warnings": []}
+        if busy := machine.busy_warning():
+            self._warn(busy)
+
+    def _warn(self, text: str) -> None:
+        self.document["warnings"].append(text)
+        self._progress.note(text)
+
+    def add(self, point: Point) -> None:
+        """One number of visual tokens, measured."""
+        points = self.document.setdefault("points", [])
+        points.append(point)
+        for row in point["rows"]:
+            ratio = row["prefill"]["high"] / row["prefill"]["low"]
+            if ratio > _WIDE:
+                self._warn(
+                    f"{row['name']} at {point['visual']} visual tokens: prefill times differ by a factor of "
+                    f"{ratio:.2f}; measure on a quieter machine or with more --rounds."
+                )
+        self._save("results", self.document, points)
+
+    def add_check(self, result: CheckResult) -> None:
+        """One check, in files of its own."""
+        self.document.setdefault("checks", []).append(result.to_dict())
+        self._save(result.name, {**self.document, "checks": [result.to_dict()]}, result.points)
+
+    def _save(self, name: str, document: dict[str, Any], points: Sequence[Point]) -> None:
+        if self._out is None:
+            return
+        write_json(self._out / f"{name}.json", document)
+        if not points:  # a check of targets alone
+            return
+        text = "\n\n".join(map(as_markdown, points)) + "\n"
+        write_atomic(self._out / f"{name}.md", lambda part: part.write_text(text, encoding="utf-8"))
+        if points[-1]["visual"]:
+            draw(points, self._out / f"{name}.png")
