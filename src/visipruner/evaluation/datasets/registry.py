@@ -14,7 +14,6 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import visipruner.evaluation.datasets
 from visipruner.errors import ConfigError, first_line
 from visipruner.evaluation.datasets.base import Benchmark
 from visipruner.evaluation.datasets.own import OwnQuestions
@@ -35,7 +34,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def _ours() -> Iterator[Kind]:
-    for module in pkgutil.iter_modules(visipruner.evaluation.datasets.__path__, "visipruner.evaluation.datasets."):
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
         for value in vars(importlib.import_module(module.name)).values():
             is_kind = isinstance(value, type) and issubclass(value, Benchmark) and value is not OwnQuestions
             if is_kind and value.__module__ == module.name and "name" in vars(value):
