@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from visipruner.adapters import Adapter, adapter_for
+from visipruner.adapters import Adapter, adapter_of
 from visipruner.analysis.dictation import PLAINLY, Dictate
 from visipruner.analysis.outcome import Outcome, outcomes
 from visipruner.analysis.reading import Continuation, Reading
@@ -42,7 +42,7 @@ class Probe:
 
     def __init__(self, model: Any, visual_mask: Any = None, *, adapter: Adapter | None = None) -> None:
         self.model = model
-        self._adapter = adapter or adapter_for(model.config)
+        self._adapter = adapter or adapter_of(model)
         self.host = Host.of(model, self._adapter)
         self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
         check_free(self.host)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from visipruner.adapters import Adapter, adapter_for
+from visipruner.adapters import Adapter, adapter_of
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
@@ -62,7 +62,7 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
-    chosen = adapter or adapter_for(model.config)
+    chosen = adapter or adapter_of(model)
     if visual_mask is not None:
         visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:

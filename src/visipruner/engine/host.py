@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visipruner.adapters import adapter_for
+from visipruner.adapters import adapter_of
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive
 from visipruner.errors import UnsupportedModelError
@@ -81,7 +81,7 @@ class Host:
 
 def depth_of(model: nn.Module) -> int:
     """Layers of a model's text decoder. Raises UnsupportedModelError."""
-    return len(_decoder(model, adapter_for(model.config))[1])
+    return len(_decoder(model, adapter_of(model))[1])
 
 
 def _decoder(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[nn.Module]]:

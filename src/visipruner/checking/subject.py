@@ -1,0 +1,115 @@
+"""The model under check, and what pruning it must equal: the full-length model with attention edges cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visipruner.adapters.base import Adapter
+from visipruner.checking.prompts import Prompts
+from visipruner.contract.pruner import Pruner
+from visipruner.engine.attach import PruneHandle, attach
+from visipruner.engine.host import Host
+from visipruner.errors import VisiPrunerError
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with its adapter and prompts."""
+
+    model: Any
+    adapter: Adapter
+    prompts: Prompts
+
+    @property
+    def host(self) -> Host:
+        """Raises UnsupportedModelError."""
+        return Host.of(self.model, self.adapter)
+
+    def attach(self, pruner: Pruner) -> PruneHandle:
+        return attach(self.model, pruner, adapter=self.adapter)
+
+    def logits(self, inputs: dict[str, Any], **more: Any) -> Tensor:
+        """`[batch, seq, vocabulary]` float of one forward without a cache."""
+        with torch.no_grad():
+            return self.model(**inputs, use_cache=False, **more).logits.float()  # type: ignore[no-any-return]
+
+    def visual(self, inputs: dict[str, Any]) -> Tensor:
+        """`[batch, seq]` bool: the rows that the adapter finds."""
+        assert self.adapter.locate is not None
+        embedder = self.host.embedder
+        assert embedder is not None
+        found = self.adapter.locate(embedder, {**inputs, "cache": None})
+        return torch.zeros_like(inputs["input_ids"], dtype=torch.bool) if found is None else found
+
+    def kinds(self) -> dict[str, int]:
+        """Layers that differ in their modules or in what the config says of them, each by the first that is not layer 0
+        and so can be entered by fewer rows than the prompt has."""
+        host, found = self.host, {}
+        text: Any = host.decoder.config
+        lists = [
+            value
+            for value in vars(text).values()
+            if isinstance(value, (list, tuple)) and len(value) == len(host.layers)
+        ]
+        for number, layer in enumerate(host.layers):
+            parts = {type(part).__name__ for part in layer.children() if not type(part).__name__.endswith("Norm")}
+            said = [str(value[number]) for value in lists if isinstance(value[number], (str, int, bool))]
+            if number:
+                found.setdefault(", ".join([*sorted(parts), *said]), number)
+        return found
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, the model attends by its own eager function, which takes any mask."""
+        configs = self.host.configs
+        before = [config._attn_implementation for config in configs]
+        try:
+            for config in configs:
+                config._attn_implementation = "eager"
+            yield
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation = name
+
+    def cut_logits(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]]) -> Tensor:
+        """`[1, seq, vocabulary]` of the full-length model in which no row of layer l sees visual tokens outside
+        `kept[l]`, and no row has left."""
+        visual = self.visual(inputs)[0].nonzero().flatten()
+        gone = [
+            torch.ones(len(visual), dtype=torch.bool).index_fill(0, torch.tensor(list(each), dtype=torch.long), False)
+            for each in kept
+        ]
+        with self.eager(), _closed(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
+            return self.logits(inputs)
+
+
+@contextmanager
+def _closed(layers: Sequence[nn.Module], columns: Sequence[Tensor]) -> Iterator[None]:
+    """Nobody sees `columns[l]` in layer l."""
+
+    def close(shut: Tensor, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 4:
+            raise VisiPrunerError(
+                f"{type(layer).__name__} is given no whole attention mask, so its edges cannot be cut."
+            )
+        low = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return args, {**kwargs, "attention_mask": mask.index_fill(3, shut, low)}
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(close, shut), with_kwargs=True)
+        for layer, shut in zip(layers, columns, strict=True)
+        if shut.numel()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,73 @@
+"""The tiny check of every type that transformers maps to AutoModelForImageTextToText, one after another.
+
+`python -m tools.families.types TYPE...` prints findings; without types it writes tools/families/types.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from visipruner.checking import Report, check_tiny
+from visipruner.errors import UnsupportedModelError
+from visipruner.models import checked
+
+TYPES = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+RESULTS = Path(__file__).with_name("types.json")
+
+_LINES = {f"IMGIMG{letter}Z": 3 + number for number, letter in enumerate("ABCD")}
+_CODES = {f"<|visual token {number:06d}|>": 10 + number for number in range(4)}
+_WORDS = {"<image>": 90, "<|extra_200|>": 20, **_LINES, **_CODES}
+
+# Where a type's default config makes no model, or not one of the kind that checkpoints are.
+_GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "aya_vision": lambda: {"vision_config": SiglipVisionConfig(num_hidden_layers=1)},
+    "chameleon": lambda: {"vocabulary_map": _WORDS},
+    "emu3": lambda: {"vocabulary_map": _WORDS},
+    "fast_vlm": lambda: {"vision_config": CLIPVisionConfig(num_hidden_layers=1)},
+    "perception_lm": lambda: {
+        "vision_config": CLIPVisionConfig(num_hidden_layers=1, model_args={"embed_dim": 64})
+    },
+    "gemma3n": lambda: {"vision_config": SiglipVisionConfig(num_hidden_layers=1)},
+    "blip-2": lambda: {"image_token_index": 90},
+    "instructblip": lambda: {"image_token_index": 90},
+}
+
+
+def default_config(kind: str) -> PretrainedConfig:
+    """A type's default config, completed where it makes no model."""
+    return CONFIG_MAPPING[kind](**_GIVEN.get(kind, dict)())  # type: ignore[no-any-return]
+
+
+def checked_type(kind: str) -> Report:
+    """The tiny check of a type. One whose default config makes no model is refused, too: nobody can say more of it."""
+    try:
+        config = default_config(kind)
+    except Exception as error:  # whatever a config says of its own defaults
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Report(kind, "tiny", "", checked.versions(), (), f"Its default config makes no model ({told}).")
+    try:
+        return check_tiny(config, keep=False)
+    except UnsupportedModelError as error:
+        return Report(kind, "tiny", "", checked.versions(), (), str(error))
+
+
+def main() -> None:
+    """Checks the types named on the command line, or all."""
+    kinds = sys.argv[1:] or TYPES
+    known = json.loads(RESULTS.read_text()) if sys.argv[1:] and RESULTS.exists() else {}
+    for kind in kinds:
+        report = checked_type(kind)
+        known[kind] = report.to_dict()
+        print(report, flush=True)
+        pass  # (json.dumps({name: known[name] for name in sorted(known)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
