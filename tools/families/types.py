@@ -23,6 +23,8 @@ RESULTS = Path(__file__).with_name("types.json")
 
 _LINES = {f"IMGIMG{letter}Z": 3 + number for number, letter in enumerate("ABCD")}
 _CODES = {f"<|visual token {number:06d}|>": 10 + number for number in range(4)}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+_EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 _WORDS = {"<image>": 90, "<|extra_200|>": 20, **_LINES, **_CODES}
 
 # Where a type's default config makes no model, or not one of the kind that checkpoints are.
@@ -31,11 +33,23 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "chameleon": lambda: {"vocabulary_map": _WORDS},
     "emu3": lambda: {"vocabulary_map": _WORDS},
     "fast_vlm": lambda: {"vision_config": CLIPVisionConfig(num_hidden_layers=1)},
-    "perception_lm": lambda: {
-        "vision_config": CLIPVisionConfig(num_hidden_layers=1, model_args={"embed_dim": 64})
-    },
-    "gemma3n": lambda: {"vision_config": SiglipVisionConfig(num_hidden_layers=1)},
+    "perception_lm": lambda: {"vision_config": CLIPVisionConfig(num_hidden_layers=1, model_args={"embed_dim": 64})},
     "blip-2": lambda: {"image_token_index": 90},
+    "granite4_vision": lambda: {
+        "image_grid_pinpoints": [[384, 384]],
+        "deepstack_layer_map": [[0, 0], [1, 1]],
+        "downsample_rate": "4/8",
+    },
+    "hunyuan_vl": lambda: {"text_config": {"head_dim": 128, "rope_parameters": {**_ROTARY, "mrope_section": [16] * 4}}},
+    "cohere_compass": lambda: {
+        "text_config": {"rope_parameters": {"full_attention": dict(_ROTARY), "sliding_attention": dict(_ROTARY)}}
+    },
+    "step3p7": lambda: {"text_config": {"sliding_window": 512}},
+    "deepseek_ocr2": lambda: {"text_config": {**_EXPERTS, "mlp_layer_types": ["dense"] + ["sparse"] * 31}},
+    "unlimited_ocr": lambda: {"text_config": dict(_EXPERTS)},
+    "lfm2_vl": lambda: {"text_config": {"full_attn_idxs": [2, 5, 8, 10, 12, 14]}},
+    "qwen2_5_omni_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
+    "qwen3_omni_moe_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
     "instructblip": lambda: {"image_token_index": 90},
 }
 

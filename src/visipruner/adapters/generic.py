@@ -64,6 +64,8 @@ def _child(module: nn.Module, *names: str) -> str:
 
 def _embedder(model: nn.Module, structure: Structure) -> tuple[str, nn.Module]:
     """The innermost module that is given ids and pixels."""
+    if _pixels(structure.decoder):
+        raise refused(model, "its decoder embeds pictures itself, so their rows are not known before it runs")
     inner = getattr(model, "model", None)
     for path, module in (("model", inner), ("", model)):
         if not isinstance(module, nn.Module) or module is structure.decoder:

@@ -142,7 +142,7 @@ def _against_cut(subject: Subject, judge: Judge, asked: Asked, after: int, check
     with subject.attach(_third(subject, int(visual.sum()), after)) as handle:
         got = subject.logits(inputs)[0]
         kept = handle.trace[0].kept
-    expected = subject.cut_logits(inputs, kept[: len(subject.host.layers)])[0]
+    expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0]
     return judge.of_rows(check, where, got[~visual], expected[~visual], plain[~visual])
 
 
@@ -192,34 +192,21 @@ def _largest(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
 
 
 def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
-    """Further text on the cache of a pruned prompt reads what one long prompt with the same edges cut reads."""
+    """Further text on the cache of a pruned prompt reads what it reads with the same edges cut."""
     inputs, more = subject.prompts.inputs([ONE]), subject.prompts.more()
-    whole = _longer(inputs, more)
-    own = float((_in_turns(subject, inputs, more) - subject.logits(whole)[0, -more.shape[1] :]).abs().max())
-    plain = subject.logits(whole)[0, -more.shape[1] :]
+    plain = _in_turns(subject, inputs, more)
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
         got = _in_turns(subject, inputs, more)
         kept = handle.trace[0].kept
-    expected = subject.cut_logits(whole, kept[: len(subject.host.layers)])[0, -more.shape[1] :]
-    return judge.of_rows(check, where, got, expected, plain, own)
-
-
-def _longer(inputs: dict[str, Any], more: Tensor) -> dict[str, Any]:
-    """A prompt with text after it: everything with one entry per row grows."""
-    rows, grown = inputs["input_ids"].shape, dict(inputs)
-    for name, given in inputs.items():
-        if isinstance(given, Tensor) and given.shape == rows:
-            ones = torch.ones_like(more) if name == "attention_mask" else torch.zeros_like(more)
-            grown[name] = torch.cat([given, more if name == "input_ids" else ones.to(given)], dim=1)
-    return grown
+    expected = subject.cut(inputs, kept, lambda: _in_turns(subject, inputs, more))
+    return judge.of_rows(check, where, got, expected, plain)
 
 
 def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
     """`[k, vocabulary]`: logits of further text on the cache of a prompt."""
     with torch.no_grad():
         first = subject.model(**inputs, use_cache=True)
-        mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
-        given = {"input_ids": more, "attention_mask": mask, "past_key_values": cache_of(first)}
+        given = {"input_ids": more, "past_key_values": cache_of(first)}
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
         return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,7 +16,10 @@ from visipruner.checking.tiny import END, IMAGE, START
 
 Side = Literal["left", "right"]
 TOKENS = 12  # of an image of a tiny model
-GRID = [1, 6, 8]  # time, height and width of its patches, four of which make a token
+GRIDS = (
+    [1, 6, 8],
+    [1, 6, 6],
+)  # time, height and width of its patches, four of which make a token; or a line's end, too
 FEATURES_OF = ("get_image_features",)
 
 
@@ -89,7 +93,7 @@ class TinyPrompts:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._width = model.config.get_text_config(decoder=True).hidden_size
-        self._form = ""
+        self._form, self._grid = "", GRIDS[0]
         parts = [model, *([model.model] if hasattr(model, "model") else [])]
         self._reads = set().union(*(inspect.signature(part.forward).parameters for part in parts))
         self._top = set(inspect.signature(model.forward).parameters)
@@ -102,7 +106,7 @@ class TinyPrompts:
     def _settle(self) -> None:
         """Finds the form in which this type wants the features: its own `get_image_features` gives them so."""
         told = []
-        for self._form in ("list", "joined", "stacked"):
+        for self._form, self._grid in product(("list", "stacked", "joined"), GRIDS):
             try:
                 with torch.no_grad():
                     self._model(**self.inputs([Asked((1,), 5)]), use_cache=False)
@@ -125,11 +129,12 @@ class TinyPrompts:
     def _features(self, numbers: Sequence[int]) -> Any:
         made = [torch.randn(4, TOKENS, self._width, generator=torch.Generator().manual_seed(each)) for each in numbers]
         each = [image[0] for image in made]
+        levels = [tuple(image[level] for image in made) for level in (1, 2, 3)]
         forms = {"list": tuple(each), "joined": torch.cat(each), "stacked": torch.stack(each)}
         return Features(
             pooler_output=forms[self._form],
             last_hidden_state=torch.stack(each),
-            deepstack_features=[torch.cat([image[level] for image in made]) for level in (1, 2, 3)],
+            deepstack_features=[deep if self._form == "list" else torch.cat(deep) for deep in levels],
         )
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
@@ -153,9 +158,11 @@ class TinyPrompts:
         pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
         given: dict[str, Any] = {"pixel_values": pixels.contiguous()}
         if "image_grid_thw" in self._reads:
-            given["image_grid_thw"] = torch.tensor([GRID] * len(numbers))
+            given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
         if "image_sizes" in self._reads:
             given["image_sizes"] = torch.tensor([[32, 32]] * len(numbers))
+        if "qformer_input_ids" in self._reads:
+            given["qformer_input_ids"] = torch.full((len(numbers), 3), 5)
         if "high_res_pixel_values" in self._reads:
             given["high_res_pixel_values"] = pixels
         return given

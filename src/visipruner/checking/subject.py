@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,34 +78,38 @@ class Subject:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation = name
 
-    def cut_logits(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]]) -> Tensor:
-        """`[1, seq, vocabulary]` of the full-length model in which no row of layer l sees visual tokens outside
-        `kept[l]`, and no row has left."""
+    def cut(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:
+        """What `run` gives of a prompt while no row of the full-length model sees visual tokens outside `kept[l]` in
+        layer l, and no row leaves."""
         visual = self.visual(inputs)[0].nonzero().flatten()
         gone = [
             torch.ones(len(visual), dtype=torch.bool).index_fill(0, torch.tensor(list(each), dtype=torch.long), False)
             for each in kept
         ]
         with self.eager(), _closed(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
-            return self.logits(inputs)
+            return run()
 
 
 @contextmanager
 def _closed(layers: Sequence[nn.Module], columns: Sequence[Tensor]) -> Iterator[None]:
-    """Nobody sees `columns[l]` in layer l."""
+    """Nobody sees `columns[l]` in layer l. Masks of a sliding window's cache begin later than with column 0."""
+    rows = dict.fromkeys(layers, 0)
 
     def close(shut: Tensor, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        rows[layer] += (args[0] if args else kwargs["hidden_states"]).shape[1]
         mask = kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 4:
             raise VisiPrunerError(
                 f"{type(layer).__name__} is given no whole attention mask, so its edges cannot be cut."
             )
+        within = shut - (rows[layer] - mask.shape[3])
+        within = within[within >= 0]
         low = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        return args, {**kwargs, "attention_mask": mask.index_fill(3, shut, low)}
+        return args, {**kwargs, "attention_mask": mask.index_fill(3, within, low)}
 
     hooks = [
         layer.register_forward_pre_hook(partial(close, shut), with_kwargs=True)
-        for layer, shut in zip(layers, columns, strict=True)
+        for layer, shut in zip(layers, columns, strict=False)  # columns go on to what is left after the last layer
         if shut.numel()
     ]
     try:

@@ -7,8 +7,8 @@ of images are given in its place (`prompts.py`), so a tiny check says nothing ab
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
-import sys
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ VOCAB, IMAGE, VIDEO, AUDIO, START, END = 100, 90, 91, 92, 85, 86
 LAYERS, MOST_LAYERS = 4, 12
 # Sizes by the names that configs give them; what a config does not have, or has as None, it does not get.
 SIZES: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "block_dim", "conv_dim"), 64),
+    **dict.fromkeys(("hidden_size", "block_dim", "conv_dim", "word_embed_proj_dim"), 64),
     **dict.fromkeys(("intermediate_size", "intermediate_size_mlp", "block_ff_dim", "ffn_dim"), 48),
     **dict.fromkeys(("num_attention_heads", "mamba_num_heads", "linear_num_value_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_global_key_value_heads", "linear_num_key_heads", "index_n_heads"), 2),
@@ -69,7 +69,7 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     text = config.get_text_config(decoder=True)
     _name_tokens(config)
     _shrink_towers(config, text)
-    _shrink_layers(text)
+    own = _shrink_layers(text)
     for name, value in SIZES.items():
         if _value(text, name) is not None:
             _put(text, name, [value] * len(_value(text, name)) if isinstance(_value(text, name), list) else value)
@@ -78,6 +78,11 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
         if "head_dim" in vars(text):
             _put(text, "head_dim", SIZES["qk_rope_head_dim"])
     _fit_rotary(text)
+    if own:  # wider than the others, as they are
+        text.per_layer_config = {
+            layer: {name: 2 * SIZES[name] if name in SIZES else value for name, value in settings.items()}
+            for layer, settings in own.items()
+        }
     for name, value in (("vocab_size", VOCAB), ("hidden_size", 64), ("projection_dim", 64)):
         if config is not text and isinstance(vars(config).get(name), int):
             _put(config, name, value)
@@ -119,13 +124,17 @@ def _is_token(name: str) -> bool:
     return "token_id" in name or "token_index" in name or name in ("image_patch_id", "img_context_token_id")
 
 
-def _shrink_layers(text: Any) -> None:
-    """Few layers, of every kind in turn."""
+def _shrink_layers(text: Any) -> dict[int, dict[str, Any]]:
+    """Few layers, of every kind in turn. Returns the settings that single layers have of their own."""
     depth = text.num_hidden_layers
+    several = text.to_dict().get("per_layer_config") or {}
     lists = [name for name, value in vars(text).items() if isinstance(value, (list, tuple)) and len(value) == depth > 3]
     kinds: dict[Any, list[int]] = {}
     for layer in range(depth):
         kinds.setdefault(str([vars(text)[name][layer] for name in lists]), []).append(layer)
+    own = {int(layer): settings for layer, settings in several.items()}
+    if own:
+        text.per_layer_config = None
     wanted = min(max(LAYERS, 2 * len(kinds)), MOST_LAYERS, depth)
     turns = [group[turn] for turn in range(depth) for group in kinds.values() if turn < len(group)]
     chosen = sorted(turns[:wanted])
@@ -134,6 +143,7 @@ def _shrink_layers(text: Any) -> None:
     for name in _DEPTHS:
         if name in vars(text):
             _put(text, name, len(chosen))
+    return {new: own[old] for new, old in enumerate(chosen) if old in own}
 
 
 def _fit_rotary(text: Any) -> None:
@@ -146,8 +156,9 @@ def _fit_rotary(text: Any) -> None:
     def fit(settings: Any) -> None:
         for name, value in list(settings.items()) if isinstance(settings, dict) else ():
             if name in ("mrope_section", "xdrope_section") and value:
-                share = width // 2 // len(value)
-                settings[name] = [width // 2 - share * (len(value) - 1)] + [share] * (len(value) - 1)
+                share, rest = divmod(width // 2, len(value))
+                other = next((place for place, size in enumerate(value) if value.count(size) == 1), 0)
+                settings[name] = [share + (rest if place == other else 0) for place in range(len(value))]
             elif name == "partial_rotary_factor":
                 settings[name] = 1.0
             elif isinstance(value, dict):
@@ -155,17 +166,18 @@ def _fit_rotary(text: Any) -> None:
 
     rotary = _value(text, "rope_parameters")
     if isinstance(rotary, dict) and "mrope_section" in _source(text):
-        rotary.setdefault("mrope_section", [1, 1, 1])  # else the type's own, which is that of large heads
+        for each in [part for part in rotary.values() if isinstance(part, dict)] or [rotary]:
+            each.setdefault("mrope_section", [1, 1, 1])  # else the type's own, which is that of large heads
     fit(rotary)
     fit(_value(text, "rope_scaling"))
 
 
 def _source(text: Any) -> str:
-    """The file of the model that a text config is of, empty where transformers knows none."""
-    from transformers import AutoModel
-
-    kind = AutoModel._model_mapping.get(type(text), None)
-    return inspect.getsource(sys.modules[kind.__module__]) if isinstance(kind, type) else ""
+    """The file of the model that a text config is of, empty where there is none beside the config's."""
+    try:
+        return inspect.getsource(importlib.import_module(type(text).__module__.replace("configuration_", "modeling_")))
+    except (ImportError, OSError):
+        return ""
 
 
 def built(config: PretrainedConfig, seed: int = 0) -> Any:
@@ -173,9 +185,7 @@ def built(config: PretrainedConfig, seed: int = 0) -> Any:
     type has it, else eager attention."""
     torch.manual_seed(seed)
     kind = AutoModelForImageTextToText._model_mapping[type(config)]
-    attn = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-    with torch.device("meta"):
-        model = kind._from_config(copy.deepcopy(config), attn_implementation=attn)
+    attn, model = _on_meta(kind, config)
     decoder = model.get_decoder()
     inside = [(owner, name) for owner in model.modules() for name, part in owner.named_children() if part is decoder]
     if not inside or decoder is getattr(model, "model", None):
@@ -192,6 +202,15 @@ def built(config: PretrainedConfig, seed: int = 0) -> Any:
                 weight.normal_(0, 0.05)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     return model.eval()
+
+
+def _on_meta(kind: Any, config: PretrainedConfig) -> tuple[str, Any]:
+    """The attention implementation, and a model without memory."""
+    with torch.device("meta"):
+        try:
+            return "sdpa", kind._from_config(copy.deepcopy(config), attn_implementation="sdpa")
+        except ValueError:  # the type, or its tower, has eager attention alone
+            return "eager", kind._from_config(copy.deepcopy(config), attn_implementation="eager")
 
 
 _PEAKED = ("q_proj", "k_proj", "q_b_proj", "kv_b", "query_key_value", "att_proj", "qkv")
