@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from visipruner.adapters import Adapter
     from visipruner.analysis.run import analyze
     from visipruner.asking.run import ask
+    from visipruner.checking import check
     from visipruner.contract.pruner import PromptRun, Pruner
     from visipruner.engine.attach import PruneHandle, attach
     from visipruner.engine.trace import PruneTrace
@@ -86,11 +87,12 @@ _PUBLIC = {
     "analyze": "analysis.run",
     "ask": "asking.run",
     "attach": "engine.attach",
+    "check": "checking",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "models", "speed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "checking", "evaluation", "models", "speed", "training")
 
 __all__ = [
     "VTW",
@@ -128,6 +130,7 @@ __all__ = [
     "analyze",
     "ask",
     "attach",
+    "check",
     "compare",
     "evaluate",
     "load_pruner",

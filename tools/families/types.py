@@ -50,13 +50,14 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "lfm2_vl": lambda: {"text_config": {"full_attn_idxs": [2, 5, 8, 10, 12, 14]}},
     "qwen2_5_omni_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
     "qwen3_omni_moe_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
+    "ernie4_5_vl_moe": lambda: {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [22, 22, 20]}}},
     "instructblip": lambda: {"image_token_index": 90},
 }
 
 
 def default_config(kind: str) -> PretrainedConfig:
     """A type's default config, completed where it makes no model."""
-    return CONFIG_MAPPING[kind](**_GIVEN.get(kind, dict)())  # type: ignore[no-any-return]
+    return CONFIG_MAPPING[kind](**_GIVEN.get(kind, dict)())
 
 
 def checked_type(kind: str) -> Report:
@@ -72,15 +73,31 @@ def checked_type(kind: str) -> Report:
         return Report(kind, "tiny", "", checked.versions(), (), str(error))
 
 
+def verdict(report: Report) -> dict[str, Any]:
+    """What the table says of a type: passes, refused or fails, and why."""
+    if report.refused:
+        why = report.refused.partition("are not supported: ")[2].partition(". Choose")[0] or report.refused
+        return {"result": "refused" if "are not supported" in report.refused else "no tiny model", "why": _short(why)}
+    if report.passed:
+        return {"result": "passes", "layers": [each.where for each in report.findings if each.check == "drop = cut"]}
+    bad = next(each for each in report.findings if each.state != "passes")
+    return {"result": "not tried" if bad.check == "plain model" else "fails", "why": _short(f"{bad.check}: {bad.says}")}
+
+
+def _short(why: str) -> str:
+    first = " ".join(why.split())
+    return first if len(first) <= 160 else first[:157].rsplit(" ", 1)[0] + " ..."
+
+
 def main() -> None:
-    """Checks the types named on the command line, or all."""
-    kinds = sys.argv[1:] or TYPES
-    known = json.loads(RESULTS.read_text()) if sys.argv[1:] and RESULTS.exists() else {}
-    for kind in kinds:
+    """Checks the types named on the command line and tells, or all and writes what came out."""
+    found = {}
+    for kind in sys.argv[1:] or TYPES:
         report = checked_type(kind)
-        known[kind] = report.to_dict()
+        found[kind] = verdict(report)
         print(report, flush=True)
-        pass  # (json.dumps({name: known[name] for name in sorted(known)}, indent=1) + "\n")
+    if not sys.argv[1:]:
+        RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -87,26 +88,29 @@ def _layers(model: nn.Module, depth: int) -> tuple[nn.Module, str]:
         for module in root.modules() if isinstance(root, nn.Module) else ():
             for name, child in module.named_children():
                 is_list = isinstance(child, nn.ModuleList) and len(child) == depth
-                if is_list and any(is_routed(type(part)) for part in child.modules()):
+                if is_list and any(is_routed(part) for part in child.modules()):
                     return module, name
     raise refused(
         model, f"it has no list of {depth} decoder layers whose attention goes through transformers' interface"
     )
 
 
-@cache
-def is_routed(kind: type[nn.Module]) -> bool:
+def is_routed(module: nn.Module) -> bool:
     """Whether a module's own forward hands its attention to a function of transformers' attention interface."""
+    return _is_routed(type(module).forward)
+
+
+@cache
+def _is_routed(forward: Callable[..., Any]) -> bool:
     try:
-        source = inspect.getsource(kind.forward)
+        return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(forward)
     except (OSError, TypeError):
         return False
-    return "ALL_ATTENTION_FUNCTIONS" in source
 
 
 def _attention(model: nn.Module, layers: Any) -> str:
     """What every layer calls its self-attention."""
-    names = [[name for name, part in layer.named_children() if is_routed(type(part))] for layer in layers]
+    names = [[name for name, part in layer.named_children() if is_routed(part)] for layer in layers]
     for number, (layer, found) in enumerate(zip(layers, names, strict=True)):
         if not found:
             mixers = ", ".join(type(part).__name__ for _, part in layer.named_children())
@@ -117,7 +121,7 @@ def _attention(model: nn.Module, layers: Any) -> str:
             raise refused(model, f"layer {number} attends to something besides the prompt ({', '.join(found)})")
         if found != names[0]:
             raise refused(model, f"layers call their attention by several names ({names[0][0]}, {found[0]})")
-    return names[0][0]
+    return str(names[0][0])
 
 
 def _check_states(model: nn.Module, text: Any) -> None:
@@ -131,7 +135,7 @@ def _check_states(model: nn.Module, text: Any) -> None:
 def _check_arguments(model: nn.Module, layers: Any) -> None:
     """A layer may be given only what the engine narrows with the rows, or what has no entry per row."""
     narrowed = tuple(name for name, _ in PER_ROW)
-    for kind in dict.fromkeys(map(type, layers)):
+    for kind in {type(layer): layer for layer in layers}.values():
         given = inspect.signature(kind.forward).parameters
         unknown = [name for name in given if name not in KNOWN and not name.startswith(narrowed)]
         if unknown:

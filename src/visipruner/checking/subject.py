@@ -51,7 +51,8 @@ class Subject:
     def kinds(self) -> dict[str, int]:
         """Layers that differ in their modules or in what the config says of them, each by the first that is not layer 0
         and so can be entered by fewer rows than the prompt has."""
-        host, found = self.host, {}
+        host = self.host
+        found: dict[str, int] = {}
         text: Any = host.decoder.config
         lists = [
             value

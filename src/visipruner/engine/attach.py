@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from visipruner.adapters import Adapter, adapter_of
+from visipruner.adapters import Adapter, adapter_of, described
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
@@ -22,6 +23,7 @@ from visipruner.engine.patch import Attachment, check_free
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
+from visipruner.models import checked
 
 
 def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter: Adapter | None = None) -> PruneHandle:
@@ -62,7 +64,7 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
-    chosen = adapter or adapter_of(model)
+    chosen = adapter or _adapter_of(model)
     if visual_mask is not None:
         visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:
@@ -74,6 +76,14 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
     pruner.check(len(host.layers))
     check_free(host)
     return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner))
+
+
+def _adapter_of(model: nn.Module) -> Adapter:
+    """The model's own adapter. Warns of one that nobody described and that did not pass `visipruner check` here."""
+    unchecked = None if described(model.config) else checked.warning(model.config)
+    if unchecked:
+        warnings.warn(unchecked, stacklevel=3)
+    return adapter_of(model)
 
 
 def _no_pruner(given: Any) -> str:
