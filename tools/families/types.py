@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from visipruner import adapters
 from visipruner.checking import Report, check_tiny
 from visipruner.errors import UnsupportedModelError
 from visipruner.models import checked
@@ -24,6 +26,8 @@ RESULTS = Path(__file__).with_name("types.json")
 _LINES = {f"IMGIMG{letter}Z": 3 + number for number, letter in enumerate("ABCD")}
 _CODES = {f"<|visual token {number:06d}|>": 10 + number for number in range(4)}
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+_BOTH = {kind: dict(_ROTARY) for kind in ("full_attention", "sliding_attention")}
+_MIXED = ["full_attention", "sliding_attention", "sliding_attention"] * 15
 _EXPERTS = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 _WORDS = {"<image>": 90, "<|extra_200|>": 20, **_LINES, **_CODES}
 
@@ -41,10 +45,9 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
         "downsample_rate": "4/8",
     },
     "hunyuan_vl": lambda: {"text_config": {"head_dim": 128, "rope_parameters": {**_ROTARY, "mrope_section": [16] * 4}}},
-    "cohere_compass": lambda: {
-        "text_config": {"rope_parameters": {"full_attention": dict(_ROTARY), "sliding_attention": dict(_ROTARY)}}
-    },
-    "step3p7": lambda: {"text_config": {"sliding_window": 512}},
+    "cohere_compass": lambda: {"text_config": {"rope_parameters": _BOTH}},
+    "step3p7": lambda: {"text_config": {"sliding_window": 512, "layer_types": _MIXED, "rope_parameters": _BOTH}},
+    "minimax_m3_vl": lambda: {"text_config": {"layer_types": ["full_attention"] * 3 + ["minimax_m3_sparse"] * 57}},
     "deepseek_ocr2": lambda: {"text_config": {**_EXPERTS, "mlp_layer_types": ["dense"] + ["sparse"] * 31}},
     "unlimited_ocr": lambda: {"text_config": dict(_EXPERTS)},
     "lfm2_vl": lambda: {"text_config": {"full_attn_idxs": [2, 5, 8, 10, 12, 14]}},
@@ -82,6 +85,29 @@ def verdict(report: Report) -> dict[str, Any]:
         return {"result": "passes", "layers": [each.where for each in report.findings if each.check == "drop = cut"]}
     bad = next(each for each in report.findings if each.state != "passes")
     return {"result": "not tried" if bad.check == "plain model" else "fails", "why": _short(f"{bad.check}: {bad.says}")}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Every type: what its tiny check said, as Markdown."""
+    passing = [kind for kind, one in found.items() if one["result"] == "passes"]
+    known = adapters.supported()
+    lines = [
+        f"Of the {len(found)} types of transformers {version('transformers')} that read images and write text, "
+        f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not.",
+        "",
+        "| `model_type` | check | described by | why not |",
+        "| --- | --- | --- | --- |",
+    ]
+    for kind, one in found.items():
+        by = known.get(kind, "itself") if one["result"] == "passes" else ""
+        lines.append(f"| `{kind}` | {one['result']} | {by} | {one.get('why', '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def written() -> dict[str, dict[str, Any]]:
+    """What the last run over all types found."""
+    found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
+    return found
 
 
 def _short(why: str) -> str:

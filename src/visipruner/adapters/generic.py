@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import image_sizes
-from visipruner.adapters.structure import Structure, read, refused
+from visipruner.adapters.structure import DEEPSTACK, Structure, read, refused
 from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
 
-DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 # What configs call the token whose row an image's feature overwrites.
 NAMES = ("token_id", "token_index", "context_token_id", "patch_id", "pad_id")
 KINDS = ("image", "video", "img", "im_")
@@ -35,9 +34,16 @@ def adapter_of(model: nn.Module) -> Adapter:
     """
     structure = read(model)
     path, embedder = _embedder(model, structure)
+    demanded = [
+        name
+        for name in _pixels(model)
+        if inspect.signature(model.forward).parameters[name].default is inspect.Parameter.empty
+    ]
+    if demanded:
+        raise refused(model.config, f"its forward demands {demanded[0]}, so answers are made by its decoder alone")
     ids = placeholder_ids(embedder)
     if not ids:
-        raise refused(model, "neither it nor its config says which tokens stand for an image")
+        raise refused(model.config, "neither it nor its config says which tokens stand for an image")
     kind: Any = model.config
     given = inspect.signature(structure.decoder.forward).parameters
     attention = structure.first_attention
@@ -65,14 +71,14 @@ def _child(module: nn.Module, *names: str) -> str:
 def _embedder(model: nn.Module, structure: Structure) -> tuple[str, nn.Module]:
     """The innermost module that is given ids and pixels."""
     if _pixels(structure.decoder):
-        raise refused(model, "its decoder embeds pictures itself, so their rows are not known before it runs")
+        raise refused(model.config, "its decoder embeds pictures itself, so their rows are not known before it runs")
     inner = getattr(model, "model", None)
     for path, module in (("model", inner), ("", model)):
         if not isinstance(module, nn.Module) or module is structure.decoder:
             continue
         if hasattr(module, "get_placeholder_mask") or _pixels(module):
             return path, module
-    raise refused(model, "no module of it is given both token ids and pixels")
+    raise refused(model.config, "no module of it is given both token ids and pixels")
 
 
 def _pixels(module: nn.Module) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ KNOWN = {
     "kwargs",
     "self",
 }
+# Where a decoder says which rows get features of the image after its first layers, and these (DeepStack).
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 # Settings of decoders whose hidden states are several streams, not `[batch, seq, d]`.
 STREAMS = ("altup_num_inputs", "hc_mult", "num_residual_streams", "mhc_num_streams")
 
@@ -60,23 +62,40 @@ class Structure:
 def read(model: nn.Module) -> Structure:
     """Takes a stock model apart. Raises UnsupportedModelError with what it has that cannot be pruned."""
     config: Any = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise refused(model, "its decoder attends to an encoder's output, so its prompt has no visual rows")
+    check_config(config)
     text = config.get_text_config(decoder=True)
     decoder, name = _layers(model, text.num_hidden_layers)
     layers = getattr(decoder, name)
     attention = _attention(model, layers)
-    _check_states(model, text)
     _check_arguments(model, layers)
-    _check_cache(model, text)
+    _check_additions(model, decoder)
     path = next(path for path, module in model.named_modules() if module is decoder)
     return Structure(decoder, path, name, attention)
 
 
-def refused(model: nn.Module, why: str) -> UnsupportedModelError:
-    kind = getattr(model.config, "model_type", None)
+def check_config(config: Any) -> None:
+    """Raises UnsupportedModelError with what a config says of a model that cannot be pruned."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise refused(config, "its decoder attends to an encoder's output, so its prompt has no visual rows")
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "num_hidden_layers", None) is None:
+        raise refused(config, "its config says of no decoder how many layers it has")
+    if getattr(text, "num_kv_shared_layers", None):
+        raise refused(config, "some of its layers attend to keys and values of an earlier layer")
+    if getattr(text, "attn_temperature_tuning", None):
+        raise refused(config, "its attention scales queries by a row's place in the call, which changes as rows leave")
+    streams = next((name for name in STREAMS if (getattr(text, name, None) or 0) > 1), None)
+    if streams is not None:
+        raise refused(config, f"its hidden states are several streams ({streams}), not [batch, seq, d]")
+    for kind in dict.fromkeys(map(type, DynamicCache(config=text).layers)):
+        if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise refused(config, f"its cache has layers of type {kind.__name__}, which cannot hold fewer rows")
+
+
+def refused(config: Any, why: str) -> UnsupportedModelError:
+    """The error that says why a type cannot be pruned."""
     return UnsupportedModelError(
-        f"Models of type {kind!r} are not supported: {why}. Choose another model, or pass "
+        f"Models of type {config.model_type!r} are not supported: {why}. Choose another model, or pass "
         "attach(..., adapter=Adapter(...)) to describe it (docs/families.md)."
     )
 
@@ -115,21 +134,14 @@ def _attention(model: nn.Module, layers: Any) -> str:
         if not found:
             mixers = ", ".join(type(part).__name__ for _, part in layer.named_children())
             raise refused(
-                model, f"layer {number} has no attention that goes through transformers' interface (it has {mixers})"
+                model.config,
+                f"layer {number} has no attention that goes through transformers' interface (it has {mixers})",
             )
         if len(found) > 1 or "cross" in found[0]:
-            raise refused(model, f"layer {number} attends to something besides the prompt ({', '.join(found)})")
+            raise refused(model.config, f"layer {number} attends to something besides the prompt ({', '.join(found)})")
         if found != names[0]:
-            raise refused(model, f"layers call their attention by several names ({names[0][0]}, {found[0]})")
+            raise refused(model.config, f"layers call their attention by several names ({names[0][0]}, {found[0]})")
     return str(names[0][0])
-
-
-def _check_states(model: nn.Module, text: Any) -> None:
-    if getattr(text, "num_kv_shared_layers", None):
-        raise refused(model, "some of its layers attend to keys and values of an earlier layer")
-    streams = next((name for name in STREAMS if (getattr(text, name, None) or 0) > 1), None)
-    if streams is not None:
-        raise refused(model, f"its hidden states are several streams ({streams}), not [batch, seq, d]")
 
 
 def _check_arguments(model: nn.Module, layers: Any) -> None:
@@ -140,11 +152,13 @@ def _check_arguments(model: nn.Module, layers: Any) -> None:
         unknown = [name for name in given if name not in KNOWN and not name.startswith(narrowed)]
         if unknown:
             raise refused(
-                model, f"its layers are given {', '.join(unknown)}, which nobody narrows to the rows that run"
+                model.config, f"its layers are given {', '.join(unknown)}, which nobody narrows to the rows that run"
             )
 
 
-def _check_cache(model: nn.Module, text: Any) -> None:
-    for layer in DynamicCache(config=text).layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise refused(model, f"its cache has layers of type {type(layer).__name__}, which cannot hold fewer rows")
+def _check_additions(model: nn.Module, decoder: nn.Module) -> None:
+    """Features that a decoder adds between its layers must be those that the engine adds in its place."""
+    given = inspect.signature(decoder.forward).parameters
+    unknown = [name for name in given if "deepstack" in name and name not in DEEPSTACK]
+    if unknown:
+        raise refused(model.config, f"its decoder adds features of the image between layers ({unknown[0]})")

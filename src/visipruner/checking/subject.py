@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
 from visipruner.checking.prompts import Prompts
+from visipruner.checking.tiny import telling_kinds
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import PruneHandle, attach
 from visipruner.engine.host import Host
@@ -54,11 +55,7 @@ class Subject:
         host = self.host
         found: dict[str, int] = {}
         text: Any = host.decoder.config
-        lists = [
-            value
-            for value in vars(text).values()
-            if isinstance(value, (list, tuple)) and len(value) == len(host.layers)
-        ]
+        lists = telling_kinds(text, len(host.layers)).values()
         for number, layer in enumerate(host.layers):
             parts = {type(part).__name__ for part in layer.children() if not type(part).__name__.endswith("Norm")}
             said = [str(value[number]) for value in lists if isinstance(value[number], (str, int, bool))]

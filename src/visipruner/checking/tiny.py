@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
+from visipruner.adapters.structure import check_config
 from visipruner.errors import UnsupportedModelError
 
 VOCAB, IMAGE, VIDEO, AUDIO, START, END = 100, 90, 91, 92, 85, 86
@@ -124,14 +126,21 @@ def _is_token(name: str) -> bool:
     return "token_id" in name or "token_index" in name or name in ("image_patch_id", "img_context_token_id")
 
 
+def telling_kinds(text: Any, depth: int) -> dict[str, Sequence[Any]]:
+    """The lists of a text config that tell kinds of layers apart: of one entry a layer, few of them unlike."""
+    found = {name: value for name, value in vars(text).items() if isinstance(value, (list, tuple))}
+    return {name: value for name, value in found.items() if len(value) == depth >= 2 * len(set(map(str, value)))}
+
+
 def _shrink_layers(text: Any) -> dict[int, dict[str, Any]]:
     """Few layers, of every kind in turn. Returns the settings that single layers have of their own."""
     depth = text.num_hidden_layers
     several = text.to_dict().get("per_layer_config") or {}
     lists = [name for name, value in vars(text).items() if isinstance(value, (list, tuple)) and len(value) == depth > 3]
     kinds: dict[Any, list[int]] = {}
+    telling = telling_kinds(text, depth)
     for layer in range(depth):
-        kinds.setdefault(str([vars(text)[name][layer] for name in lists]), []).append(layer)
+        kinds.setdefault(str([values[layer] for values in telling.values()]), []).append(layer)
     own = {int(layer): settings for layer, settings in several.items()}
     if own:
         text.per_layer_config = None
@@ -238,7 +247,9 @@ def _complete(model: nn.Module, decoder: nn.Module) -> None:
 
 
 def shrunk_model(config: PretrainedConfig) -> Any:
-    """A tiny model of a config. Raises UnsupportedModelError where transformers cannot make it so small."""
+    """A tiny model of a config. Raises UnsupportedModelError for one that says it cannot be pruned, and where
+    transformers cannot make it so small."""
+    check_config(config)
     try:
         return built(shrunk(config))
     except Exception as error:
