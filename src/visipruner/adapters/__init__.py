@@ -45,7 +45,7 @@ def adapter_of(model: nn.Module) -> Adapter:
 
     Raises UnsupportedModelError with the reason where it has something that cannot be pruned.
     """
-    return described(model.config) or generic.adapter_of(model)
+    return generic.completed(model, described(model.config))
 
 
 __all__ = [

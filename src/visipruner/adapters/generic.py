@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,6 @@ def adapter_of(model: nn.Module) -> Adapter:
     if not ids:
         raise refused(model.config, "neither it nor its config says which tokens stand for an image")
     kind: Any = model.config
-    given = inspect.signature(structure.decoder.forward).parameters
     attention = structure.first_attention
     return Adapter(
         family=kind.model_type,
@@ -59,8 +59,33 @@ def adapter_of(model: nn.Module) -> Adapter:
         attention=structure.attention,
         final_norm=_child(structure.decoder, "norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f"),
         output=_child(attention, "o_proj", "out_proj", "dense", "c_proj", "proj", "attn_out"),
-        added_features=DEEPSTACK if set(DEEPSTACK) <= set(given) else None,
+        added_features=_added(structure),
     )
+
+
+def completed(model: nn.Module, adapter: Adapter | None) -> Adapter:
+    """An adapter with all that it does not say read from the model: everything, where there is none.
+
+    Raises UnsupportedModelError with the reason where the model has something that cannot be pruned.
+    """
+    if adapter is None:
+        return adapter_of(model)
+    if adapter.decoder:
+        return adapter
+    structure = read(model)
+    return replace(
+        adapter,
+        decoder=(structure.path,),
+        embedder=(_embedder(model, structure)[0],),
+        layers=structure.layers,
+        attention=structure.attention,
+        added_features=_added(structure),
+    )
+
+
+def _added(structure: Structure) -> tuple[str, str] | None:
+    given = inspect.signature(structure.decoder.forward).parameters
+    return DEEPSTACK if set(DEEPSTACK) <= set(given) else None
 
 
 def _child(module: nn.Module, *names: str) -> str:

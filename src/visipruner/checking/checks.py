@@ -13,7 +13,7 @@ from torch import Tensor
 from visipruner.checking.prompts import Asked, Side
 from visipruner.checking.report import Finding
 from visipruner.checking.subject import Subject
-from visipruner.engine.calls import cache_of
+from visipruner.engine.calls import cache_name, cache_of
 from visipruner.errors import first_line
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.schedule import FixedSchedule
@@ -157,19 +157,46 @@ def several_images(subject: Subject, judge: Judge, check: str, where: str) -> Fi
 
 
 def cached(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
-    """An answer that is decoded with a cache is the one without."""
+    """An answer that is decoded with a cache is the one without, or where the type cannot decode without one, what one
+    forward over prompt and answer with the same edges cut reads."""
     inputs = subject.prompts.inputs([ONE])
-    own = _largest(*(_answer(subject, inputs, use_cache) for use_cache in (True, False)))
     plain = _answer(subject, inputs, True)
+    try:
+        own = _largest(plain, _answer(subject, inputs, False))
+    except (IndexError, ValueError, RuntimeError):
+        return _cached_is_cut(subject, judge, inputs, plain[0], check, where)
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)):
-        with_cache, without = (_answer(subject, inputs, use_cache) for use_cache in (True, False))
-    same = _first_words(with_cache, without)
-    plain_too = plain[0][:1].float()  # of the first word, which both read from the same prompt
-    found = judge.of_rows(check, where, with_cache[0][:same], without[0][:same], None, own)
+        got, expected = (_answer(subject, inputs, use_cache) for use_cache in (True, False))
+    same = _first_words(got, expected)
+    found = judge.of_rows(check, where, got[0][:same], expected[0][:same], None, own)
     if found.state == "passes" and same < NEW_TOKENS:
         return Finding(check, where, "fails", found.error, found.allowed, says=f"word {same} of the answer differs")
-    effect = float((plain_too - without[0][:1]).abs().max())
+    # All answers read their first word from the same prompt.
+    effect = float((plain[0][:1] - expected[0][:1]).abs().max())
     return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
+
+
+def _cached_is_cut(
+    subject: Subject, judge: Judge, inputs: dict[str, Any], plain: Tensor, check: str, where: str
+) -> Finding:
+    with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
+        got, words = _answer(subject, inputs, True)
+        kept = handle.trace[0].kept
+    whole = _longer(inputs, words[None, :-1])
+    expected = subject.cut(inputs, kept, lambda: subject.logits(whole))[0, -NEW_TOKENS:]
+    found = judge.of_rows(check, where, got, expected)
+    effect = float((plain[:1] - expected[:1]).abs().max())
+    return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
+
+
+def _longer(inputs: dict[str, Any], more: Tensor) -> dict[str, Any]:
+    """A prompt with text after it: everything with one entry per row grows."""
+    rows, grown = inputs["input_ids"].shape, dict(inputs)
+    for name, given in inputs.items():
+        if isinstance(given, Tensor) and given.shape == rows:
+            ones = torch.ones_like(more) if name == "attention_mask" else torch.zeros_like(more)
+            grown[name] = torch.cat([given, more if name == "input_ids" else ones.to(given)], dim=1)
+    return grown
 
 
 def _answer(subject: Subject, inputs: dict[str, Any], use_cache: bool) -> tuple[Tensor, Tensor]:
@@ -206,7 +233,7 @@ def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
     """`[k, vocabulary]`: logits of further text on the cache of a prompt."""
     with torch.no_grad():
         first = subject.model(**inputs, use_cache=True)
-        given = {"input_ids": more, "past_key_values": cache_of(first)}
+        given = {"input_ids": more, cache_name(subject.model): cache_of(first)}
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
         return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]

@@ -147,10 +147,10 @@ class TinyPrompts:
         mask = torch.tensor([pad + one if left else one + pad for pad, one in zip(pads, ones, strict=True)])
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         types = (ids == IMAGE).long()
-        if "mm_token_type_ids" in self._reads:
-            given["mm_token_type_ids"] = types
-        elif "token_type_ids" in self._top:
-            given["token_type_ids"] = types
+        kinds = [name for name in self._reads if name.endswith("mm_token_type_ids")]
+        if not kinds and "token_type_ids" in self._top:
+            kinds = ["token_type_ids"]
+        given.update(dict.fromkeys(kinds, types))
         numbers = [number for each in asked for number in each.images]
         return {**given, **self._pictures(numbers)} if numbers else given
 

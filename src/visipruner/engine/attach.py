@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from visipruner.adapters import Adapter, adapter_of, described
+from visipruner.adapters.generic import completed
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
@@ -64,7 +65,7 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
-    chosen = adapter or _adapter_of(model)
+    chosen = _adapter_of(model) if adapter is None else completed(model, adapter)
     if visual_mask is not None:
         visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:
