@@ -27,6 +27,10 @@ def test_a_model_that_passes(cli: Any, llava_folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert all(check in result.stdout for check in CHECKS)
     assert "llava (tiny): passes" in result.stdout
+    loaded = LlavaForConditionalGeneration.from_pretrained(llava_folder, dtype="bfloat16")
+    kept = checked.kept(loaded.config)
+    assert kept is not None, "what is loaded is known by its config, in any precision"
+    assert kept["passed"]
 
 
 def test_its_weights_and_processor_as_json(cli: Any, llava_folder: Path) -> None:
