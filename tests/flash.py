@@ -1,6 +1,6 @@
 """Flash attention's functions in plain torch: the signatures and semantics of `flash_attn_func` and
-`flash_attn_varlen_func` (causality from the bottom right, no mask), for machines without a GPU. What they stand in for is
-the kernel alone; all of transformers' code around it runs."""
+`flash_attn_varlen_func` (causality from the bottom right, no mask), for machines without a GPU. They stand in for the
+kernel alone; all of transformers' code around it runs."""
 
 from __future__ import annotations
 

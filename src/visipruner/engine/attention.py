@@ -71,7 +71,7 @@ def register(implementation: str) -> str:
     """Registers the attached attention beside `implementation`, with the same mask function; returns its name."""
     name = PREFIX + implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
-        raise _unsupported(implementation)
+        raise unsupported(implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, attached_attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
@@ -86,7 +86,7 @@ def check_masks(implementation: str) -> None:
     """
     makes = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
     if makes in (None, flex_attention_mask):
-        raise _unsupported(implementation)
+        raise unsupported(implementation)
 
 
 def takes_lengths(implementation: str) -> bool:
@@ -99,7 +99,8 @@ def is_additive(implementation: str) -> bool:
     return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is eager_mask
 
 
-def _unsupported(implementation: str) -> UnsupportedModelError:
+def unsupported(implementation: str) -> UnsupportedModelError:
+    """What is said of an attention implementation that ours cannot stand in for."""
     return UnsupportedModelError(
         f"Attention implementation {implementation!r} cannot be attached to; load the model with "
         "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
