@@ -1,0 +1,77 @@
+"""What transformers with this library, and what vLLM with the plug-in, answer to the same prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import visipruner
+from tests.vllm.models import PROMPTS, picture
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from visipruner.contract.pruner import Pruner
+
+NEW = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens and their log-probabilities."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+    def is_as(self, other: Answer, tolerance: float = 1e-3) -> bool:
+        near = all(abs(a - b) < tolerance for a, b in zip(self.logprobs, other.logprobs, strict=True))
+        return self.tokens == other.tokens and near
+
+
+class Reference:
+    """A model in transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self._processor = AutoProcessor.from_pretrained(folder)
+
+    def answers(self, pruner: Pruner, prompts: list[tuple[str, list[int]]] = PROMPTS, new: int = NEW) -> list[Answer]:
+        with visipruner.attach(self._model, pruner):
+            return [self._answer(text, [picture(seed) for seed in seeds], new) for text, seeds in prompts]
+
+    def _answer(self, text: str, pictures: list[Any], new: int) -> Answer:
+        inputs = self._processor(text=text, images=pictures or None, return_tensors="pt")
+        found = self._model.generate(
+            **inputs,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = found.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        chances = [step[0].float().log_softmax(-1) for step in found.logits]
+        return Answer(tokens, [float(each[token]) for each, token in zip(chances, tokens, strict=True)])
+
+
+def served(llm: LLM, prompts: list[tuple[str, list[int]]] = PROMPTS, new: int = NEW) -> list[Answer]:
+    """All prompts at once."""
+    from vllm import SamplingParams
+
+    asked = [
+        {"prompt": text, **({"multi_modal_data": {"image": [picture(seed) for seed in seeds]}} if seeds else {})}
+        for text, seeds in prompts
+    ]
+    how = SamplingParams(temperature=0, max_tokens=new, logprobs=1, ignore_eos=True, bad_words=None)
+    found = [output.outputs[0] for output in llm.generate(asked, how, use_tqdm=False)]
+    return [
+        Answer(
+            list(each.token_ids),
+            [step[token].logprob for step, token in zip(each.logprobs, each.token_ids, strict=True)],
+        )
+        for each in found
+    ]
