@@ -13,9 +13,8 @@ import visipruner
 from tests.vllm.models import PROMPTS, picture
 
 if TYPE_CHECKING:
-    from vllm import LLM
-
     from visipruner.contract.pruner import Pruner
+    from vllm import LLM
 
 NEW = 8
 
@@ -62,16 +61,19 @@ def served(llm: LLM, prompts: list[tuple[str, list[int]]] = PROMPTS, new: int = 
     """All prompts at once."""
     from vllm import SamplingParams
 
-    asked = [
-        {"prompt": text, **({"multi_modal_data": {"image": [picture(seed) for seed in seeds]}} if seeds else {})}
-        for text, seeds in prompts
-    ]
-    how = SamplingParams(temperature=0, max_tokens=new, logprobs=1, ignore_eos=True, bad_words=None)
-    found = [output.outputs[0] for output in llm.generate(asked, how, use_tqdm=False)]
+    how = SamplingParams(temperature=0, max_tokens=new, min_tokens=new, logprobs=1)
     return [
-        Answer(
-            list(each.token_ids),
-            [step[token].logprob for step, token in zip(each.logprobs, each.token_ids, strict=True)],
-        )
-        for each in found
+        answer_of(each.outputs[0]) for each in llm.generate([asked(*each) for each in prompts], how, use_tqdm=False)
     ]
+
+
+def asked(text: str, seeds: list[int]) -> Any:
+    """A prompt as vLLM takes it."""
+    pictures = [picture(seed) for seed in seeds]
+    return {"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+
+
+def answer_of(output: Any) -> Answer:
+    """What vLLM generated."""
+    tokens = list(output.token_ids)
+    return Answer(tokens, [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-# What each counter is, as metrics show it.
+# What is a state and not a count.
+REMEMBERED = "requests_remembered"
+
+# What each number is, as metrics show it.
 MEANING = {
+    REMEMBERED: "Requests of which something is remembered, until the step after their last",
     "prompts_pruned": "Prompts with images that a method looked at",
     "prompts_dense": "Prompts with images that were read as they are: they came in parts, or want prompt logprobs",
     "prompts_failed": "Requests that ended with an error of the method",

@@ -357,14 +357,16 @@ def received(stats: Any, key: str) -> dict[str, int]:
     return dict(carried[key])
 
 
-def count_for_prometheus(prefix: str, meaning: Mapping[str, str], found: Mapping[str, int]) -> None:
-    """Adds to the counters of the server's `/metrics`."""
-    for name, count in found.items():
-        _prometheus(f"{prefix}_{name}", meaning[name]).inc(count)
+def count_for_prometheus(name: str, meaning: str, count: int, is_state: bool) -> None:
+    """Adds to a counter of the server's `/metrics`, or says what a state is now."""
+    if is_state:
+        _prometheus("Gauge", name, meaning).set(count)
+    else:
+        _prometheus("Counter", name, meaning).inc(count)
 
 
 @cache
-def _prometheus(name: str, meaning: str) -> Any:
-    from prometheus_client import Counter
+def _prometheus(kind: str, name: str, meaning: str) -> Any:
+    import prometheus_client
 
-    return Counter(name, meaning)
+    return getattr(prometheus_client, kind)(name, meaning)

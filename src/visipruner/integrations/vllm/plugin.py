@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from visipruner.integrations.vllm import internals
-from visipruner.integrations.vllm.counters import MEANING, Counters, sentence
+from visipruner.integrations.vllm.counters import MEANING, REMEMBERED, Counters, sentence
 from visipruner.integrations.vllm.decoder import narrowed
 from visipruner.integrations.vllm.refusals import check_config, check_decoder, choose_settings
 from visipruner.integrations.vllm.request import Request
@@ -54,9 +54,10 @@ _logged: Counter[str] = Counter()
 def _record(original: Callable[..., Any], _: Any, stats: Any = None, *more: Any, **kwargs: Any) -> Any:
     """Takes our counters out of the statistics on their way to vLLM's loggers."""
     found = internals.received(stats, KEY)
-    if found:
-        _totals.update(found)
-        internals.count_for_prometheus(KEY, MEANING, found)
+    for name, count in found.items():
+        is_state = name == REMEMBERED
+        internals.count_for_prometheus(f"{KEY}_{name}", MEANING[name], count, is_state)
+        _totals[name] += 0 if is_state else count
     return original(stats, *more, **kwargs)
 
 
@@ -84,9 +85,17 @@ class Engine:
     requests: dict[str, Request] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
+    _remembered: int = 0
 
     def take_failed(self) -> set[str]:
         found, self.failed = self.failed, set()
+        return found
+
+    def news(self) -> dict[str, int]:
+        """What is worth telling since this was asked last."""
+        found, now = self.counters.take(), len(self.requests)
+        if now != self._remembered:
+            found[REMEMBERED] = self._remembered = now
         return found
 
     def forget(self, ids: Sequence[str]) -> None:
@@ -120,7 +129,7 @@ def _make_scheduler(original: Callable[..., Any], scheduler: Any, vllm_config: A
     engine = _engine_of(vllm_config)
     if engine is not None:
         internals.end_failed(scheduler, engine.take_failed)
-        internals.send_with_statistics(scheduler, KEY, engine.counters.take)
+        internals.send_with_statistics(scheduler, KEY, engine.news)
 
 
 def _run_model(engine: Engine, runner: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

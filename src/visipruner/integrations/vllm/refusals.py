@@ -5,6 +5,7 @@ Reads vLLM's configuration only, before anything is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ _ANYWAY = 'or set "allow_untested": true to try it all the same'
 
 
 def choose_settings(args: Any) -> None:
-    """What nobody decided is decided in our favour: prompts in one piece, and no cache that prompts share.
+    """What nobody decided is decided in our favour: prompts in one piece, no cache that prompts share, runner V1.
 
     Raises UnsupportedModelError where prefix caching was asked for: what a layer's cache holds of an image depends on
     the question that came with it.
@@ -32,6 +33,7 @@ def choose_settings(args: Any) -> None:
     args.enable_prefix_caching = False
     if args.enable_chunked_prefill is None:
         args.enable_chunked_prefill = False
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 def check_config(config: Any, allow_untested: bool) -> None:

@@ -77,10 +77,8 @@ def _named(spec: str, num_layers: int) -> Pruner:
 
 def refuse(pruner: Pruner, num_layers: int) -> None:
     """Raises ConfigError, in one sentence, for a method that needs what vLLM's attention cannot do."""
-    if type(pruner).prompt is not Pruner.prompt:
-        raise ConfigError(
-            f"{pruner.name} changes the picture before the model sees it, which vLLM's processor does not do."
-        )
+    if getattr(pruner, "shrinks", False):
+        raise ConfigError(f"{pruner.name} makes pictures smaller before the model sees them, which vLLM does not do.")
     routed = [layer for layer in range(num_layers) if not pruner.routing(layer).is_plain]
     if pruner.first_layer() or routed:
         layers = spans(routed or range(pruner.first_layer()), ", ")

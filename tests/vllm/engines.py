@@ -1,0 +1,69 @@
+"""Engines of the tiny models, started once each, whose method a test chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.vllm.answers import Reference
+from tests.vllm.models import save_llava
+from visipruner.integrations.vllm import plugin
+from visipruner.integrations.vllm.counters import Counters
+
+if TYPE_CHECKING:
+    from visipruner.contract.pruner import Pruner
+    from vllm import LLM
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "block_size": 32,
+    "num_gpu_blocks_override": 64,
+    "limit_mm_per_prompt": {"image": 2},
+    "disable_log_stats": True,
+}
+
+
+class Served:
+    """A model in vLLM and in transformers."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        from vllm import LLM
+
+        before = set(plugin.engines)
+        self.folder = folder
+        self.llm: LLM = LLM(str(folder), additional_config={"visipruner": "none"}, **{**OPTIONS, **options})
+        (name,) = set(plugin.engines) - before
+        self.engine = plugin.engines[name]
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference(self.folder)
+
+    def choose(self, pruner: Pruner) -> Counters:
+        """From now on `pruner` is at work. Returns counters that begin at zero."""
+        self.engine.served = replace(self.engine.served, pruner=pruner)
+        self.engine.counters.take()
+        return self.engine.counters
+
+
+class Engines:
+    """Every engine that was asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._served: dict[tuple[str, str], Served] = {}
+
+    def folder(self, decoder: str) -> Path:
+        found = self._root / decoder
+        return found if found.exists() else save_llava(found, decoder)
+
+    def of(self, decoder: str, **options: Any) -> Served:
+        key = (decoder, repr(sorted(options.items())))
+        if key not in self._served:
+            self._served[key] = Served(self.folder(decoder), **options)
+        return self._served[key]
