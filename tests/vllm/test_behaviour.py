@@ -26,9 +26,10 @@ FASTV = "fastv:keep_tokens=16,layer=3"
 
 def test_a_prompt_in_chunks_stays_dense_and_is_counted(engines: Engines) -> None:
     model = engines.of("llama", enable_chunked_prefill=True, max_num_batched_tokens=64)
-    counters = model.choose(make_from_spec(FASTV))
+    model.choose(make_from_spec(FASTV))
     found = served(model.llm)
-    assert (counters.prompts_pruned, counters.prompts_dense) == (0, 3)
+    numbers = model.numbers()
+    assert (numbers["prompts_pruned"], numbers["prompts_dense"]) == (0, 3)
     for answer, expected in zip(found, model.reference.answers(make_from_spec("none")), strict=True):
         assert answer.is_as(expected)
 
@@ -38,10 +39,11 @@ def test_a_prompt_whose_logprobs_are_asked_for_stays_dense_and_is_counted(engine
     from vllm import SamplingParams
 
     model = engines.of("llama")
-    counters = model.choose(make_from_spec(FASTV))
+    model.choose(make_from_spec(FASTV))
     how = SamplingParams(temperature=0, max_tokens=8, min_tokens=8, logprobs=1, prompt_logprobs=0)
     (output,) = model.llm.generate([asked(*PROMPTS[0])], how, use_tqdm=False)
-    assert (counters.prompts_pruned, counters.prompts_dense) == (0, 1)
+    numbers = model.numbers()
+    assert (numbers["prompts_pruned"], numbers["prompts_dense"]) == (0, 1)
     (expected,) = model.reference.answers(make_from_spec("none"), PROMPTS[:1])
     assert answer_of(output.outputs[0]).is_as(expected)
     assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
@@ -93,14 +95,15 @@ def test_a_failing_method_ends_its_request_and_no_other(
     engines: Engines, wrong: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = engines.of("llama")
-    counters = model.choose(Failing(wrong=wrong))
+    model.choose(Failing(wrong=wrong))
     from vllm import SamplingParams
 
     how = SamplingParams(temperature=0, max_tokens=8, min_tokens=8, logprobs=1)
     outputs = model.llm.generate([asked(*each) for each in PROMPTS], how, use_tqdm=False)
     assert [output.outputs[0].finish_reason for output in outputs] == ["length", "length", "length", "error"]
     assert not outputs[3].outputs[0].token_ids
-    assert (counters.prompts_pruned, counters.prompts_failed) == (2, 1)
+    numbers = model.numbers()
+    assert (numbers["prompts_pruned"], numbers["prompts_failed"]) == (2, 1)
     expected = model.reference.answers(Failing(wrong=wrong), PROMPTS[:3])
     for output, right in zip(outputs[:3], expected, strict=True):
         assert answer_of(output.outputs[0]).is_as(right)
@@ -119,23 +122,23 @@ def test_nothing_is_remembered_of_requests_that_are_over(engines: Engines) -> No
     for name in ("given up", "answered"):
         engine.add_request(name, asked(*PROMPTS[0]), SamplingParams(max_tokens=4, min_tokens=4))
     engine.step()
-    assert len(model.engine.requests) == 2
+    assert len(model.worker.requests) == 2
     engine.abort_request(["given up"])
     while engine.has_unfinished_requests():
         engine.step()
     served(model.llm, [PROMPTS[1]], new=2)
-    assert len(model.engine.requests) == 1  # the text's own
+    assert len(model.worker.requests) == 1  # the text's own
 
 
 def test_several_samples_of_one_prompt(engines: Engines) -> None:
     from vllm import SamplingParams
 
     model = engines.of("llama")
-    counters = model.choose(make_from_spec(FASTV))
+    model.choose(make_from_spec(FASTV))
     how = SamplingParams(n=3, temperature=1, seed=5, max_tokens=6, min_tokens=6)
     (output,) = model.llm.generate([asked(*PROMPTS[0])], how, use_tqdm=False)
     assert len({tuple(each.token_ids) for each in output.outputs}) > 1
-    assert counters.prompts_pruned == 3
+    assert model.numbers()["prompts_pruned"] == 3
 
 
 def test_without_the_key_nothing_is_touched() -> None:

@@ -49,6 +49,7 @@ def test_vllm_finds_the_plug_in() -> None:
         (f"{RUNNER}._update_states", ["self", "scheduler_output"]),
         (f"{RUNNER}.load_model", ["self"]),
         (f"{RUNNER}.get_model", ["self"]),
+        (f"{RUNNER}.sample_tokens", ["self"]),
         ("vllm.v1.core.sched.scheduler:Scheduler.__init__", ["self", "vllm_config"]),
         (
             "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
@@ -108,7 +109,7 @@ def test_functions_take_what_we_give_them(path: str, parameters: list[str]) -> N
         ("vllm.v1.kv_cache_interface:KVCacheConfig", ["kv_cache_groups"]),
         ("vllm.v1.kv_cache_interface:KVCacheGroupSpec", ["layer_names"]),
         ("vllm.v1.core.sched.output:SchedulerOutput", ["finished_req_ids"]),
-        ("vllm.config:VllmConfig", ["instance_id", "additional_config"]),
+        ("vllm.config:VllmConfig", ["additional_config"]),
     ],
 )
 def test_records_have_the_fields_we_read(path: str, names: list[str]) -> None:
@@ -130,6 +131,7 @@ def test_records_have_the_fields_we_read(path: str, names: list[str]) -> None:
                 "device",
             ],
         ),
+        ("vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput", ["_model_runner_output"]),
         ("vllm.v1.worker.gpu_input_batch:InputBatch", ["block_table", "num_computed_tokens_cpu", "req_ids"]),
         ("vllm.v1.worker.gpu_input_batch:CachedRequestState", ["num_prompt_tokens", "mm_features"]),
         ("vllm.v1.worker.block_table:BlockTable", ["block_table", "block_size"]),

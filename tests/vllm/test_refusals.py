@@ -45,7 +45,7 @@ def test_prompts_come_in_one_piece_and_share_no_cache(folder: Path) -> None:
         ({"tensor_parallel_size": 2}, "one device"),
         ({"pipeline_parallel_size": 2}, "one device"),
         ({"data_parallel_size": 2}, "one server for each"),
-        ({"distributed_executor_backend": "mp"}, "distributed_executor_backend"),
+        ({"distributed_executor_backend": "external_launcher"}, "on the engine's machine"),
         ({"enable_lora": True}, "LoRA"),
         (
             {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
 
 # What is a state and not a count.
 REMEMBERED = "requests_remembered"
@@ -19,29 +19,37 @@ MEANING = {
 }
 
 
-@dataclass
-class Counters:
-    """What happened since somebody asked last."""
+class Numbers:
+    """Counts since somebody took them last, and the state."""
 
-    prompts_pruned: int = 0
-    prompts_dense: int = 0
-    prompts_failed: int = 0
-    visual_tokens: int = 0
-    visual_tokens_dropped: int = 0
-    visual_rows_skipped: int = 0
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._state: int | None = None
+
+    def add(self, found: dict[str, int]) -> None:
+        """Counts add up, a state is replaced; names are those of `MEANING`."""
+        for name, number in found.items():
+            if name == REMEMBERED:
+                self._state = number
+            else:
+                self._counts[name] += number
 
     def take(self) -> dict[str, int]:
-        """What is not zero, which begins anew."""
-        found = {name: count for name, count in asdict(self).items() if count}
+        """What is not zero, and the state where it was said; both begin anew."""
+        found = {name: count for name, count in self._counts.items() if count}
+        if self._state is not None:
+            found[REMEMBERED] = self._state
         self.__init__()  # type: ignore[misc]
         return found
 
 
 def sentence(totals: dict[str, int]) -> str:
     """Totals as a log shows them."""
-    get = totals.get
+    pruned, dense, failed, tokens, dropped = (
+        totals.get(name, 0)
+        for name in ("prompts_pruned", "prompts_dense", "prompts_failed", "visual_tokens", "visual_tokens_dropped")
+    )
     return (
-        f"visipruner: {get('prompts_pruned', 0)} prompts pruned, {get('visual_tokens_dropped', 0)} of "
-        f"{get('visual_tokens', 0)} visual tokens dropped, {get('prompts_dense', 0)} prompts read dense, "
-        f"{get('prompts_failed', 0)} failed"
+        f"visipruner: {pruned} prompts pruned, {dropped} of {tokens} visual tokens dropped, {dense} prompts dense, "
+        f"{failed} failed"
     )

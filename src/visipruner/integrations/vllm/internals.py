@@ -317,14 +317,36 @@ class Metadata:
 # ---- scheduler and statistics ---------------------------------------------------------------------------------------
 
 
-def end_failed(scheduler: Any, take_failed: Callable[[], set[str]]) -> None:
-    """From now on requests that `take_failed` names end with an error, as those whose grammar does not compile."""
+def report_with_output(runner: Any, key: str, take: Callable[[], Any]) -> None:
+    """From now on what `take` gives (None for nothing) travels with a step's output to the scheduler's process."""
+    original = runner.sample_tokens
+
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        output = getattr(result, "_model_runner_output", result)  # within what is still being copied from a GPU
+        if isinstance(output, _output_class()) and (found := take()) is not None:
+            setattr(output, key, found)
+        return result
+
+    runner.sample_tokens = sample
+
+
+def _output_class() -> Any:
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    return ModelRunnerOutput
+
+
+def take_reports(scheduler: Any, key: str, take: Callable[[Any], Sequence[str]]) -> None:
+    """From now on `take` gets what came with outputs, and names requests to end with an error, as those end whose
+    grammar does not compile."""
     original = scheduler.update_from_output
 
     def update(scheduler_output: Any, output: Any) -> Any:
-        for name in take_failed():
+        report = getattr(output, key, None)
+        for name in take(report) if report is not None else ():
             scheduler.grammar_compile_error_reqs.add(name)
-            if output.sampled_token_ids and name in output.req_id_to_index:
+            if output.sampled_token_ids:
                 output.sampled_token_ids[output.req_id_to_index[name]] = []
         return original(scheduler_output, output)
 

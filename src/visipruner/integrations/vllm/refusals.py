@@ -65,8 +65,6 @@ def _impossible(config: Any) -> Iterator[str]:
         yield "runs a model on one device; set tensor_parallel_size and pipeline_parallel_size to 1"
     if parallel.data_parallel_size > 1:
         yield "runs one engine; start one server for each data-parallel rank instead of data_parallel_size"
-    if parallel.distributed_executor_backend not in (None, "uni"):
-        yield "needs the model in the engine's own process; leave out distributed_executor_backend"
     if parallel.enable_dbo or parallel.decode_context_parallel_size > 1:
         yield "cannot run with batches or contexts in parts; leave out enable_dbo and decode_context_parallel_size"
     if config.lora_config is not None:
@@ -83,7 +81,7 @@ def _impossible(config: Any) -> Iterator[str]:
 
 def _untried(config: Any) -> Iterator[str]:
     version, kind = internals.version(), config.model_config.hf_text_config.model_type
-    cache = config.cache_config.cache_dtype
+    cache, executor = config.cache_config.cache_dtype, config.parallel_config.distributed_executor_backend
     if version not in internals.TRIED:
         yield f"was tried with vLLM {', '.join(internals.TRIED)} and not with {version}; install that, {_ANYWAY}"
     if kind not in DECODERS.values():
@@ -91,3 +89,5 @@ def _untried(config: Any) -> Iterator[str]:
         yield f"was tried with decoders of the types {known} and not with {kind}; serve one of these, {_ANYWAY}"
     if cache != "auto":
         yield f"was tried with kv_cache_dtype='auto' and not with {cache!r}; leave it out, {_ANYWAY}"
+    if executor not in (None, "uni", "mp"):
+        yield f"was tried with a worker on the engine's machine and not with {executor!r}; leave it out, {_ANYWAY}"
