@@ -91,3 +91,13 @@ def test_requests_join_and_leave(engines: Engines) -> None:
     for place, new in enumerate(lengths):
         (expected,) = model.reference.answers(pruner, [PROMPTS[place]], new)
         assert found[str(place)].is_as(expected), place
+
+
+def test_decodes_run_compiled(engines: Engines) -> None:
+    """As vLLM does by itself: prompts that are pruned run outside of what was compiled, with the same answers."""
+    model = engines.of("llama", enforce_eager=False)
+    assert model.llm.llm_engine.vllm_config.compilation_config.mode != 0
+    for spec in METHODS[1:4]:
+        pruner = make_from_spec(spec)
+        model.choose(pruner)
+        assert not differ(served(model.llm), model.reference.answers(pruner)), spec
