@@ -36,9 +36,11 @@ class Served:
         from vllm import LLM
 
         self.folder = folder
-        self.llm: LLM = LLM(str(folder), additional_config={"visipruner": "none"}, **{**OPTIONS, **options})
+        asked = {"method": "none", "cache_groups": options.pop("cache_groups", [])}
+        self.llm: LLM = LLM(str(folder), additional_config={"visipruner": asked}, **{**OPTIONS, **options})
         runner: Any = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner  # type: ignore[attr-defined]
         self.worker: Worker = runner.visipruner
+        self.scheduler: Any = self.llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
         self._before = Counter(plugin.totals)
 
     @cached_property

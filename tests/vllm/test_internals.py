@@ -164,3 +164,16 @@ def test_failed_requests_end_as_we_say() -> None:
 def test_decoders_are_those_that_were_tried() -> None:
     modules = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "MistralModel": "mistral"}
     assert {name: found(f"vllm.model_executor.models.{modules[name]}:{name}") for name in DECODERS}
+
+
+def test_cache_groups_derive_from_what_vllm_has() -> None:
+    from visipruner.integrations.vllm.cache_groups import GROUPS, GroupManager
+
+    base = GroupManager.__mro__[1]
+    for name in ("get_num_blocks_to_allocate", "allocate_new_blocks"):
+        assert list(inspect.signature(getattr(base, name)).parameters)[:3] == ["self", "request_id", "num_tokens"]
+    assert list(inspect.signature(base.pop_blocks_for_free).parameters) == ["self", "request_id"]
+    assert "single_type_managers" in source("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator")
+    assert "num_blocks_per_row" in source("vllm.v1.worker.block_table:BlockTable")
+    assert list(inspect.signature(found(f"{RUNNER}.get_kv_cache_spec")).parameters) == ["self"]
+    assert len({each.__qualname__ for each in GROUPS}) == len(GROUPS)

@@ -1,11 +1,13 @@
-"""All of vLLM's insides that this plug-in reaches into, each behind a name of ours.
+"""All of vLLM's insides that this plug-in reaches into, each behind a name of ours (but for `cache_groups`).
 
 `tests/vllm/test_internals.py` looks for every one of them, so that a new version of vLLM fails there first.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
 
@@ -155,6 +157,54 @@ def _picture(feature: Any) -> Picture:
     runs = feature.mm_position.extract_embeds_range()
     picture = Picture(runs, None)
     return Picture(runs, square(picture.count))
+
+
+def group_caches(runner: Any, firsts: Sequence[int]) -> None:
+    """From now on the caches of the layers that begin with one of `firsts` are a group of their own."""
+    original = runner.get_kv_cache_spec
+
+    def specs() -> Any:
+        from vllm.model_executor.models.utils import extract_layer_index
+
+        from visipruner.integrations.vllm.cache_groups import GROUPS
+
+        return {name: GROUPS[bisect(firsts, extract_layer_index(name))].of(spec) for name, spec in original().items()}
+
+    runner.get_kv_cache_spec = specs
+
+
+@dataclass(frozen=True)
+class FreeBlocks:
+    """Blocks of a request that a group no longer needs: their ids, from the `first` of its list on, and how many of its
+    rows the group does not hold."""
+
+    name: str
+    group: int
+    first: int
+    ids: list[int]
+    gone: int
+
+
+def shorten(runner: Any, name: str, gone: NDArray[np.int32], rows: int) -> list[FreeBlocks]:
+    """Drops the end of a request's block lists: of the `rows` that it ran, layers hold all but `gone` `[layers]`."""
+    places = {attention_of(each).layer_name: at for at, each in enumerate(layers_of(decoder_of(runner)))}
+    lists, at, found = runner.requests[name].block_ids, runner.input_batch.req_id_to_index[name], []
+    for group, spec in enumerate(runner.kv_cache_config.kv_cache_groups):
+        least = int(min(gone[places[layer]] for layer in spec.layer_names))
+        table, blocks = runner.input_batch.block_table[group], lists[group]
+        needed = -(-(rows - least) // table.block_size)
+        if table.block_size == spec.kv_cache_spec.block_size and needed < len(blocks):
+            found.append(FreeBlocks(name, group, needed, blocks[needed:], least))
+            del blocks[needed:]
+            table.block_table.np[at, needed : table.num_blocks_per_row[at]] = 0
+            table.num_blocks_per_row[at] = needed
+    return found
+
+
+def give_back(scheduler: Any, free: FreeBlocks) -> None:
+    """The same on the scheduler's side."""
+    manager = scheduler.kv_cache_manager.coordinator.single_type_managers[free.group]
+    manager.give_back(free.name, free.first, free.ids, free.gone)
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------

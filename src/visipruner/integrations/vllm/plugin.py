@@ -56,6 +56,8 @@ def _make_scheduler(original: Callable[..., Any], scheduler: Any, vllm_config: A
 
         def take(report: Report) -> Sequence[str]:
             numbers.add(report.numbers)
+            for free in report.free:
+                internals.give_back(scheduler, free)
             return report.failed
 
         internals.take_reports(scheduler, KEY, take)

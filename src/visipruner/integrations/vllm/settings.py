@@ -16,15 +16,21 @@ from visipruner.pruners.registry import load_pruner, make, make_from_spec, metho
 from visipruner.words import spans
 
 KEY = "visipruner"
-_KNOWN = {"method", "settings", "config", "allow_untested", "format_version"}
+_KNOWN = {"method", "settings", "config", "allow_untested", "cache_groups", "format_version"}
 
 
 @dataclass(frozen=True)
 class Served:
-    """The method that a server runs. `allow_untested`: whether versions and decoders that were never tried may run."""
+    """The method that a server runs.
+
+    Attributes:
+        allow_untested: whether versions and decoders that were never tried may run.
+        cache_groups: first layers of cache groups after the first; blocks that a group no longer needs go back.
+    """
 
     pruner: Pruner
     allow_untested: bool = False
+    cache_groups: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values, for another process; `served` reads them again."""
@@ -32,6 +38,7 @@ class Served:
             "method": self.pruner.name,
             "settings": self.pruner.settings(),
             "allow_untested": self.allow_untested,
+            "cache_groups": list(self.cache_groups),
         }
 
 
@@ -59,7 +66,9 @@ def _from_mapping(asked: Mapping[str, Any], num_layers: int) -> Served:
     unknown = sorted(set(asked) - _KNOWN)
     if unknown or ("config" in asked) == ("method" in asked):
         odd = f"{', '.join(unknown)} is not known" if unknown else "give one of the two"
-        raise ConfigError(f'"{KEY}" takes "method" (with "settings") or "config", and "allow_untested": {odd}.')
+        raise ConfigError(
+            f'"{KEY}" takes "method" (with "settings") or "config", "cache_groups" and "allow_untested": {odd}.'
+        )
     if asked.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
         raise ConfigError(f"The pruner's format version is newer than {FORMAT_VERSION}; update visipruner.")
     if "config" in asked:
@@ -68,7 +77,13 @@ def _from_mapping(asked: Mapping[str, Any], num_layers: int) -> Served:
         pruner = make(asked["method"], **asked["settings"])
     else:
         pruner = _named(asked["method"], num_layers)
-    return Served(pruner, bool(asked.get("allow_untested", False)))
+    groups = tuple(asked.get("cache_groups", ()))
+    if list(groups) != sorted(set(groups) & set(range(1, num_layers))) or len(groups) > 7:
+        raise ConfigError(
+            f"cache_groups are at most 7 ascending layers, each the first of a group, from 1 to {num_layers - 1}, and not "
+            f"{list(groups)}."
+        )
+    return Served(pruner, bool(asked.get("allow_untested", False)), groups)
 
 
 def _named(spec: str, num_layers: int) -> Pruner:

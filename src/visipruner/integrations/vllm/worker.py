@@ -20,9 +20,10 @@ from visipruner.integrations.vllm.step import Step
 
 @dataclass(frozen=True)
 class Report:
-    """What the scheduler's process is told: requests that must end with an error, and numbers."""
+    """What the scheduler's process is told: requests that must end with an error, blocks to free, and numbers."""
 
     failed: list[str]
+    free: list[internals.FreeBlocks]
     numbers: dict[str, int]
 
 
@@ -31,7 +32,8 @@ class Worker:
     """Of one model runner.
 
     Attributes:
-        requests: those alive whose prompts were begun. failed: those whose method failed since the last report.
+        requests: those alive whose prompts were begun. failed: those whose method failed, and
+            free: blocks that were dropped since the last report.
     """
 
     runner: Any
@@ -39,6 +41,7 @@ class Worker:
     num_layers: int
     requests: dict[str, Request] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    free: list[internals.FreeBlocks] = field(default_factory=list)
     numbers: Numbers = field(default_factory=Numbers)
     _remembered: int = 0
 
@@ -48,6 +51,8 @@ class Worker:
         internals.check_once_loaded(self.runner, check)
         internals.run_model_through(self.runner, self.run_model)
         internals.tell_finished(self.runner, self.forget)
+        if self.served.cache_groups:
+            internals.group_caches(self.runner, self.served.cache_groups)
 
     def forget(self, ids: Sequence[str]) -> None:
         """These requests are over."""
@@ -59,9 +64,9 @@ class Worker:
         if len(self.requests) != self._remembered:
             self._remembered = len(self.requests)
             self.numbers.add({REMEMBERED: self._remembered})
-        found = Report(self.failed, self.numbers.take())
-        self.failed = []
-        return found if found.failed or found.numbers else None
+        found = Report(self.failed, self.free, self.numbers.take())
+        self.failed, self.free = [], []
+        return found if found.failed or found.free or found.numbers else None
 
     def run_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One forward of the model."""
@@ -103,8 +108,10 @@ class Worker:
         return request
 
     def _note(self, step: Step) -> None:
-        """Counts what became of the prompts, which are read now."""
-        for name, request in zip(step.ids, step.requests, strict=True):
+        """Counts what became of the prompts, which are read now, and drops blocks that they no longer need."""
+        for name, request, rows in zip(step.ids, step.requests, (step.ran + step.lengths).tolist(), strict=True):
+            if self.served.cache_groups and request.run is not None and request.is_packed:
+                self.free += internals.shorten(self.runner, name, request.gone, rows)
             error = step.failed.get(name)
             if error is not None:
                 self.failed.append(name)

@@ -1,0 +1,158 @@
+"""Time to first token and tokens per second in vLLM, with the plug-in and without it, in turns.
+
+    .venv-vllm/bin/python benchmarks/vllm_speed.py --out out/vllm-speed.json
+
+Two engines of the same random LLaVA live in one process and answer the same prompts by turns, with the same settings,
+so that what else the machine does hits both. What FLOPs promise counts the decoder alone; pictures are resized and encoded
+before it in both engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from tests.vllm.models import picture, save_llava
+from visipruner.pruners.registry import make_from_spec
+
+LAYERS, HIDDEN, GRID = 12, 1024, 24
+QUESTION = "What is in the picture, and what is the largest thing in it?"
+METHODS = {
+    "none": "none",
+    "fastv, 1/4 from layer 2": "fastv:layer=2,keep_ratio=0.25",
+    "visipruner, 64 from 4, none from 8": 'visipruner:stages=["middle","deep"],filter_layer=3,exit_layer=8,keep_tokens=64',
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many requests at once, with so many pictures each."""
+
+    requests: int
+    pictures: int
+
+    def prompts(self, seed: int) -> list[dict[str, Any]]:
+        text = f"user:{'<image>' * self.pictures}{QUESTION};answer:"
+        return [{"prompt": text, **self._pictures(seed * 1000 + 10 * place)} for place in range(self.requests)]
+
+    def _pictures(self, seed: int) -> dict[str, Any]:
+        """New ones each time, as vLLM keeps the features of those it knows."""
+        if not self.pictures:
+            return {}
+        return {"multi_modal_data": {"image": [picture(seed + each, 336) for each in range(self.pictures)]}}
+
+
+def engine(folder: Path, dtype: str, plugged: bool) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        str(folder),
+        dtype=dtype,
+        enforce_eager=True,
+        max_model_len=4096,
+        max_num_seqs=8,
+        max_num_batched_tokens=20480,
+        enable_prefix_caching=False,
+        enable_chunked_prefill=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"image": 4},
+        additional_config={"visipruner": "none"} if plugged else {},
+    )
+
+
+def seconds(llm: Any, load: Load, seed: int, new: int) -> float:
+    from vllm import SamplingParams
+
+    prompts = load.prompts(seed)
+    begin = time.perf_counter()
+    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=new, min_tokens=new), use_tqdm=False)
+    return time.perf_counter() - begin
+
+
+def promised(worker: Any, method: str, load: Load) -> float:
+    """Dense FLOPs of the decoder's prefill over those of this method, from the rows that its layers ran."""
+    visual = load.pictures * GRID * GRID
+    text = len(f"user:{QUESTION};answer:")
+    kept = _rows_kept(worker, visual)
+    dense = sum(_flops(text + visual) for _ in range(LAYERS))
+    return dense / sum(_flops(text + rows) for rows in kept)
+
+
+def _rows_kept(worker: Any, visual: int) -> list[int]:
+    (gone,) = {tuple(request.gone.tolist()) for request in worker.requests.values()}
+    return [visual - each for each in gone]
+
+
+def _flops(rows: int) -> float:
+    """Of one layer: projections of queries, keys, values and output, attention, and the feed-forward part."""
+    linear = 2 * rows * HIDDEN * (HIDDEN + HIDDEN + HIDDEN + 3 * 2 * HIDDEN)
+    return linear + 2 * rows * rows * HIDDEN  # causal: half of the pairs, twice
+
+
+def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new: int) -> dict[str, Any]:
+    """Medians over rounds of both engines by turns."""
+    worker = plugged.llm_engine.model_executor.driver_worker.worker.model_runner.visipruner
+    worker.served = replace(worker.served, pruner=make_from_spec(METHODS[method]))
+    first: dict[str, list[float]] = {"plain": [], "plugged": []}
+    rest: dict[str, list[float]] = {"plain": [], "plugged": []}
+    promise = 1.0
+    for turn in range(rounds + 1):
+        order: list[tuple[str, Any]] = [("plain", plain), ("plugged", plugged)]
+        for name, llm in order if turn % 2 else order[::-1]:
+            one = seconds(llm, load, 2 * turn, 1)
+            if name == "plugged" and load.pictures:
+                promise = promised(worker, method, load)
+            many = seconds(llm, load, 2 * turn + 1, new)
+            if turn:  # the first round warms up
+                first[name].append(one)
+                rest[name].append((many - one) / (new - 1))
+    return {
+        "method": method,
+        "requests": load.requests,
+        "visual_tokens": load.pictures * GRID * GRID,
+        **{f"first_token_s_{name}": statistics.median(found) for name, found in first.items()},
+        **{f"tokens_per_s_{name}": load.requests / statistics.median(found) for name, found in rest.items()},
+        "prefill_times": statistics.median(_over(first)),
+        "flops_times": promise,
+        "decode_times": statistics.median(_over(rest)),
+    }
+
+
+def _over(found: dict[str, list[float]]) -> list[float]:
+    return [plain / plugged for plain, plugged in zip(found["plain"], found["plugged"], strict=True)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new", type=int, default=33, help="tokens generated for tokens per second")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--loads", nargs="+", default=["1x1", "8x1", "1x4", "8x0"], help="requests x pictures")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as root:
+        folder = save_llava(Path(root), "llama", HIDDEN, LAYERS, GRID)
+        plain, plugged = (engine(folder, given.dtype, plugged) for plugged in (False, True))
+        found = []
+        for text in given.loads:
+            load = Load(*map(int, text.split("x")))
+            for method in METHODS if load.pictures else list(METHODS)[1:2]:
+                found.append(compare(plain, plugged, load, method, given.rounds, given.new))
+                print(json.dumps(found[-1]), flush=True)
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
