@@ -50,7 +50,7 @@ class Load:
         """New ones each time, as vLLM keeps the features of those it knows."""
         if not self.pictures:
             return {}
-        return {"multi_modal_data": {"image": [picture(seed + each, 336) for each in range(self.pictures)]}}
+        return {"multi_modal_data": {"image": [picture(seed + each, 336, 336) for each in range(self.pictures)]}}
 
 
 def engine(folder: Path, dtype: str, plugged: bool) -> Any:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 NEW = 8
+Prompt = tuple[str, list[int]]
+Shapes = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Reference:
         self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self._processor = AutoProcessor.from_pretrained(folder)
 
-    def answers(self, pruner: Pruner, prompts: list[tuple[str, list[int]]] = PROMPTS, new: int = NEW) -> list[Answer]:
+    def answers(
+        self, pruner: Pruner, prompts: list[Prompt] = PROMPTS, new: int = NEW, shapes: Shapes | None = None
+    ) -> list[Answer]:
         with visipruner.attach(self._model, pruner):
-            return [self._answer(text, [picture(seed) for seed in seeds], new) for text, seeds in prompts]
+            return [self._answer(text, pictures(seeds, shapes), new) for text, seeds in prompts]
 
     def _answer(self, text: str, pictures: list[Any], new: int) -> Answer:
         inputs = self._processor(text=text, images=pictures or None, return_tensors="pt")
@@ -57,20 +61,25 @@ class Reference:
         return Answer(tokens, [float(each[token]) for each, token in zip(chances, tokens, strict=True)])
 
 
-def served(llm: LLM, prompts: list[tuple[str, list[int]]] = PROMPTS, new: int = NEW) -> list[Answer]:
+def served(llm: LLM, prompts: list[Prompt] = PROMPTS, new: int = NEW, shapes: Shapes | None = None) -> list[Answer]:
     """All prompts at once."""
     from vllm import SamplingParams
 
     how = SamplingParams(temperature=0, max_tokens=new, min_tokens=new, logprobs=1)
     return [
-        answer_of(each.outputs[0]) for each in llm.generate([asked(*each) for each in prompts], how, use_tqdm=False)
+        answer_of(each.outputs[0])
+        for each in llm.generate([asked(*each, shapes) for each in prompts], how, use_tqdm=False)
     ]
 
 
-def asked(text: str, seeds: list[int]) -> Any:
+def asked(text: str, seeds: list[int], shapes: Shapes | None = None) -> Any:
     """A prompt as vLLM takes it."""
-    pictures = [picture(seed) for seed in seeds]
-    return {"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
+    return {"prompt": text, **({"multi_modal_data": {"image": pictures(seeds, shapes)}} if seeds else {})}
+
+
+def pictures(seeds: list[int], shapes: Shapes | None) -> list[Any]:
+    """In the models' own shape unless `shapes` has another."""
+    return [picture(seed, *(shapes or {}).get(seed, ())) for seed in seeds]
 
 
 def answer_of(output: Any) -> Answer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.vllm.answers import Reference
 from tests.vllm.models import save_llava
+from tests.vllm.qwen import save_qwen
 from visipruner.integrations.vllm import plugin
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Engines:
 
     def folder(self, decoder: str) -> Path:
         found = self._root / decoder
-        return found if found.exists() else save_llava(found, decoder)
+        if found.exists():
+            return found
+        return save_qwen(found, decoder) if decoder.endswith("vl") else save_llava(found, decoder)
 
     def of(self, decoder: str, **options: Any) -> Served:
         key = (decoder, repr(sorted(options.items())))

@@ -26,7 +26,6 @@ from transformers import (
 GRID, PATCH, LAYERS = 8, 8, 8
 VISUAL = GRID * GRID
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
-SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
@@ -37,15 +36,9 @@ TEMPLATE = (
 def save_llava(folder: Path, text: str, hidden: int = 128, layers: int = LAYERS, grid: int = GRID) -> Path:
     """Weights, configuration and processor of a LLaVA with such a decoder."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
-    model = LlavaForConditionalGeneration(_config(text, len(tokenizer), hidden, layers, grid)).eval()
-    with torch.no_grad():  # peaked, so that tokens differ in influence and answers in probability
-        for name, parameter in model.named_parameters():
-            if "language_model" in name and ("q_proj.weight" in name or "k_proj.weight" in name):
-                parameter.mul_(1.5)
-            if "lm_head" in name:
-                parameter.normal_(0, 0.3)
-    model.save_pretrained(folder)
+    tokenizer = characters(["<image>"])
+    model = LlavaForConditionalGeneration(_config(text, len(tokenizer), hidden, layers, grid))
+    peaked(model).save_pretrained(folder)
     _rename_tower(folder / "model.safetensors")
     side = {"height": PATCH * grid, "width": PATCH * grid}
     LlavaProcessor(
@@ -90,7 +83,7 @@ def _config(text: str, vocabulary: int, hidden: int, layers: int, grid: int) -> 
     return LlavaConfig(
         text_config=decoder,
         vision_config=tower,
-        image_token_index=SPECIAL.index("<image>"),
+        image_token_index=3,
         image_seq_length=grid * grid,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -98,8 +91,20 @@ def _config(text: str, vocabulary: int, hidden: int, layers: int, grid: int) -> 
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIAL, *sorted(set(string.printable))]
+def peaked(model: Any) -> Any:
+    """Tokens differ in influence, and answers in probability."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "language_model" in name and ("q_proj.weight" in name or "k_proj.weight" in name):
+                parameter.mul_(1.5)
+            if "lm_head" in name:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def characters(special: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of printable characters; `special` have numbers from 3 on."""
+    words = ["<pad>", "<s>", "</s>", *special, *sorted(set(string.printable))]
     plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(
@@ -107,7 +112,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=special,
         chat_template=TEMPLATE,
     )
 
@@ -120,10 +125,10 @@ def _rename_tower(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def picture(seed: int, side: int = GRID * PATCH) -> Image.Image:
+def picture(seed: int, width: int = GRID * PATCH, height: int = GRID * PATCH) -> Image.Image:
     """A few coloured patches."""
     colours: Any = np.random.default_rng(seed).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
 
 
 # Unlike lengths; one of text alone, one with two pictures: (prompt, seeds of its pictures).

@@ -8,6 +8,7 @@ import pytest
 
 from tests.vllm.answers import Answer, served
 from tests.vllm.models import PROMPTS, VISUAL
+from tests.vllm.qwen import IMAGE
 from visipruner.pruners.registry import make_from_spec
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ METHODS = [
     "fitprune:remove=[0,0.1,0.1,0.2,0.1,0.1,0.1,0]",
     "divprune:keep_tokens=32,positions=keep+fastv:keep_tokens=10,layer=3",
 ]
+
+
+# Width and height of each picture, by its seed.
+SHAPES = {1: (168, 112), 2: (224, 224), 3: (112, 196), 4: (140, 84)}
 
 
 def differ(found: list[Answer], expected: list[Answer]) -> list[int]:
@@ -101,3 +106,26 @@ def test_decodes_run_compiled(engines: Engines) -> None:
         pruner = make_from_spec(spec)
         model.choose(pruner)
         assert not differ(served(model.llm), model.reference.answers(pruner)), spec
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_models_that_place_rows_by_line_and_column(engines: Engines, model_type: str) -> None:
+    """M-RoPE: also methods whose published form closes gaps keep places here, as elsewhere. Pictures of two shapes."""
+    model = engines.of(model_type)
+    prompts = [(text.replace("<image>", IMAGE), seeds) for text, seeds in PROMPTS]
+    dense = model.reference.answers(make_from_spec("none"), prompts, shapes=SHAPES)
+    for spec in [
+        "none",
+        *METHODS[:4],
+        METHODS[4],
+        "divprune:keep_tokens=20",
+        "dart:keep_tokens=20",
+        "pool",
+        "feather:layers=[2,5]",
+    ]:
+        pruner = make_from_spec(spec)
+        expected = model.reference.answers(pruner, prompts, shapes=SHAPES)
+        assert spec == "none" or differ(expected, dense), spec
+        model.choose(pruner)
+        assert not differ(served(model.llm, prompts, shapes=SHAPES), expected), spec
+        assert model.numbers()["prompts_pruned"] == 3

@@ -127,7 +127,7 @@ def test_records_have_the_fields_we_read(path: str, names: list[str]) -> None:
                 "requests",
                 "num_prompt_logprobs",
                 "attn_groups",
-                "uses_mrope",
+                "model_config",
                 "device",
             ],
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from typing import Any
 
@@ -140,7 +140,9 @@ def batch_of(runner: Any) -> tuple[list[str], list[int], list[int]]:
 def prompt_of(runner: Any, name: str) -> tuple[list[Picture], int]:
     """A request's images, and the length of its prompt."""
     state = runner.requests[name]
-    return [_picture(part) for part in state.mm_features if part.modality == "image"], int(state.num_prompt_tokens)
+    return [_picture(runner, part) for part in state.mm_features if part.modality == "image"], int(
+        state.num_prompt_tokens
+    )
 
 
 def wants_every_row(runner: Any, name: str) -> bool:
@@ -148,15 +150,15 @@ def wants_every_row(runner: Any, name: str) -> bool:
     return name in runner.num_prompt_logprobs
 
 
-def is_in_line(runner: Any) -> bool:
-    """Whether rows are numbered one after another, and not by time, height and width."""
-    return not runner.uses_mrope
-
-
-def _picture(feature: Any) -> Picture:
-    runs = feature.mm_position.extract_embeds_range()
-    picture = Picture(runs, None)
-    return Picture(runs, square(picture.count))
+def _picture(runner: Any, feature: Any) -> Picture:
+    """An image's rows; their grid is what the processor says (Qwen-VL), or a square."""
+    picture = Picture(feature.mm_position.extract_embeds_range(), None)
+    given = feature.data.get("image_grid_thw") if feature.data is not None else None
+    if given is None:
+        return replace(picture, grid=square(picture.count))
+    merged = runner.model_config.hf_config.vision_config.spatial_merge_size
+    _, height, width = (int(each) for each in given.data.flatten())
+    return replace(picture, grid=(height // merged, width // merged))
 
 
 def group_caches(runner: Any, firsts: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ def _configure(original: Callable[..., Any], args: Any, *more: Any, **kwargs: An
         return original(*more, **kwargs)
     choose_settings(args)
     config = original(*more, **kwargs)
-    found = served(args.additional_config[KEY], _layers(config))
+    found = served(args.additional_config[KEY], *_shape(config))
     check_config(config, found.allow_untested)
     internals.capture_no_decodes(config)
     config.additional_config = {**config.additional_config, KEY: found.as_json()}
@@ -44,7 +44,7 @@ def _make_runner(original: Callable[..., Any], runner: Any, vllm_config: Any, *m
     original(vllm_config, *more, **kwargs)
     asked = _asked(vllm_config)
     if asked is not None:
-        worker = runner.visipruner = Worker(runner, asked, _layers(vllm_config))
+        worker = runner.visipruner = Worker(runner, asked, *_shape(vllm_config))
         worker.begin()
         internals.report_with_output(runner, KEY, worker.report)
 
@@ -67,11 +67,13 @@ def _make_scheduler(original: Callable[..., Any], scheduler: Any, vllm_config: A
 def _asked(config: Any) -> Served | None:
     """What a configuration that another process made asks for, or None where that is nothing of ours."""
     asked = config.additional_config.get(KEY) if isinstance(config.additional_config, dict) else None
-    return None if asked is None else served(asked, _layers(config))
+    return None if asked is None else served(asked, *_shape(config))
 
 
-def _layers(config: Any) -> int:
-    return int(config.model_config.get_total_num_hidden_layers())
+def _shape(config: Any) -> tuple[int, bool]:
+    """How many layers the decoder has, and whether rows are numbered one after another."""
+    model = config.model_config
+    return int(model.get_total_num_hidden_layers()), not model.uses_mrope
 
 
 # Of all engines that this process serves.

@@ -14,8 +14,9 @@ from torch import nn
 from visipruner.errors import UnsupportedModelError
 from visipruner.integrations.vllm import internals
 
-# Decoders of vLLM's that were tried, and the `model_type` of their configurations.
-DECODERS = {"LlamaModel": "llama", "Qwen2Model": "qwen2", "MistralModel": "mistral"}
+# Decoders of vLLM's that were tried, and the `model_type` of text configurations.
+DECODERS = ("LlamaModel", "Qwen2Model", "MistralModel")
+TEXTS = ("llama", "qwen2", "mistral", "qwen2_vl_text", "qwen2_5_vl_text")
 _ANYWAY = 'or set "allow_untested": true to try it all the same'
 
 
@@ -84,9 +85,8 @@ def _untried(config: Any) -> Iterator[str]:
     cache, executor = config.cache_config.cache_dtype, config.parallel_config.distributed_executor_backend
     if version not in internals.TRIED:
         yield f"was tried with vLLM {', '.join(internals.TRIED)} and not with {version}; install that, {_ANYWAY}"
-    if kind not in DECODERS.values():
-        known = ", ".join(DECODERS.values())
-        yield f"was tried with decoders of the types {known} and not with {kind}; serve one of these, {_ANYWAY}"
+    if kind not in TEXTS:
+        yield f"was tried with decoders of the types {', '.join(TEXTS)} and not with {kind}; serve one of these, {_ANYWAY}"
     if cache != "auto":
         yield f"was tried with kv_cache_dtype='auto' and not with {cache!r}; leave it out, {_ANYWAY}"
     if executor not in (None, "uni", "mp"):

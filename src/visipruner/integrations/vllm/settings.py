@@ -42,8 +42,8 @@ class Served:
         }
 
 
-def served(asked: Any, num_layers: int) -> Served:
-    """The method that `asked` means, for a decoder of `num_layers` layers.
+def served(asked: Any, num_layers: int, in_line: bool = True) -> Served:
+    """The method that `asked` means, for a decoder of `num_layers` layers; `in_line`: as for `Pruner.begin`.
 
     `asked` is a method with its settings (`{"method": "fastv", "settings": {"layer": 2}}`; without settings the
     published ones, at the same relative depth), a saved file (`{"config": "pruner.json"}`), such a file's content, a
@@ -58,7 +58,7 @@ def served(asked: Any, num_layers: int) -> Served:
     else:
         raise ConfigError(f'"{KEY}" in additional_config holds {{"method": ..., "settings": ...}}, and not {asked!r}.')
     found.pruner.check(num_layers)
-    refuse(found.pruner, num_layers)
+    refuse(found.pruner, num_layers, in_line)
     return found
 
 
@@ -90,7 +90,7 @@ def _named(spec: str, num_layers: int) -> Pruner:
     return make_from_spec(spec) if ":" in spec or "+" in spec else method_class(spec).for_depth(num_layers)
 
 
-def refuse(pruner: Pruner, num_layers: int) -> None:
+def refuse(pruner: Pruner, num_layers: int, in_line: bool = True) -> None:
     """Raises ConfigError, in one sentence, for a method that needs what vLLM's attention cannot do."""
     if getattr(pruner, "shrinks", False):
         raise ConfigError(f"{pruner.name} makes pictures smaller before the model sees them, which vLLM does not do.")
@@ -105,7 +105,7 @@ def refuse(pruner: Pruner, num_layers: int) -> None:
         raise ConfigError(
             f"{pruner.name} looks into the vision tower, which vLLM does not show; choose another method."
         )
-    if any(run.is_compact for run in _runs(pruner.begin(in_line=True))):
+    if any(run.is_compact for run in _runs(pruner.begin(in_line))):
         raise ConfigError(
             f"{pruner.name} numbers the rows that stay anew, and vLLM has one numbering for all layers; add "
             "positions='keep' to its settings."

@@ -32,6 +32,7 @@ class Worker:
     """Of one model runner.
 
     Attributes:
+        in_line: whether the model numbers rows one after another.
         requests: those alive whose prompts were begun. failed: those whose method failed, and
             free: blocks that were dropped since the last report.
     """
@@ -39,6 +40,7 @@ class Worker:
     runner: Any
     served: Served
     num_layers: int
+    in_line: bool
     requests: dict[str, Request] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     free: list[internals.FreeBlocks] = field(default_factory=list)
@@ -102,8 +104,7 @@ class Worker:
         self.requests[name] = request
         if request.is_visual:
             is_whole = ran == 0 and length >= prompt_length and not internals.wants_every_row(self.runner, name)
-            in_line = internals.is_in_line(self.runner)
-            request.read(self.served.pruner.begin(in_line) if is_whole else None)
+            request.read(self.served.pruner.begin(self.in_line) if is_whole else None)
             self.numbers.add({"prompts_dense": int(not is_whole)})
         return request
 
