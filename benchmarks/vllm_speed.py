@@ -3,8 +3,8 @@
     .venv-vllm/bin/python benchmarks/vllm_speed.py --out out/vllm-speed.json
 
 Two engines of the same random LLaVA live in one process and answer the same prompts by turns, with the same settings,
-so that what else the machine does hits both. What FLOPs promise counts the decoder alone; pictures are resized and encoded
-before it in both engines.
+so that what else the machine does hits both. What FLOPs promise counts the decoder alone; pictures are resized and
+encoded before it in both engines.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from tests.vllm.models import picture, save_llava
+
 from visipruner.pruners.registry import make_from_spec
 
 LAYERS, HIDDEN, GRID = 12, 1024, 24
@@ -31,7 +32,9 @@ QUESTION = "What is in the picture, and what is the largest thing in it?"
 METHODS = {
     "none": "none",
     "fastv, 1/4 from layer 2": "fastv:layer=2,keep_ratio=0.25",
-    "visipruner, 64 from 4, none from 8": 'visipruner:stages=["middle","deep"],filter_layer=3,exit_layer=8,keep_tokens=64',
+    "visipruner, 64 from 4, none from 8": (
+        'visipruner:stages=["middle","deep"],filter_layer=3,exit_layer=8,keep_tokens=64'
+    ),
 }
 
 

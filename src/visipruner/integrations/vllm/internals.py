@@ -140,9 +140,8 @@ def batch_of(runner: Any) -> tuple[list[str], list[int], list[int]]:
 def prompt_of(runner: Any, name: str) -> tuple[list[Picture], int]:
     """A request's images, and the length of its prompt."""
     state = runner.requests[name]
-    return [_picture(runner, part) for part in state.mm_features if part.modality == "image"], int(
-        state.num_prompt_tokens
-    )
+    images = [_picture(runner, part) for part in state.mm_features if part.modality == "image"]
+    return images, int(state.num_prompt_tokens)
 
 
 def wants_every_row(runner: Any, name: str) -> bool:

@@ -86,7 +86,7 @@ def _untried(config: Any) -> Iterator[str]:
     if version not in internals.TRIED:
         yield f"was tried with vLLM {', '.join(internals.TRIED)} and not with {version}; install that, {_ANYWAY}"
     if kind not in TEXTS:
-        yield f"was tried with decoders of the types {', '.join(TEXTS)} and not with {kind}; serve one of these, {_ANYWAY}"
+        yield f"was tried with decoders {', '.join(TEXTS)} and not with {kind}; serve one of these, {_ANYWAY}"
     if cache != "auto":
         yield f"was tried with kv_cache_dtype='auto' and not with {cache!r}; leave it out, {_ANYWAY}"
     if executor not in (None, "uni", "mp"):

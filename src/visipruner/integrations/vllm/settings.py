@@ -80,8 +80,8 @@ def _from_mapping(asked: Mapping[str, Any], num_layers: int) -> Served:
     groups = tuple(asked.get("cache_groups", ()))
     if list(groups) != sorted(set(groups) & set(range(1, num_layers))) or len(groups) > 7:
         raise ConfigError(
-            f"cache_groups are at most 7 ascending layers, each the first of a group, from 1 to {num_layers - 1}, and not "
-            f"{list(groups)}."
+            f"cache_groups are at most 7 ascending layers, each the first of a group, from 1 to {num_layers - 1}, "
+            f"and not {list(groups)}."
         )
     return Served(pruner, bool(asked.get("allow_untested", False)), groups)
 
