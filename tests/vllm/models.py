@@ -39,7 +39,7 @@ def save_llava(folder: Path, text: str, hidden: int = 128, layers: int = LAYERS,
     tokenizer = characters(["<image>"])
     model = LlavaForConditionalGeneration(_config(text, len(tokenizer), hidden, layers, grid))
     peaked(model).save_pretrained(folder)
-    _rename_tower(folder / "model.safetensors")
+    rename_tower(folder / "model.safetensors")
     side = {"height": PATCH * grid, "width": PATCH * grid}
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side),
@@ -117,7 +117,7 @@ def characters(special: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _rename_tower(file: Path) -> None:
+def rename_tower(file: Path) -> None:
     """transformers 5 saves CLIP without the `vision_model.` that vLLM looks for; it reads both."""
     weights = load_file(file)
     for name in [name for name in weights if "vision_tower." in name and "vision_model." not in name]:

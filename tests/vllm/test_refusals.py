@@ -64,17 +64,6 @@ def test_ways_to_run_that_are_refused(folder: Path, options: dict[str, Any], sai
     ("asked", "said"),
     [
         ("visipruner", "stages="),
-        ({"method": "visipruner", "settings": {"shallow_visual": "late"}}, "stages="),
-        ("shortv", "which rows attend to which"),
-        ("divprune", "positions='keep'"),
-        ("divprune:keep_tokens=8+fastv:keep_tokens=4", "positions='keep'"),
-        ("fastervlm", "vision tower"),
-        ("downsample", "smaller"),
-        ("fastvv", "did you mean 'fastv'"),
-        ({"method": "fastv", "settings": {"layer": 80}}, "layer 80"),
-        ({"method": "fastv", "config": "pruner.json"}, "one of the two"),
-        ({"methods": "fastv"}, "methods is not known"),
-        (7, "and not 7"),
     ],
 )
 def test_methods_that_are_refused(folder: Path, asked: Any, said: str) -> None:
