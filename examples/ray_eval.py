@@ -2,7 +2,8 @@
 
 python examples/ray_eval.py --method visipruner --method fastv --samples 100 --actors 8 --out results/
 
-Every machine needs visipruner, the model (a folder they all reach, or "testbed") and the images under the same paths.
+Every machine needs visipruner, the model (a folder they all reach, or one of an installed package) and the images
+under the same paths.
 Tried with ray 2.60.0 on one machine with two actors.
 """
 
@@ -20,6 +21,7 @@ from visipruner.evaluation.runner import Comparison
 from visipruner.evaluation.samples import Sample
 from visipruner.files import write_atomic, write_json
 from visipruner.models import loading as models
+from visipruner.models import packaged
 
 
 class Answering:
@@ -48,7 +50,7 @@ class Answering:
 def main() -> None:
     """Prints the table of `visipruner eval`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=models.TESTBED)
+    parser.add_argument("--model", default=packaged.default())
     parser.add_argument("--method", action="append", metavar="SPEC", help="as `visipruner eval` takes it; repeatable")
     parser.add_argument("--data", type=Path, help="as `visipruner eval` takes it")
     parser.add_argument("--benchmark", help="what --data is, where that is not seen from its files")

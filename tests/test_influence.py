@@ -55,7 +55,7 @@ def test_influence_is_the_papers_definition(
     error = (result.cosine.double() - expected[:, 0]).abs() * expected[:, 2].clamp(max=1)
     assert bool((error < 1e-5).all())
     torch.testing.assert_close(result.norm.double(), expected[:, 1], atol=1e-5, rtol=1e-5)
-    assert result.output_norm == pytest.approx(output_norm, rel=1e-5)
+    assert float(result.output_norm) == pytest.approx(output_norm, rel=1e-5)
 
 
 def test_keys_out_of_sight_have_no_influence() -> None:

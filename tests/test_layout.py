@@ -47,7 +47,18 @@ def test_images(visual: list[int], images: list[Any] | None, expected: list[Any]
     given_images = None if images is None else [ImageTokens(*image) for image in images]
     (layout,) = layouts(VisualRows(mask, given_images), torch.ones_like(mask))
     assert list(zip(layout.tokens_per_image, layout.grids, strict=True)) == expected
-    assert layout.visual.numel() == sum(layout.tokens_per_image) == sum(visual) - layout.ends_in_image
+    assert layout.visual.numel() == sum(layout.tokens_per_image) == sum(visual) - len(layout.spared)
+
+
+def test_the_last_row_of_an_image_before_a_learnt_word_is_no_visual_token() -> None:
+    """Not that before a row of the image, nor one whose next word is not learnt."""
+    mask = torch.tensor([[0, 1, 1, 1, 1, 0, 1, 1, 0, 0]]).bool()
+    images = [ImageTokens(2, (1, 2)), ImageTokens(2, (1, 2)), ImageTokens(2, (2, 1))]
+    learnt = torch.tensor([[0, 1, 1, 1, 1, 1, 0, 0, 0, 1]]).bool()
+    (layout,) = layouts(VisualRows(mask, images), torch.ones_like(mask), learnt=learnt)
+    assert layout.visual.tolist() == [1, 2, 3, 6, 7]
+    assert (layout.tokens_per_image, layout.grids) == ([2, 1, 2], [(1, 2), None, (2, 1)])
+    assert layout.spared == (3,)
 
 
 def test_images_go_to_the_examples_that_hold_them() -> None:

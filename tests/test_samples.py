@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from visipruner.errors import ConfigError
 from visipruner.evaluation.datasets.reading import read_jsonl
-from visipruner.evaluation.samples import Sample, load_samples, spread
-from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
+from visipruner.evaluation.samples import Sample, load_samples
 
 
 def _write(folder: Path, *lines: object) -> Path:
@@ -55,16 +53,3 @@ def test_bad_lines_are_named(line: object, message: str, tmp_path: Path) -> None
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read as text"):
         load_samples(tmp_path)
-
-
-def test_samples_are_spread_over_images_and_types() -> None:
-    available = load_samples(TEST_FOLDER / QUESTIONS_FILE)
-    chosen = spread(available, 40)
-    assert chosen == spread(available, 40)
-    assert chosen != spread(available, 40, seed=1)
-    assert [spread(available, count) for count in (1, 7)] == [chosen[:1], chosen[:7]]
-    assert len(set(chosen)) == 40
-    assert set(Counter(sample.image for sample in chosen).values()) == {2}
-    kinds = Counter(sample.type for sample in chosen)
-    assert len(kinds) == len({sample.type for sample in available})
-    assert len(spread(available, 10_000)) == len(available)

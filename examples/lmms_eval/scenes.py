@@ -5,7 +5,7 @@ from typing import Any
 from PIL import Image
 
 from visipruner.evaluation.scoring import is_right
-from visipruner.testbed.testset import TEST_FOLDER
+from visipruner_testbed.testset import TEST_FOLDER
 
 
 def picture(sample: dict[str, Any]) -> list[Image.Image]:

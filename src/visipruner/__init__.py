@@ -84,7 +84,7 @@ _PUBLIC = {
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "testbed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "training")
 
 __all__ = [
     "VTW",
@@ -132,7 +132,25 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"visipruner.{_PUBLIC[name]}"), name)
     if name in _ROOMS:
         return importlib.import_module(f"visipruner.{name}")
+    if name == "testbed":
+        return _testbed()
     raise AttributeError(f"module 'visipruner' has no attribute {name!r}")
+
+
+def _testbed() -> Any:
+    """What `visipruner.testbed` was before it became a package of its own."""
+    import warnings
+
+    try:
+        module = importlib.import_module("visipruner_testbed")
+    except ModuleNotFoundError as error:
+        if error.name != "visipruner_testbed":
+            raise
+        raise ImportError(
+            "visipruner.testbed is a package of its own; install it with: pip install visipruner-testbed"
+        ) from None
+    warnings.warn("visipruner.testbed is now the package visipruner_testbed; import that.", DeprecationWarning, 3)
+    return module
 
 
 def __dir__() -> list[str]:

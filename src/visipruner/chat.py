@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from visipruner.adapters import adapter_for
+from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import PruneHandle, attach
 from visipruner.engine.clock import synchronize
@@ -20,6 +21,8 @@ from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.pruners.composed import Composed
+from visipruner.pruners.none import NoPruning
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,15 @@ class Turn:
         return trace
 
 
+def attachable(pruner: Pruner) -> Pruner:
+    """`pruner` without the methods that change the picture: what is attached to the model while it reads the prompt."""
+    if not picture_methods(pruner):
+        return pruner
+    if not isinstance(pruner, Composed):
+        return NoPruning()
+    return Composed(parts=tuple(attachable(part) for part in pruner.parts))
+
+
 @contextmanager
 def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[Turn]:
     """`attach`, also for methods that read the question or show the picture smaller, for one prompt, which must then be
@@ -141,16 +153,19 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[
     """
     if isinstance(prompt, ChatPrompt):
         pruner = pruner.asked(prompt.question)
-    if not pruner.shrinks:
+    changes = picture_methods(pruner)
+    if not changes:
         with attach(model, pruner) as handle:
             yield Turn(handle, prompt)
         return
     if not isinstance(prompt, ChatPrompt):
         raise ConfigError(f"{pruner.name} needs the picture: make the prompt with visipruner.chat.chat_inputs.")
-    smaller = pruner.prompt(prompt)
+    shown = prompt
+    for method in changes:
+        shown = method.shown(shown)
     try:
-        with attach(model, pruner.inside()) as handle:
-            yield Turn(handle, smaller)
+        with attach(model, attachable(pruner)) as handle:
+            yield Turn(handle, shown)
     except (VisiPrunerError, torch.OutOfMemoryError):
         raise
     except (ValueError, RuntimeError) as error:

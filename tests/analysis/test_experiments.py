@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.analysis.cases import NO_LOSS, edited, kl, near, oracle_logprobs, read, resting
-from tests.models import LAYERS
+from tests.models import LAYERS, VOCAB
 from tests.oracle import oracle, pruned_edit, softmax
 from visipruner.analysis import attention, influence, knockout, lens, removal
 from visipruner.analysis.probe import Probe
@@ -63,6 +63,29 @@ def test_an_answer_may_end_with_any_of_several_ends() -> None:
     assert not wrong.is_right
     assert wrong.right is not None
     assert wrong.right.tokens.tolist() == [*RIGHT[:-1], end]
+
+
+def test_an_empty_answer_needs_an_end() -> None:
+    model, inputs, _ = read([5, 0, 6])
+    with Probe(model) as probe:
+        model.generation_config.eos_token_id = None
+        for right in ("", []):
+            with pytest.raises(ConfigError, match="give an answer of one token"):
+                probe.read(inputs, _Numbers(), right=right, max_new_tokens=2)
+        model.generation_config.eos_token_id = RIGHT[-1]
+        found = probe.read(inputs, _Numbers(), right="", max_new_tokens=2)
+    assert found.right is not None
+    assert found.right.tokens.tolist() == RIGHT[-1:]
+
+
+@pytest.mark.parametrize("top", [0, VOCAB + 1])
+def test_a_lens_names_no_more_words_than_there_are(top: int) -> None:
+    model, _, reading = read([5, 0, 6])
+    with Probe(model) as probe:
+        for look in (lens.logit_lens, lens.value_lens):
+            with pytest.raises(ConfigError, match=f"top must be 1 to {VOCAB}"):
+                look(probe, reading, top=top)
+        assert lens.logit_lens(probe, reading, top=VOCAB)["top"].values.shape == (LAYERS, VOCAB)
 
 
 def test_visual_attention_sums_and_ranks() -> None:

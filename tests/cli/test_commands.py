@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from visipruner import adapters
+from visipruner.models import packaged
 from visipruner.pruners import registry
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,7 @@ def test_list_names_methods_settings_and_families(cli):
         assert name in shown
     listed = json.loads(cli("list", "--json").stdout)
     assert set(listed["methods"]) == set(registry.available())
+    assert listed["models"] == packaged.names()
     assert listed["families"] == adapters.supported()
     assert listed["methods"]["visipruner"]["settings"]["shallow_end"] == {"takes": "a whole number", "default": 6}
 
@@ -29,7 +31,7 @@ def test_version_is_the_packages(cli):
     assert cli("--version").stdout.strip() == f"visipruner {version}"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["testbed"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["list"]])
 def test_help_has_examples_or_commands(cli, command):
     result = cli(*command, "--help")
     assert result.exit_code == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.settings import make_pruner, parse_settings, parse_value, pruner_for
+from visipruner.cli.settings import make_pruner, parse_settings, parse_value
 from visipruner.errors import ConfigError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
@@ -85,11 +85,3 @@ def test_config_file_holds_everything(tmp_path):
     for method, pairs in (("visipruner", []), (None, ["keep_tokens=3"])):
         with pytest.raises(CliError, match="leave out --method and --set"):
             make_pruner(method, pairs, file)
-
-
-def test_both_sizes_of_the_small_model_have_its_own_settings_and_the_same_share_of_tokens():
-    large, small = (make_pruner(None, [], None, model) for model in ("testbed", "testbed-224"))
-    assert large != VisiPruner()
-    assert large.keep_tokens / 576 == pytest.approx(small.keep_tokens / 256, abs=1 / 256)
-    assert pruner_for("visipruner", "testbed-224", 30) == small
-    assert make_pruner(None, ["keep_tokens=9"], None, "testbed-224").keep_tokens == 9

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.models import IMAGE_TOKEN, LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
+from visipruner.contract.picture import PictureMethod
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.shortv import ShortV
@@ -37,7 +38,7 @@ METHODS: dict[str, Pruner] = {
     **{
         name: method_class(name).for_depth(LAYERS)
         for name in available()
-        if name not in _BY_HAND and not method_class(name).shrinks
+        if name not in _BY_HAND and not issubclass(method_class(name), PictureMethod)
     },
 }
 # Those whose rows are the plain model's own, so that dropping rows is cutting edges.

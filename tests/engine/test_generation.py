@@ -14,8 +14,8 @@ from tests.engine.cases import PRUNERS, SELECTS, WAYS
 from tests.models import IMAGE_TOKEN, LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.contract.layer_view import LayerView
-from visipruner.engine.arguments import CACHE_NAMES
 from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.calls import CACHE_NAMES
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.uniform import UniformPruner
 
@@ -82,6 +82,65 @@ def test_without_a_cache_another_forward_ends_a_prompt(between: str) -> None:
             hook.remove()
         assert torch.equal(model(**longer, use_cache=False).logits, expected)
         assert handle.trace[0].prompt_length == longer["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("use_cache", [True, None, False])
+@pytest.mark.parametrize("pruner", WAYS)
+def test_a_call_is_a_prompt_of_its_own(pruner: str, use_cache: bool | None) -> None:
+    """As when options of one token are scored: the prompt, then the prompt and one word, which is no continuation."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 6]])
+    option = {**_asks(inputs, 8), "use_cache": use_cache}
+    with torch.no_grad():
+        with vp.attach(model, WAYS[pruner]) as handle:
+            expected, trace = model(**option).logits, handle.trace.to_dict()
+        with vp.attach(model, WAYS[pruner]) as handle:
+            model(**inputs, use_cache=False)
+            assert torch.equal(model(**option).logits, expected)
+            assert handle.trace.to_dict() == trace
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_call_after_generate_is_a_prompt_of_its_own(use_cache: bool) -> None:
+    """Also where it is what `generate` would have read next."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 6]])
+    with vp.attach(model, PRUNERS["budget"]) as handle, torch.no_grad():
+        said = model.generate(**inputs, max_new_tokens=1, do_sample=False, suppress_tokens=[IMAGE_TOKEN])
+        longer = {**_asks(inputs, int(said[0, -1])), "use_cache": use_cache}
+        expected = model(**longer).logits
+        model.generate(**inputs, **_SETTINGS | {"max_new_tokens": 1}, do_sample=False, use_cache=False)
+        assert torch.equal(model(**longer).logits, expected)
+        assert handle.trace[0].prompt_length == longer["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("pruner", WAYS)
+def test_guidance_leaves_the_trace_of_the_prompt(pruner: str, use_cache: bool) -> None:
+    """Classifier-free guidance runs the answer without its prompt beside it. Selections hold without a cache, too."""
+    model, inputs = llava_model(), llava_inputs([[4, 0, 6]])
+    settings = {**_SETTINGS, "do_sample": False, "use_cache": use_cache}
+    with vp.attach(model, WAYS[pruner]) as handle:
+        model.generate(**inputs, **settings)
+        trace = handle.trace.to_dict()
+        guided = model.generate(**inputs, **settings, guidance_scale=2.0)
+        assert handle.trace.to_dict() == trace
+        assert torch.equal(guided, model.generate(**inputs, **{**settings, "use_cache": True}, guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_guidance_beside_a_prompt_with_a_mask(pruner: str, use_cache: bool) -> None:
+    """The mask speaks of the prompt, not of what guidance runs beside it, however long that gets."""
+    model = text_model("llama")
+    ids = torch.randint(3, IMAGE_TOKEN, (1, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 12, dtype=torch.bool)
+    mask[:, 2:8] = True
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "guidance_scale": 2.0}
+    with vp.attach(model, PRUNERS[pruner], mask) as handle:
+        model.generate(ids, max_new_tokens=1, use_cache=use_cache)
+        trace = handle.trace.to_dict()
+        guided = model.generate(ids, **settings, use_cache=use_cache)
+        assert handle.trace.to_dict() == trace
+        assert torch.equal(guided, model.generate(ids, **settings))
 
 
 def _interrupt(*_: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import visipruner as vp
 from tests.engine.cases import METHODS, PRUNERS
@@ -92,6 +93,40 @@ def family_questions(name: str) -> list[dict[str, Any]]:
     begun = prompt(name, [3, 0, 4])[:-1]
     tails = [words(4 + number, torch.Generator().manual_seed(number)) for number in range(2)]
     return [inputs(name, [[*begun, tail]]) for tail in tails]
+
+
+@pytest.mark.parametrize("method", ["dense", "prefix", "ffn"])
+@pytest.mark.parametrize("kind", ["padding", "whole"])
+def test_rows_that_see_something_else_are_another_image(kind: str, method: str) -> None:
+    """The same rows, but one before the image is masked; then all of them, and masked again."""
+    prompts = questions()
+    for number in (0, 2):
+        if kind == "padding":
+            prompts[number]["attention_mask"][:, 1] = 0
+            continue
+        length = prompts[number]["input_ids"].shape[1]
+        mask = torch.full((1, 1, length, length), -1e9).triu(1)
+        mask[:, :, 2:, 1] = -1e9
+        prompts[number] = {"input_ids": prompts[number]["input_ids"], "pixel_values": prompts[number]["pixel_values"]}
+        prompts[number]["attention_mask"] = mask
+    if kind == "padding":
+        cache = check_agreement(llava_model(), METHODS_TRIED[method], prompts)
+        assert (cache.read, cache.reused) == (3, 0)
+        return
+    model = llava_model()
+    with vp.attach(model, METHODS_TRIED[method]) as handle, torch.no_grad():
+        alone = [_read(model, one) for one in prompts]
+        with handle.image_cache() as cache:
+            for one, expected in zip(prompts, alone, strict=True):
+                torch.testing.assert_close(_read(model, one), expected, rtol=1e-4, atol=2e-5)
+    assert (cache.read, cache.reused) == (3, 0)
+    assert not torch.allclose(alone[0][0, -1], alone[1][0, -1], atol=1e-3)
+
+
+def _read(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Logits of the words behind the image, read into a cache."""
+    logits: Tensor = model(**inputs, past_key_values=DynamicCache(config=model.config)).logits
+    return logits[:, BEFORE + IMAGE :]
 
 
 def test_images_that_see_the_question_are_refused() -> None:

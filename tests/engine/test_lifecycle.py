@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from functools import partial
 from typing import Any
 
@@ -362,6 +363,39 @@ def test_a_part_called_alone_is_pruned_with_the_whole_model() -> None:
 def test_what_is_no_method_is_refused(wrong: Any, message: str) -> None:
     with pytest.raises(vp.ConfigError, match=message):
         vp.attach(llava_model(), wrong)
+
+
+def test_an_attached_model_says_that_it_cannot_be_pickled(tmp_path: Any) -> None:
+    model = llava_model()
+    before = state_of(model)
+    with vp.attach(model, PRUNERS["budget"]):
+        for save in (pickle.dumps, partial(torch.save, f=tmp_path / "model.pt")):
+            with pytest.raises(vp.UnsupportedModelError, match=r"cannot be pickled; call \.remove\(\)"):
+                save(model)
+        model.save_pretrained(tmp_path)
+    assert state_of(pickle.loads(pickle.dumps(model)))["attributes"] == before["attributes"]
+
+
+@pytest.mark.parametrize("form", [lambda mask: mask.tolist(), lambda mask: mask.numpy()], ids=["lists", "numpy"])
+def test_a_mask_may_be_an_array_or_lists(form: Any) -> None:
+    model = text_model("llama")
+    embeds, mask = prompt()
+    kept = []
+    for given in (mask, form(mask)):
+        with vp.attach(model, PRUNERS["schedule"], given) as handle, torch.no_grad():
+            model(inputs_embeds=embeds)
+        kept.append(handle.trace.kept)
+    assert kept[0] == kept[1]
+    with Probe(model, form(mask[:1])) as probe:
+        assert torch.equal(probe.visual_mask, mask[:1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [[[True], [True, False]], [[0, 1]], [True, False], "mask", [["yes"]], {"mask": 1}, [[None]], 3], ids=str
+)
+def test_what_is_no_mask_is_refused(wrong: Any) -> None:
+    with pytest.raises(vp.LayoutError, match=r"^visual_mask must be a bool tensor of shape \[batch, seq\]"):
+        vp.attach(text_model("llama"), vp.NoPruning(), wrong)
 
 
 def test_a_text_model_needs_a_mask() -> None:

@@ -22,7 +22,7 @@ def test_gather_takes_the_rows_of_each_example_and_scatter_puts_them_back(picked
     host = torch.randn(len(picked.index), picked.seq, 3)
     packed = picked.gather(host, -2)
     assert packed.shape == (1, sum(picked.lengths), 3)
-    for example, span in enumerate(picked.spans()):
+    for example, span in enumerate(picked.spans):
         assert torch.equal(packed[0, span], host[example, picked.index[example]])
     back = picked.scatter(packed)
     kept = torch.zeros(host.shape[:2], dtype=torch.bool)
@@ -48,7 +48,7 @@ def test_positions_of_three_dimensions_and_shared_ones(picked: Rows) -> None:
     mrope = torch.arange(3 * batch * picked.seq).view(3, batch, picked.seq)
     packed = picked.gather(mrope, -1)
     assert packed.shape == (3, 1, sum(picked.lengths))
-    for example, span in enumerate(picked.spans()):
+    for example, span in enumerate(picked.spans):
         assert torch.equal(packed[:, 0, span], mrope[:, example, picked.index[example]])
     shared = torch.arange(picked.seq)[None]
     expected = torch.cat(picked.index) if not picked.is_whole else torch.arange(picked.seq)

@@ -14,16 +14,16 @@ import visipruner as vp
 from tests.families import test_chats, test_features, test_matrix, test_methods, test_probe, test_run, test_uses
 from tests.families.tried import TRIED
 from tests.families.zoo import FAMILIES, adapter_of, built, inputs, prompt
+from tools.families.__main__ import main, with_table
+from tools.families.features import FEATURES, USES
 from visipruner import adapters
-from visipruner.adapters.__main__ import main, with_table
 from visipruner.adapters.base import FRAMES
-from visipruner.adapters.features import FEATURES, USES
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_up_to_date() -> None:
-    """Else: `python -m visipruner.adapters docs/families.md`."""
+    """Else: `python -m tools.families docs/families.md`."""
     page = (ROOT / "docs" / "families.md").read_text()
     assert with_table(page) == page
     assert page.count("\n| ") > 2 * len(adapters.BUILT_IN)
@@ -33,7 +33,7 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page = (ROOT / "docs" / "families.md").read_text()
     stale = tmp_path / "families.md"
     stale.write_text(page.replace("| LLaVA-NeXT |", "| Something |"))
-    monkeypatch.setattr(sys, "argv", ["visipruner.adapters", str(stale)])
+    monkeypatch.setattr(sys, "argv", ["tools.families", str(stale)])
     main()
     assert stale.read_text() == page
 
@@ -151,7 +151,10 @@ def test_an_own_adapter_as_an_entry_point(unknown: nn.Module, plugin) -> None:
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("my_plugin:NOT_AN_ADAPTER", "must be a visipruner.Adapter"), ("my_plugin:MISSING", "cannot be loaded")],
+    [
+        ("my_plugin:NOT_AN_ADAPTER", "must be a visipruner.adapters.base.Adapter"),
+        ("my_plugin:MISSING", "cannot be loaded"),
+    ],
 )
 def test_a_broken_entry_point_is_named_and_harms_no_known_family(
     unknown: nn.Module, plugin, target: str, message: str

@@ -1,6 +1,6 @@
 """Every invariant of the engine with every family, method and attention implementation.
 
-The numbers are those of `visipruner.adapters.methods.INVARIANTS`. The methods here are tuned by hand, one for each way
+The numbers are those of `tools.families.methods.INVARIANTS`. The methods here are tuned by hand, one for each way
 to drop rows; `test_methods.py` asks the same of every method of the registry, `tests/engine` of more text models.
 """
 

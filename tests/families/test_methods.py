@@ -1,6 +1,6 @@
 """Every method of the registry with every family: the nine invariants of a pair in one test that shares its runs.
 
-What is not asked of a method, and which pairs are errors, `visipruner.adapters.methods` declares for this test and for
+What is not asked of a method, and which pairs are errors, `tools.families.methods` declares for this test and for
 the table of the docs alike.
 """
 
@@ -22,8 +22,9 @@ from tests.families.test_matrix import CLOSE, PRUNERS
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import Entering, merged, oracle, pruned_edit
-from visipruner.adapters.methods import asked, is_refused
+from tools.families.methods import asked, is_refused
 from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.picture import picture_methods
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.shortv import ShortV
@@ -234,7 +235,7 @@ def test_what_does_not_work_is_an_error(name: str, method: str) -> None:
     model, pruner = built(name, _attn(name)), METHODS[method]
     _plain(name)
     before = state_of(model)
-    error, message = (vp.ConfigError, "use visipruner.chat.attached") if pruner.shrinks else (
+    error, message = (vp.ConfigError, "use visipruner.chat.attached") if picture_methods(pruner) else (
         vp.UnsupportedModelError, "vision tower"
     )  # fmt: skip
     with pytest.raises(error, match=message), vp.attach(model, pruner), torch.no_grad():

@@ -14,8 +14,8 @@ from tests.oracle import oracle
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.removal import freeze
 from visipruner.analysis.variants import knockout
-from visipruner.contract.divergence import next_token
 from visipruner.engine.attach import attach
+from visipruner.fitting import next_token
 from visipruner.pruners.shortv import ShortV
 
 LAYERS_CUT = [1, 2]

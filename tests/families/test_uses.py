@@ -175,6 +175,29 @@ def test_attention_maps_are_whole_or_an_error(name: str) -> None:
             assert torch.isfinite(model(**prepared).logits).all(), "the same handle goes on working"
 
 
+@pytest.mark.parametrize("name", ["qwen3-vl-moe", "glm4v-moe"])
+@pytest.mark.parametrize("by", ["argument", "config"])
+def test_router_logits_are_of_every_row_or_an_error(name: str, by: str) -> None:
+    """The loss that balances experts counts the prompt's rows in every layer."""
+    model, prepared = built(name), inputs(name, [prompt(name, [3, 0, 5]), prompt(name, [2, 0, 4], 2)])
+    asked = {"output_router_logits": True} if by == "argument" else {}
+    model.config.text_config.output_router_logits = by == "config"
+    try:
+        with torch.no_grad():
+            plain = model(**prepared, **asked)
+            with vp.attach(model, vp.NoPruning()):
+                attached = model(**prepared, **asked)
+            assert torch.equal(attached.logits, plain.logits)
+            assert getattr(attached, "aux_loss", None) == getattr(plain, "aux_loss", None)
+            with vp.attach(model, PRUNERS["schedule"]):
+                with pytest.raises(vp.UnsupportedModelError, match="leave out output_router_logits"):
+                    model(**prepared, **asked)
+                model.config.text_config.output_router_logits = False
+                assert torch.isfinite(model(**prepared).logits).all(), "the same handle goes on working"
+    finally:
+        model.config.text_config.output_router_logits = False
+
+
 @tries("flash and flex attention")
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3", "flex_attention", "paged|eager"])
 @each_family

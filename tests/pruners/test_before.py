@@ -18,7 +18,7 @@ from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_mo
 from tests.pruners.plain import kept_by, largest
 from visipruner.contract.entry_view import Image
 from visipruner.engine.vision import VisionTap
-from visipruner.pruners.cdpruner import CDPruner, greedy_map
+from visipruner.pruners.cdpruner import CDPruner, greedy_map, without_instruction
 from visipruner.pruners.divprune import DivPrune, most_diverse
 from visipruner.pruners.fastervlm import FasterVLM
 from visipruner.pruners.hiprune import HiPrune, neighbours
@@ -172,18 +172,19 @@ def test_hiprune(tower: str) -> None:
     maps, _, _ = _encoded(model, inputs["pixel_values"])
     received = [part[0].mean(0).mean(0)[-16:].tolist() for part in maps]
     anchor = largest(received[0], 1)[0]
-    row, column = divmod(anchor, 4)
-    around = [(row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)]
-    first = sorted({anchor, *(4 * r + c for r, c in around if 0 <= r < 4 and 0 <= c < 4)})
+    first = sorted({anchor, *(min(max(anchor + step, 0), 15) for step in (-1, 1, -4, 4))})
     others = [j for j in range(16) if j not in first]
     registers = [others[i] for i in largest([received[1][j] for j in others], 10 - len(first))]
     assert trace[0].kept[0] == sorted(first + registers)
 
 
-def test_neighbours_do_not_wrap_around() -> None:
+def test_neighbours_follow_the_reading_order() -> None:
     image = Image(torch.arange(12), torch.arange(12), (3, 4), 12)
-    assert sorted(neighbours(torch.tensor([4]), image).tolist()) == [0, 5, 8]
-    assert sorted(neighbours(torch.tensor([11]), image).tolist()) == [7, 10]
+    assert sorted(neighbours(torch.tensor([4]), image).tolist()) == [0, 3, 5, 8]
+    assert sorted(neighbours(torch.tensor([10]), image).tolist()) == [6, 9, 11, 11]
+    assert sorted(neighbours(torch.tensor([11]), image).tolist()) == [7, 10, 11, 11]
+    row = Image(torch.arange(5), torch.arange(5), None, 5)
+    assert sorted(neighbours(torch.tensor([0]), row).tolist()) == [0, 1]
 
 
 def test_hiprunes_published_layer_is_the_ninth_of_24() -> None:
@@ -267,17 +268,20 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", [[3, 0, 4], [3, 0, 2, 0, 4]])
 def test_cdpruner_with_the_text_side_of_clip(clip_folder: Path, layout: list[int]) -> None:
-    """The question in parts that CLIP can read, the patches through what CLIP does after its last layer."""
+    """The question with its two tokens cut to what CLIP can read, without what benchmarks add; the patches through what
+    CLIP does after its last layer."""
     model, inputs = llava_model(), llava_inputs([layout])
-    question = "where is the red cat ? left of a dog"
-    pruner = CDPruner(keep_tokens=6, text_encoder=str(clip_folder), question=question)
+    question = "where is the red cat ? left of dog"
+    asked = f"{question}\nAnswer the question using a single word or phrase."
+    pruner = CDPruner(keep_tokens=6, text_encoder=str(clip_folder), question=asked)
     trace, _ = _run(model, pruner, inputs)
     clip = CLIPModel.from_pretrained(clip_folder)
     _, outputs, embeddings = _encoded(model, inputs["pixel_values"])
     patches = outputs[-2][:, -16:].flatten(0, 1)
     ids = [WORDS.index(word) for word in question.split()]
-    parts = [[1, *ids[start : start + LONGEST - 2], 2] for start in range(0, len(ids), LONGEST - 2)]
-    assert len(parts) > 1
+    raw = [1, *ids, 2]
+    parts = [raw[start : start + LONGEST] for start in range(0, len(raw), LONGEST)]
+    assert [len(part) for part in parts] == [LONGEST, LONGEST - 1]
     likeness = []
     with torch.no_grad():
         words = [clip.get_text_features(torch.tensor([part])).pooler_output[0] for part in parts]
@@ -295,6 +299,12 @@ def test_cdpruner_with_the_text_side_of_clip(clip_folder: Path, layout: list[int
     assert trace[0].kept[0] == sorted(chosen)
     other, _ = _run(model, replace(pruner, question="yes"), inputs)
     assert other[0].kept[0] != trace[0].kept[0], "the question must matter for this to test anything"
+
+
+def test_instructions_are_no_part_of_the_question() -> None:
+    letter = "Which ?\nA. one\nB. two\nAnswer with the option's letter from the given choices directly."
+    assert without_instruction(letter) == "Which ?\nA. one\nB. two"
+    assert without_instruction("what is this ?") == "what is this ?"
 
 
 def test_text_encoders_that_are_none(clip_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visipruner.contract.clustering import cluster_means, density_peaks
+from visipruner.contract.choosing import cluster_means, density_peaks
 
 
 def peaks_by_hand(states: Tensor, clusters: int) -> tuple[list[int], list[int]]:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tools.method_table import as_markdown, inserted
 from visipruner.contract.pruner import Pruner
 from visipruner.pruners.registry import available, method_class
-from visipruner.pruners.table import as_markdown, inserted
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_has_the_registrys_table() -> None:
-    """Else: `python -m visipruner.pruners README.md`."""
+    """Else: `python tools/method_table.py README.md`."""
     page = (ROOT / "README.md").read_text()
     assert inserted(page) == page
     for name in available():

@@ -13,6 +13,7 @@ from tests.engine.cases import METHODS
 from tests.models import LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import attention_of, kept_by
 from visipruner.pruners.cdpruner import CDPruner, greedy_map
+from visipruner.pruners.dart import Dart
 from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.fitprune import FitPrune
 from visipruner.pruners.random import RandomPruner
@@ -101,3 +102,29 @@ def test_fitprune_keeps_the_largest() -> None:
     cross, own = weights[:, 21:, 5:21].amax(0).sum(0), weights[:, 5:21, 5:21].amax(0).sum(0)
     order = (cross * own).argsort(descending=True).tolist()
     assert kept == sorted(order[:8]) != sorted(order[8:])
+
+
+def _kept_padded(pruner: vp.Pruner, embeds: torch.Tensor, mask: torch.Tensor, padding: int) -> list[list[int]]:
+    """The tokens kept where the prompt is padded on the left, and nobody says which positions its rows have."""
+    padded = torch.nn.functional.pad(embeds, (0, 0, padding, 0), value=1.0)
+    real = torch.nn.functional.pad(torch.ones_like(mask, dtype=torch.long), (padding, 0))
+    model = text_model("llama")
+    with vp.attach(model, pruner, torch.nn.functional.pad(mask, (padding, 0))) as handle, torch.no_grad():
+        model(inputs_embeds=padded, attention_mask=real)
+    kept: list[list[int]] = handle.trace[0].kept
+    return kept
+
+
+@pytest.mark.parametrize("method", CHOOSES)
+def test_padding_without_position_ids_changes_nothing(method: str) -> None:
+    """The model then counts the padding, and RoPE turns every single key by it."""
+    if METHODS[method].vision_layers(24):
+        pytest.skip("text decoders have no vision tower")
+    assert _kept_padded(METHODS[method], *prompt(), 9) == kept_by(text_model("llama"), METHODS[method], *prompt())
+
+
+@pytest.mark.parametrize("padding", [1, 9, 40])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_darts_pivots_do_not_depend_on_padding(layer: int, padding: int) -> None:
+    pruner, (embeds, mask) = Dart(layer=layer, keep_tokens=20, pivot_image=2, pivot_text=2), prompt(visual=64, after=30)
+    assert _kept_padded(pruner, embeds, mask, padding) == kept_by(text_model("llama"), pruner, embeds, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import visipruner as vp
+from tests.models import prompt, text_model
+from tests.pruners.plain import kept_by
 from visipruner.pruners.registry import available, make, make_from_spec, method_class
 from visipruner.pruners.shortv import ShortV
 from visipruner.training.staged import StagedVision
@@ -103,3 +106,72 @@ def test_numbers_are_made_what_is_declared() -> None:
     assert pruner == vp.FastV(layer=3, keep_tokens=4, keep_ratio=1.0)
     assert {type(value) for value in pruner.settings().values()} == {int, float, str, type(None)}
     assert vp.FixedSchedule(layers=[1, 2], keep=[4, 2]).layers == (1, 2)
+
+
+@pytest.mark.parametrize("settings", [None, [1], {1: 2}, "layer", 3])
+@pytest.mark.parametrize("drop_unknown", [False, True])
+@pytest.mark.parametrize("name", ["fastv", "composed"])
+def test_settings_that_are_none(settings: Any, drop_unknown: bool, name: str) -> None:
+    with pytest.raises(vp.ConfigError, match=r"settings are a dict|parts is a list"):
+        method_class(name).from_settings(settings, drop_unknown=drop_unknown)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("random:seed=1e30", "seed can be 18446744073709551615 at most, got 1e"),
+        ("random:seed=-1e19", "seed must be at least -9223372036854775808"),
+        ("pool:stride=1e30", "stride can be 2147483647 at most"),
+        ("feather:stride=0", "stride must be at least 1, got 0"),
+        ("dart:pivot_text=1e30", "pivot_text can be"),
+        ("fastv:keep_tokens=-1", "keep_tokens cannot be negative, got -1"),
+        ("pyramiddrop:layers=[1,2,1e30]", "layers can be"),
+        ("vispruner:important_ratio=1.5", r"important_ratio is a fraction and must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_numbers_out_of_bounds(spec: str, message: str) -> None:
+    with pytest.raises(vp.ConfigError, match=message):
+        make_from_spec(spec)
+
+
+def _install(folder: Path, points: str, code: str = "") -> None:
+    """A package of that name as pip leaves it: a module, and what its metadata says."""
+    (folder / "stranger.py").write_text(code)
+    info = folder / "stranger-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[visipruner.pruners]\n{points}\n")
+
+
+_STRANGER = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from visipruner.contract.budget import ScoredPruner
+from visipruner.contract.pruner import About
+
+@dataclass(frozen=True, kw_only=True)
+class Newest(ScoredPruner):
+    """The last tokens stay."""
+    name: ClassVar[str] = "newest"
+    about: ClassVar[About] = About("the last tokens stay")
+
+    def score(self, view):
+        return view.tokens.float()
+
+class Impostor(Newest):
+    name: ClassVar[str] = "fastv"
+'''
+
+
+def test_a_method_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(tmp_path, "newest = stranger:Newest\nfastv = stranger:Impostor\nbroken = stranger:Missing", _STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    with pytest.warns(UserWarning, match="cannot be used"):
+        assert available()["newest"] == "the last tokens stay"
+    with pytest.warns(UserWarning, match="'broken'"):
+        pruner = make_from_spec("newest:keep_tokens=3+vtw:layer=4")
+    assert pruner.parts[0].keep_tokens == 3
+    assert make("fastv") == vp.FastV(), "a name that is here stays ours"
+    kept = kept_by(text_model("llama"), pruner, *prompt())
+    assert [kept[2], kept[4]] == [[13, 14, 15], []]

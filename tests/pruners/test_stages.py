@@ -20,7 +20,7 @@ from tests.pruners.test_clustering import peaks_by_hand
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.dart import Dart
 from visipruner.pruners.feather import Feather
-from visipruner.pruners.fitprune import FitPrune, dispensable, fit
+from visipruner.pruners.fitprune import FitPrune, dispensable, fit, until_met
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.sparsevlm import SparseVLM
 
@@ -249,14 +249,15 @@ def test_sparsevlms_budgets_are_averages_over_layers_roughly(budget: int, averag
 
 
 def _received(logits: Tensor, tokens: list[int]) -> tuple[list[float], list[float]]:
-    """Of the tokens present: what each receives from the text after the image and from the image, by FitPrune."""
+    """Of the tokens present: what each receives from a row of the text after the image, and from a visual row that is
+    present, by FitPrune."""
     n = logits.shape[-1]
     hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
     hidden[:, [_column(j) for j in ALL if j not in tokens]] = True
     weights = logits.masked_fill(hidden, float("-inf")).softmax(-1)
     text, image = range(BEFORE + 16, n), [_column(j) for j in tokens]
-    cross = [sum(max(float(head[row, _column(j)]) for head in weights) for row in text) for j in tokens]
-    own = [sum(max(float(head[row, _column(j)]) for head in weights) for row in image) for j in tokens]
+    cross = [sum(max(float(head[row, _column(j)]) for head in weights) for row in text) / len(text) for j in tokens]
+    own = [sum(max(float(head[row, _column(j)]) for head in weights) for row in image) / len(image) for j in tokens]
     return cross, own
 
 
@@ -298,8 +299,9 @@ def _spared(masses: list[float], floor: float) -> set[int]:
     return set(staying)
 
 
-def test_fitprunes_recipe_of_one_alpha() -> None:
-    """A search in steps of a half with room for every token ends at alpha = 0.5."""
+@pytest.mark.parametrize("keep_ratio", [0.55, 0.7, 1.0])
+def test_fitprunes_recipe_of_one_alpha(keep_ratio: float) -> None:
+    """A search in steps of a half ends at alpha = 0.5, and what is removed ends where the budget is met."""
     model, alpha = text_model("llama"), 0.5
     prompts, mask = [prompt(seed=seed)[0] for seed in (1, 2)], prompt()[1]
     removed = torch.zeros(len(prompts), LAYERS)
@@ -316,8 +318,23 @@ def test_fitprunes_recipe_of_one_alpha() -> None:
                 assert by_either[1] - by_either[0], "the two ways must differ"
             kept.append([tokens[i] for i in sorted(set.union(*by_either))])
             removed[number, layer] = (len(tokens) - len(kept[-1])) / 16
-    recipe = fit(model, [{"inputs_embeds": embeds} for embeds in prompts], 1.0, mask, tolerance=alpha)
-    assert recipe.remove == pytest.approx(removed.mean(0).tolist())
+    whole = removed.mean(0).tolist()
+    assert len([part for part in whole if part]) > 2, "tokens must go on leaving after the first layer"
+    expected: list[float] = []
+    for layer in range(LAYERS):
+        running = [1 - sum(expected[:before]) for before in range(layer + 1)]
+        is_met = sum(running) + running[-1] * (LAYERS - layer - 1) <= keep_ratio * LAYERS
+        expected.append(0.0 if is_met else whole[layer])
+    recipe = fit(model, [{"inputs_embeds": embeds} for embeds in prompts], keep_ratio, mask, tolerance=alpha)
+    assert recipe.remove == pytest.approx(expected)
+
+
+def test_fitprune_stops_once_its_budget_is_met() -> None:
+    removed = (0.25, 0.25, 0.25, 0.25)
+    assert until_met(removed, 1.0) == (0.0, 0.0, 0.0, 0.0)
+    assert until_met(removed, 0.8125) == (0.25, 0.0, 0.0, 0.0)
+    assert until_met(removed, 0.8) == (0.25, 0.25, 0.0, 0.0)
+    assert until_met(removed, 0.625) == (0.25, 0.25, 0.25, 0.0)
 
 
 @pytest.mark.parametrize("keep_ratio", [0.4, 0.7])

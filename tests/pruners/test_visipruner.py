@@ -205,6 +205,8 @@ def test_a_fixed_exit_layer_is_the_first_without_vision_whatever_came_before(
         ({"shallow_end": 3, "shallow_visual": "late", "filter_layer": 2}, "it can be 3 at least"),
         ({"shallow_end": 3, "shallow_visual": "late", "exit_layer": 3}, "exit_layer 3 must come after layer 3"),
         ({"shallow_end": 2, "filter_layer": 5}, "it can be 4 at most"),
+        ({"shallow_end": 6, "filter_layer": 2, "keep_tokens": 4}, "no layer is left.*lower shallow_end to 2 or less"),
+        ({"shallow_end": 6, "shallow_visual": "ffn", "filter_layer": 2}, "no layer is left.*lower shallow_end to 2"),
         ({"stages": ("middle",), "shallow_end": 4}, "shallow_end can be 3 at most"),
         ({"stages": ("shallow", "deep"), "shallow_end": 2}, "add that, or set exit_layer"),
     ],

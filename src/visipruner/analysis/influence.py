@@ -38,7 +38,7 @@ def token_influence(
         score = influence(attention_weights(reading, layer)[:, 0], states.values, reading.visual)
         distances.append((1 - score.cosine).clamp(min=0))
         norms.append(score.norm)
-        relatives.append(score.norm / max(score.output_norm, 1e-30))
+        relatives.append(score.norm / score.output_norm.clamp(min=1e-30))
         tops.append(score.norm.topk(count).indices)
     chosen = [tokens.tolist() for tokens in tops]
     stability = [overlap(one, other) for one, other in pairwise(chosen)] + [np.nan]

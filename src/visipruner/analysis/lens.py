@@ -12,6 +12,7 @@ from visipruner.analysis.outcome import ROWS_AT_ONCE
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.results import Labelled, Result
+from visipruner.errors import ConfigError
 
 
 def logit_lens(probe: Probe, reading: Reading, row: int | None = None, top: int = 5) -> Result:
@@ -19,6 +20,7 @@ def logit_lens(probe: Probe, reading: Reading, row: int | None = None, top: int 
 
     Args:
         row: by default the last prompt row, which predicts the first answer token.
+        top: how many tokens to name. Raises ConfigError where the vocabulary has not so many.
 
     Arrays: top `[layer, rank]` token ids and their probability; answer `[layer]`, the probability of the dense
     answer's first token (last prompt row only: else of the row's own final prediction). Layer l is the state after
@@ -27,6 +29,7 @@ def logit_lens(probe: Probe, reading: Reading, row: int | None = None, top: int 
     row = reading.last if row is None else row
     states = torch.stack([*(states.hidden[row] for states in reading.layers[1:]), reading.final[row]])
     probabilities = probe.unembed(states).softmax(-1)
+    _check_top(top, probabilities.shape[-1])
     best = probabilities.topk(top)
     final = int(best.indices[-1, 0])
     return Result(
@@ -38,6 +41,11 @@ def logit_lens(probe: Probe, reading: Reading, row: int | None = None, top: int 
         },
         ["The lens reads early layers through the last layer's norm and head, which were not trained for them."],
     )
+
+
+def _check_top(top: int, vocabulary: int) -> None:
+    if not 1 <= top <= vocabulary:
+        raise ConfigError(f"top must be 1 to {vocabulary}, the tokens of this model's vocabulary, got {top}.")
 
 
 def leading_layer(lens: Result) -> int:
@@ -62,8 +70,9 @@ def value_lens(probe: Probe, reading: Reading, row: int | None = None, top: int 
     """softmax(W_u (v O_h)) of one row's own value vector, per layer and head (paper, section 3).
 
     v is the value vector of `row` (by default the last prompt row) and O_h the head's part of the output projection.
-    Heads that share a value vector (grouped queries) still differ in O_h.
+    Heads that share a value vector (grouped queries) still differ in O_h. Raises ConfigError as `logit_lens` does.
     """
+    _check_top(top, probe.model.get_output_embeddings().weight.shape[0])
     row = reading.last if row is None else row
     written = []
     for states, module in zip(reading.layers, probe.host.attentions, strict=True):

@@ -19,11 +19,11 @@ from visipruner.analysis.recorder import Recording
 from visipruner.analysis.rerun import Rerun
 from visipruner.analysis.variants import Variant, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
-from visipruner.engine.arguments import bound
-from visipruner.engine.attachment import Attachment, check_free
+from visipruner.engine.attention import QKV
+from visipruner.engine.calls import bound
 from visipruner.engine.host import Host
-from visipruner.engine.routed import QKV
-from visipruner.errors import LayoutError, UnsupportedModelError
+from visipruner.engine.patch import Attachment, check_free
+from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError
 
 
 class Probe:
@@ -40,7 +40,7 @@ class Probe:
         UnsupportedModelError: the family is not supported. VisiPrunerError: something is attached to the model already.
     """
 
-    def __init__(self, model: Any, visual_mask: Tensor | None = None, *, adapter: Adapter | None = None) -> None:
+    def __init__(self, model: Any, visual_mask: Any = None, *, adapter: Adapter | None = None) -> None:
         self.model = model
         self._adapter = adapter or adapter_for(model.config)
         self.host = Host.of(model, self._adapter)
@@ -90,6 +90,7 @@ class Probe:
 
         Raises:
             LayoutError: no visual rows, several examples, or padding.
+            ConfigError: `right` has no token: it is empty, and the model has no end token to follow it.
             UnsupportedModelError: the model's logits are not what its final norm and head give.
         """
         mask = inputs.get("attention_mask")
@@ -259,7 +260,12 @@ def _encode(
         ids = [*ids, *ends[:1]]
     else:
         ids = list(right)
-    if ids and ids[-1] in ends and int(said[-1]) in ends:
+    if not ids:
+        raise ConfigError(
+            "The right answer has no token, not even one that ends it; give an answer of one token at least, or "
+            "right=None."
+        )
+    if ids[-1] in ends and int(said[-1]) in ends:
         ids[-1] = int(said[-1])
     return torch.tensor(ids, dtype=torch.long)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visipruner.analysis.reading import LayerStates
-from visipruner.engine.arguments import CACHE_NAMES, seq_dim
+from visipruner.engine.calls import CACHE_NAMES, seq_dim
 from visipruner.engine.masks import HostMask
 
 # Arguments that a layer is not given again: the cache is replaced by recorded keys and the mask by its meaning.

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from visipruner.analysis.reading import LayerStates, Reading
 from visipruner.analysis.variants import EdgeEdit, Variant
-from visipruner.engine.arguments import seq_dim
-from visipruner.engine.attention import Kernel
+from visipruner.engine.attention import QKV, Kernel
+from visipruner.engine.calls import seq_dim
 from visipruner.engine.host import Host
-from visipruner.engine.routed import QKV
 
 
 class Rerun:

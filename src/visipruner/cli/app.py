@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from visipruner.cli.errors import reports_errors
+from visipruner.cli.mounted import mount
 from visipruner.cli.options import (
     AllowDownload,
     AsJson,
@@ -76,13 +77,13 @@ def run(
     questions: Annotated[
         list[str], typer.Option("--question", "-q", metavar="TEXT", help="A question; may be given several times.")
     ],
-    model: ModelName = "testbed",
+    model: ModelName = "",
     method: Annotated[
         str | None,
         typer.Option(
             help="Pruning method with its own defaults, or first:key=value+second; 'none' prunes nothing. "
             "See: visipruner list",
-            show_default="visipruner; calibrated, for the testbed",
+            show_default="visipruner; calibrated, for a packaged model",
         ),
     ] = None,
     setting: Annotated[
@@ -158,7 +159,7 @@ visipruner run photo.jpg -q "What is this?" --config analysis/pruner.json
 @reports_errors
 def analyze(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")],
-    model: ModelName = "testbed",
+    model: ModelName = "",
     data: Data = None,
     only: Annotated[
         list[str] | None,
@@ -258,7 +259,7 @@ def eval_(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A saved pruner.json (or its folder), used as it is. Repeatable."),
     ] = None,
-    model: ModelName = "testbed",
+    model: ModelName = "",
     data: EvalData = None,
     benchmark: Annotated[
         str | None,
@@ -373,7 +374,8 @@ def bench(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that ships")
+        Path | None,
+        typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that a package brings"),
     ] = None,
     question: Annotated[
         str | None,
@@ -525,14 +527,4 @@ def list_(as_json: Annotated[bool, typer.Option("--json", metavar="", help="Prin
     show(as_json)
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
-)
-@reports_errors
-def testbed(context: typer.Context) -> None:
-    """Build, train, test and draw for the small model that ships."""
-    # Mounted on demand: its imports would slow every other command's help.
-    from visipruner.testbed.cli import app as testbed_app
-
-    testbed_app(context.args, prog_name="visipruner testbed")
+mount(app)

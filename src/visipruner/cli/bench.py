@@ -222,11 +222,11 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
     """One chat prompt about a picture; methods find their own layers unless a schedule is given."""
     from visipruner.images import open_image
     from visipruner.models import loading as models
+    from visipruner.models import packaged
     from visipruner.speed.present import table
     from visipruner.speed.prompt import about_picture, text_only
     from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
     from visipruner.speed.subject import Subject
-    from visipruner.testbed.testset import load_photos
 
     shaped = (job.shape, job.layers, job.tie, job.before, job.after)
     if job.checks or job.visual or job.batch > 1 or any(value is not None for value in shaped):
@@ -235,7 +235,10 @@ def _run_model(job: Job, name: str, document: dict[str, Any], console: Console) 
             "--layers and --tie-layers."
         )
     models.check_name(name)
-    picture = open_image(job.image or load_photos()[0])  # a bad one is told before the model loads
+    photo = job.image or packaged.picture(name)
+    if photo is None:
+        raise CliError("Give the picture to ask about with --image FILE; no installed package brings one.")
+    picture = open_image(photo)  # a bad one is told before the model loads
     models.prepare(name)
     with console.status(f"Loading {name}"):
         loaded = models.load(name, job.dtype, job.attn, job.allow_download, job.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.models.loading import TESTBEDS
+from visipruner.models import packaged
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def samples_of(model: str, data: Path | None) -> list[Sample]:
-    """`--data`, or the test set that ships with the small model. Raises CliError where there is neither."""
+    """`--data`, or the samples that a packaged model brings. Raises CliError where there is neither."""
     from visipruner.evaluation.samples import load_samples
 
     return load_samples(data or _shipped(model))
@@ -45,11 +45,10 @@ def task_of(model: str, data: Path | None, name: str | None, images: Path | None
 
 
 def _shipped(model: str) -> Path:
-    if model not in TESTBEDS:
-        raise CliError("Give the image-question pairs with --data FILE.jsonl; only the testbed brings its own.")
-    from visipruner.testbed.testset import QUESTIONS_FILE, TEST_FOLDER
-
-    return TEST_FOLDER / QUESTIONS_FILE
+    brought = packaged.find(model)
+    if brought is None or brought.questions is None:
+        raise CliError("Give the image-question pairs with --data FILE.jsonl; this model brings none of its own.")
+    return brought.questions
 
 
 def with_progress(records: Iterable[Any], total: int, console: Console, what: str) -> Iterator[Any]:

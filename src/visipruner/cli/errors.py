@@ -18,13 +18,14 @@ from visipruner.errors import VisiPrunerError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_EXTRA_OF = {
+# Packages that may be missing, and the extra of ours that brings each.
+_EXTRA_OF: dict[str, str | None] = {
     "psutil": "cli",
     "rich": "cli",
     "typer": "cli",
-    "accelerate": "testbed",
-    "gguf": "testbed",
-    "onnx": "testbed",
+    "accelerate": None,
+    "gguf": None,
+    "onnx": None,
     "jinja2": "report",
     "scipy": "cli",
     "matplotlib": "report",
@@ -46,7 +47,9 @@ def _missing_module(error: ImportError) -> str:
     named = (error.name or "").partition(".")[0]
     package = next((known for known in _EXTRA_OF if known == named or re.search(rf"\b{known}\b", str(error))), named)
     if package in _EXTRA_OF:
-        return f"This needs the package {package!r}; install it with: pip install 'visipruner[{_EXTRA_OF[package]}]'"
+        extra = _EXTRA_OF[package]
+        what = package if extra is None else f"'visipruner[{extra}]'"
+        return f"This needs the package {package!r}; install it with: pip install {what}"
     if named and isinstance(error, ModuleNotFoundError):
         return f"The Python package {named!r} is missing; install it with: pip install {named}"
     return f"A package is missing or broken: {first_line(error)}"

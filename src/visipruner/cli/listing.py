@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 
 def show(as_json: bool) -> None:
-    """Prints the methods with their settings, and the model types with their families."""
+    """Prints the methods with their settings, the model types with their families, and the models of packages."""
     from visipruner import adapters
-    from visipruner.cli.present import show_families, show_methods
+    from visipruner.cli.present import show_families, show_methods, show_models
     from visipruner.contract.settings import declared
+    from visipruner.models import packaged
     from visipruner.pruners import registry
 
     methods = {
@@ -19,7 +20,8 @@ def show(as_json: bool) -> None:
     }
     families = adapters.supported()
     if as_json:
-        print(json.dumps({"methods": methods, "families": families}, indent=2))
+        print(json.dumps({"methods": methods, "families": families, "models": packaged.names()}, indent=2))
         return
     show_methods(methods)
     show_families(families)
+    show_models(packaged.names())

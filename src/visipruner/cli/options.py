@@ -10,7 +10,7 @@ import typer
 
 
 class DType(StrEnum):
-    """Weights' dtypes; `auto` is the checkpoint's own, and for the small model the faster of the first two here."""
+    """Weights' dtypes; `auto` is the checkpoint's own, and for a packaged model its package's choice."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -41,12 +41,20 @@ class Axis(StrEnum):
     ATTENTION = "attention"
 
 
+def _or_packaged(name: str) -> str:
+    from visipruner.models import packaged
+
+    return name or packaged.default()
+
+
 ModelName = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="'testbed' (the small model that ships, 576 visual tokens; 'testbed-224' has 256), a folder, or a "
-        "Hugging Face id that is already cached.",
+        callback=_or_packaged,
+        help="A model that an installed package brings (see: visipruner list), a folder, or a Hugging Face id that is "
+        "already cached.",
+        show_default="the first that a package brings",
     ),
 ]
 Data = Annotated[
@@ -54,7 +62,7 @@ Data = Annotated[
     typer.Option(
         metavar="FILE",
         help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
-        show_default="the shipped test set, for the testbed",
+        show_default="what a packaged model brings",
     ),
 ]
 EvalData = Annotated[
@@ -63,7 +71,7 @@ EvalData = Annotated[
         metavar="PATH",
         help="A JSONL file (image, question, answer or answers, type), the folder of a benchmark as LLaVA's evaluation "
         "keeps it, a question file in it, or easy-vqa.",
-        show_default="the shipped test set, for the testbed",
+        show_default="what a packaged model brings",
     ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")]
@@ -73,7 +81,7 @@ Precision = Annotated[
     DType,
     typer.Option(
         metavar="NAME",
-        help="Precision of the weights; auto is the checkpoint's own, for the small model the faster one here.",
+        help="Precision of the weights; auto is the checkpoint's own, for a packaged model its package's choice.",
     ),
 ]
 Implementation = Annotated[Attention, typer.Option(help="Attention implementation.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -115,3 +115,10 @@ def show_families(families: Mapping[str, str]) -> None:
     for family in dict.fromkeys(families.values()):
         types = ", ".join(kind for kind, its_family in families.items() if its_family == family)
         console.print(Text.assemble((f"  {family}", "bold"), f"  {types}"))
+
+
+def show_models(names: Sequence[str]) -> None:
+    """Models that installed packages bring."""
+    console = Console(highlight=False)
+    console.print(Text("\nModels of installed packages (--model)", "cyan"))
+    console.print(Text(f"  {', '.join(names) or 'none'}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.errors import CliError
-from visipruner.models.loading import TESTBEDS
+from visipruner.models import packaged
 
 if TYPE_CHECKING:
     from visipruner.contract.pruner import Pruner
@@ -61,10 +61,8 @@ def make_pruner(method: str | None, pairs: list[str], config: Path | None, model
                     "--set goes with a single --method; write settings as --method 'first:key=value+second'."
                 )
             return registry.make_from_spec(method)
-        if method is None and model in TESTBEDS:
-            from visipruner.testbed.calibration import calibrated
-
-            ours = calibrated(TESTBEDS[model])
+        ours = packaged.calibrated(model) if method is None else None
+        if ours is not None:
             return registry.make(ours.name, **{**ours.settings(), **settings})
         return registry.make(method or "visipruner", **settings)
     if method is not None or settings:
@@ -86,8 +84,9 @@ def pruner_for(spec: str, model: str, num_layers: int) -> Pruner:
     """
     from visipruner.pruners.registry import method_class
 
-    if spec == "visipruner" and model in TESTBEDS:
-        return make_pruner(None, [], None, model)
+    ours = packaged.calibrated(model)
+    if ours is not None and spec == ours.name:
+        return ours
     if ":" in spec or "+" in spec:
         return make_pruner(spec, [], None)
     return method_class(spec).for_depth(num_layers)

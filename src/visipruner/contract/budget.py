@@ -1,34 +1,25 @@
-"""The two ways to say how many tokens stay, and pruners that drop once: by a score, or on entry to a layer."""
+"""How many tokens stay: of all images together or of each, and methods that drop once, by a score or a choice."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from visipruner.contract.dropping import DroppingPruner
-from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.choosing import shares, top
+from visipruner.contract.entry_view import EntryView, Image, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun
-from visipruner.contract.scope import Scope, best, chosen, parts_of
+from visipruner.contract.pruner import DroppingPruner
+from visipruner.contract.settings import Count, Fraction, Layer
+from visipruner.contract.vision_view import VisionView
 from visipruner.errors import ConfigError
 
-PUBLISHED_DEPTH = 32  # layers of LLaVA-1.5-7B's decoder, for which most methods' layers were chosen
-
-
-def scaled_layer(layer: int, num_layers: int) -> int:
-    """A layer chosen for 32 layers, at the same depth of `num_layers`; at least 1 unless it was 0."""
-    return max(min(layer, 1), round(layer * num_layers / PUBLISHED_DEPTH))
-
-
-def scaled_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Ascending layers chosen for 32, at the same depths of `num_layers`; those that would coincide move up."""
-    result: list[int] = []
-    for layer in layers:
-        result.append(max(scaled_layer(layer, num_layers), result[-1] + 1 if result else 0))
-    return tuple(result)
+Scope = Literal["prompt", "image"]
+Choose = Callable[[EntryView, int], Tensor | Merge]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +34,9 @@ class Budgeted(DroppingPruner):
             crops that are grids of their own and video frames, too.
     """
 
-    keep_tokens: int | None = None
-    keep_ratio: float = 0.5
+    keep_tokens: Count | None = None
+    keep_ratio: Fraction = 0.5
     scope: Scope = "prompt"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keep_tokens is not None and self.keep_tokens < 0:
-            raise ConfigError(f"keep_tokens cannot be negative, got {self.keep_tokens}.")
-        if not 0 <= self.keep_ratio <= 1:
-            raise ConfigError(f"keep_ratio is a fraction and must lie in [0, 1], got {self.keep_ratio}.")
 
     def budget(self, present: int) -> int:
         """How many of `present` tokens stay."""
@@ -67,42 +51,24 @@ class ScoredPruner(Budgeted):
         layer: the first layer without the dropped tokens; they are judged in the layer before it.
     """
 
-    layer: int = 2
+    layer: Layer = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layer < 1:
             raise ConfigError(f"layer must be at least 1: {self.name} judges in the layer before it, got {self.layer}.")
 
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, self.layer)
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layer=scaled_layer(cls.layer, num_layers))
-
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """`[n_v]`: what each visual token present is worth."""
 
-    def start(self) -> PromptRun:
-        return _ScoredRun(self)
-
-
-class _ScoredRun(PromptRun):
-    def __init__(self, config: ScoredPruner) -> None:
-        super().__init__()
-        self._config = config
-
     def observes(self, layer: int) -> bool:
-        return layer == self._config.layer - 1
+        return layer == self.layer - 1
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        parts = parts_of(view, self._config.scope)
-        counts = [self._config.budget(len(part)) for part in parts]
-        if sum(counts) == view.visual.numel():
-            return None
-        return best(self._config.score(view), parts, counts)
+        parts = parts_of(view, self.scope)
+        counts = [self.budget(len(part)) for part in parts]
+        return None if keeps_all(parts, counts) else best(self.score(view), parts, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,39 +79,97 @@ class EntryPruner(Budgeted):
         layer: the first layer without the dropped tokens.
     """
 
-    layer: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layer < 0:
-            raise ConfigError(f"layer cannot be negative, got {self.layer}.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, self.layer)
+    layer: Layer = 0
 
     @abstractmethod
     def choose(self, view: EntryView, count: int) -> Tensor | Merge:
         """Ascending positions `[count]` among the visual tokens present, or a `Merge` of as many."""
 
-    def start(self) -> PromptRun:
-        return _EntryRun(self)
-
-
-class _EntryRun(PromptRun):
-    def __init__(self, config: EntryPruner) -> None:
-        super().__init__()
-        self._config = config
-
     def observes_entry(self, layer: int) -> bool:
-        return layer == self._config.layer
+        return layer == self.layer
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        parts = parts_of(view, self._config.scope)
-        return chosen(view, parts, [self._config.budget(len(part)) for part in parts], self._config.choose)
+        parts = parts_of(view, self.scope)
+        return chosen(view, parts, [self.budget(len(part)) for part in parts], self.choose)
 
 
-def check_layers(num_layers: int, *layers: int) -> None:
-    """Raises ConfigError where one of `layers` is none of a model's."""
-    for layer in layers:
-        if not 0 <= layer < num_layers:
-            raise ConfigError(f"layer {layer} does not exist: the model's layers are 0 to {num_layers - 1}.")
+@dataclass(frozen=True, kw_only=True)
+class PerImagePruner(EntryPruner):
+    """Chooses in each image by itself, mostly by what the vision tower saw in it; images share the budget by size."""
+
+    @abstractmethod
+    def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Tensor | Merge:
+        """Positions `[count]` among `image.tokens`, or a `Merge` of as many, in any order.
+
+        `seen`: the image in each of `vision_layers`. `embeddings`: `[k, d]`, of `image.tokens`.
+        """
+
+    def choose(self, view: EntryView, count: int) -> Tensor | Merge:
+        images, towers = view.images(), [view.vision(layer) for layer in self.vision_layers(view.vision_depth)]
+        numbers = shares(count, [len(image.tokens) for image in images])
+        kept, states = [view.tokens[:0]], [view.embeddings[:0]]
+        for place, (image, number) in enumerate(zip(images, numbers, strict=True)):
+            embeddings = view.embeddings[image.positions]
+            answer = self.choose_in(image, number, [tower[place] for tower in towers], embeddings)
+            where = answer.kept if isinstance(answer, Merge) else answer
+            kept.append(image.positions[where])
+            states.append(answer.states if isinstance(answer, Merge) else embeddings[where])
+        everyone, order = torch.cat(kept).sort()
+        return Merge(everyone, torch.cat(states)[order]) if self.merges else everyone
+
+
+# ---- parts that have a budget each -----------------------------------------------------------------------------------
+
+
+def parts_of(view: EntryView | LayerView, scope: Scope) -> list[Tensor]:
+    """Positions among the visual tokens present that share a budget, long and ascending: those of each image (none,
+    where all of its tokens left), or all in one."""
+    if scope == "image":
+        return view.positions_per_image()
+    return [torch.arange(view.tokens.numel(), device=view.tokens.device)]
+
+
+def keeps_all(parts: Sequence[Tensor], counts: Sequence[int]) -> bool:
+    """Whether every part may keep as many as it has."""
+    return all(count >= len(part) for part, count in zip(parts, counts, strict=True))
+
+
+def best(scores: Tensor, parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor | None:
+    """Ascending positions of the best of each part by `scores` `[n_v]`, or None where all of them stay."""
+    if keeps_all(parts, counts):
+        return None
+    kept = [part[top(scores[part], count)] for part, count in zip(parts, counts, strict=True)]
+    return torch.cat(kept).sort().values
+
+
+def chosen(view: EntryView, parts: Sequence[Tensor], counts: Sequence[int], choose: Choose) -> Tensor | Merge | None:
+    """What `choose` answers for each part as if its tokens were the only visual ones, or None where all of them stay.
+
+    `choose(view, count)` is not asked for parts that stay, or leave, as a whole.
+    """
+    if keeps_all(parts, counts):
+        return None
+    if len(parts) == 1 and counts[0] > 0:
+        return choose(view, counts[0])
+    kept, states, has_merged = [], [], False
+    for part, count in zip(parts, counts, strict=True):
+        positions, held = part[:count], view.embeddings[part[:count]]
+        if 0 < count < len(part):
+            alone = view.narrowed(part)
+            answer = choose(alone, count)
+            view.add_work_of(alone)
+            where = answer.kept if isinstance(answer, Merge) else answer
+            positions, held = part[where], answer.states if isinstance(answer, Merge) else view.embeddings[part[where]]
+            has_merged |= isinstance(answer, Merge)
+        kept.append(positions)
+        states.append(held)
+    everyone, order = torch.cat(kept).sort()
+    return Merge(everyone, torch.cat(states)[order]) if has_merged else everyone
+
+
+def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str) -> None:
+    """Raises ConfigError unless there is one of `counts` (the setting `name`) for each of ascending `layers`."""
+    if list(layers) != sorted(set(layers)):
+        raise ConfigError(f"layers must be ascending layer numbers, got {layers}.")
+    if len(layers) != len(counts):
+        raise ConfigError(f"layers and {name} must have the same length: one entry per stage.")

@@ -1,4 +1,7 @@
-"""Choosing positions: the best by score, evenly spread ones, and a budget's shares. Pure functions on tensors."""
+"""Choosing positions: the best by score, evenly spread ones, shares of a budget, and few that stand for many.
+
+Pure functions on tensors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,12 @@ from torch import Tensor
 
 def top(scores: Tensor, count: int) -> Tensor:
     """Ascending positions of the `count` largest of `scores` `[n]`; the earlier one wins a tie."""
-    return scores.argsort(descending=True, stable=True)[:count].sort().values
+    return best_first(scores)[:count].sort().values
+
+
+def best_first(scores: Tensor) -> Tensor:
+    """Positions by falling `scores` `[n]`; the earlier one wins a tie, and what is not a number counts as the worst."""
+    return scores.masked_fill(scores.isnan(), float("-inf")).argsort(descending=True, stable=True)
 
 
 def scores_of(present: Tensor, scored: Tensor, scores: Tensor) -> Tensor:
@@ -24,6 +32,12 @@ def scores_of(present: Tensor, scored: Tensor, scores: Tensor) -> Tensor:
 def union(*positions: Tensor) -> Tensor:
     """Ascending positions that are in any of several."""
     return torch.unique(torch.cat(positions))  # type: ignore[no-any-return]
+
+
+def others(positions: Tensor, total: int) -> Tensor:
+    """Ascending places among `total` that are none of `positions`, all of which differ; the device is not asked."""
+    taken = torch.zeros(total, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)
+    return taken.sort(stable=True).indices[: total - positions.numel()]
 
 
 def spread(count: int, total: int, device: torch.device | None = None) -> Tensor:
@@ -54,3 +68,38 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     for index in by_remainder[: count - sum(result)]:
         result[index] += 1
     return result
+
+
+# ---- clusters --------------------------------------------------------------------------------------------------------
+
+
+def density_peaks(states: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Centres `[clusters]` long and every token's cluster `[n]` long, for `states` `[n, d]` float: density-peak
+    clustering among nearest neighbours (DPC-KNN; Du et al., "Study on density peaks clustering based on k-nearest
+    neighbors", 2016).
+
+    Density of a token: exp(-mean of squared distances to its k nearest, itself included), distances over sqrt(d), and
+    k the number of clusters, as in SparseVLM's released code. Centres have the largest product of density and distance
+    to the nearest denser token; others join the nearest centre. Of equally dense tokens the earlier counts as the
+    denser. Densities are compared by their logarithms: of large states they are smaller than any float.
+    """
+    n = len(states)
+    clusters = min(clusters, n)
+    distances = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist") / states.shape[-1] ** 0.5
+    log_density = -distances.topk(clusters, largest=False).values.square().mean(-1)
+    order = torch.arange(n, device=states.device)
+    tied = (log_density[None] == log_density[:, None]) & (order[None] < order[:, None])
+    denser = (log_density[None] > log_density[:, None]) | tied
+    to_denser = distances.masked_fill(~denser, float("inf")).min(-1).values
+    to_denser = torch.where(denser.any(-1), to_denser, distances.max())
+    centres = (log_density + to_denser.log()).argsort(descending=True, stable=True)[:clusters].sort().values
+    members = distances[:, centres].argmin(-1)
+    members[centres] = torch.arange(len(centres), device=states.device)
+    return centres, members
+
+
+def cluster_means(states: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Centres `[c]` long, ascending, and the mean of every cluster `[c, d]`."""
+    centres, members = density_peaks(states, clusters)
+    sums = states.new_zeros(len(centres), states.shape[-1]).index_add(0, members, states)
+    return centres, sums / members.bincount(minlength=len(centres))[:, None]

@@ -101,8 +101,12 @@ class EntryView:
     ) -> None:
         self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
         self._project, self._vision = project, vision
-        self._places = torch.arange(len(states), device=states.device)
         self.projected_rows = self.pairs = 0
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """`[n]` long: where the rows are among the example's, for the projections."""
+        return torch.arange(len(self.states), device=self.states.device)
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -112,9 +116,14 @@ class EntryView:
     @cached_property
     def text(self) -> Tensor:
         """`[n_t]` long: the rows that are not visual."""
-        is_text = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
-        is_text[self.visual] = False
-        return is_text.nonzero().flatten()
+        is_visual = torch.zeros(len(self.states), dtype=torch.bool, device=self.states.device)
+        is_visual[self.visual] = True  # the sort puts the others first, and their number is known
+        return is_visual.sort(stable=True).indices[: len(self.states) - self.visual.numel()]
+
+    @property
+    def is_padded_before(self) -> bool:
+        """Whether the example is padded on the left in the batch it came in."""
+        return int(self.layout.real[0]) > 0
 
     def images(self) -> list[Image]:
         """The prompt's images, as far as they are present."""
@@ -137,8 +146,8 @@ class EntryView:
 
     @property
     def vision_depth(self) -> int:
-        """Layers of the vision tower."""
-        return self._tower().depth
+        """Layers of the vision tower; 0 where the method asked to see none."""
+        return 0 if self._vision is None else self._vision.depth
 
     def _tower(self) -> Tower:
         if self._vision is None:
@@ -148,25 +157,31 @@ class EntryView:
     def project(self, rows: Tensor, rotary: bool = True) -> Projected:
         """The layer's own norm and projections, run ahead of it on some `rows` `[k]`, long and ascending, and the last.
 
-        `rotary=False` leaves positions out: what the queries and keys are before RoPE.
+        `rotary=False` leaves positions out: what the queries and keys are before RoPE. With it the example's first row
+        has position 0, also where the model counts padding on the left.
         """
-        last = len(self.states) - 1
-        wanted = rows if int(rows[-1]) == last else torch.cat([rows, rows.new_tensor([last])])
+        last = self.states.shape[0] - 1
+        has_last = rows.numel() > 0 and int(rows[-1]) == last
+        return self._projected(rows, has_last, rotary)
+
+    def _projected(self, rows: Tensor, has_last: bool, rotary: bool) -> Projected:
+        wanted = rows if has_last else torch.cat([rows, rows.new_full((1,), len(self.states) - 1)])
         queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
         self.projected_rows += wanted.numel()
         return Projected(queries[:, -1], keys[:, : rows.numel()], scaling, softcap)
 
     def attention(self, rotary: bool = True) -> Tensor:
         """`[heads, n_v]` float32: softmax of the last row over the visual tokens alone, in the layer to come."""
-        return self._last_row_over(self.visual, rotary)
+        return self._last_row_over(self.visual, has_last=False, rotary=rotary)  # the last row is never visual
 
     def attention_to_all(self) -> Tensor:
         """`[heads, n]` float32: softmax of the last row over all rows of this forward that are present, in the layer to
         come. Older turns are not among them; a sliding window is not looked at."""
-        return self._last_row_over(torch.arange(len(self.states), device=self.states.device), rotary=True)
+        everyone = torch.arange(len(self.states), device=self.states.device)
+        return self._last_row_over(everyone, has_last=True, rotary=True)
 
-    def _last_row_over(self, rows: Tensor, rotary: bool) -> Tensor:
-        found = self.project(rows, rotary)
+    def _last_row_over(self, rows: Tensor, has_last: bool, rotary: bool) -> Tensor:
+        found = self._projected(rows, has_last, rotary)
         self.pairs += rows.numel()
         return last_row_attention(found.query, found.keys, found.scaling, softcap=found.softcap)
 
@@ -181,7 +196,7 @@ class EntryView:
             states = states.index_copy(0, self.visual[kept], answer.states.to(states))
         visual = (stays.cumsum(0) - 1)[self.visual[kept]]
         view = EntryView(states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision)
-        view._places = self._places[stays]
+        view.__dict__["_places"] = self._places[stays]
         return view
 
     def add_work_of(self, narrowed: EntryView) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from visipruner.contract.influence import Influence, influence, last_row_attention, softcapped
+from visipruner.contract.influence import Influence, influence, last_row_attention, masked, softcapped
 from visipruner.contract.layout import TokenLayout
 
 CHUNK = 64
@@ -38,14 +38,22 @@ class LayerView:
         scaling: float,
         allowed: Callable[[Tensor], Tensor | None],
         softcap: float | None = None,
+        *,
+        last: int | None = None,
+        last_sees_all: bool = False,
+        visual_span: slice | None = None,
     ) -> None:
         """`queries`: `[heads, m, head_dim]`. `rows`: `[r]` long, those of them that are rows of this example.
-        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, or None for all. `softcap`: bound
-        of the logits, in models that have one."""
+        `allowed(i)`: `[len(i), n]` bool, keys that the i-th of these rows may see, float where a mask adds to the
+        logits (-inf: not to be seen), or None for all. `softcap`: bound of the logits, in models that have one.
+
+        What the caller knows without asking the device: `last`, which query is the last row's; whether that row sees
+        all keys; `visual_span`, the columns of the visual tokens where they are unbroken."""
         self.keys, self.values, self.columns, self.visual = keys, values, columns, visual
         self.tokens, self.layout = tokens, layout
         self._queries, self._rows, self._scaling, self._allowed = queries, rows, scaling, allowed
-        self._softcap = softcap
+        self._softcap, self._last, self._last_sees_all = softcap, last, last_sees_all
+        self._visual_span = visual_span
         self.pairs = 0
 
     def positions_per_image(self) -> list[Tensor]:
@@ -55,26 +63,35 @@ class LayerView:
     @property
     def query(self) -> Tensor:
         """`[heads, head_dim]` of the last row, after RoPE."""
-        return self._queries[:, self._rows[-1]]
+        return self._queries[:, int(self._rows[-1]) if self._last is None else self._last]
+
+    def _seen_by_last(self) -> Tensor | None:
+        """`[n]`: keys that the last row may see, as `masked` takes them, or None for all."""
+        if self._last_sees_all:
+            return None
+        allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
+        return None if allowed is None else allowed[0]
 
     @cached_property
     def attention(self) -> Tensor:
         """`[heads, n]` float32: the last row's softmax weights over all keys."""
         self.pairs += self.keys.shape[1]
-        allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
-        seen = None if allowed is None else allowed[0]
-        return last_row_attention(self.query, self.keys, self._scaling, seen, self._softcap)
+        return last_row_attention(self.query, self.keys, self._scaling, self._seen_by_last(), self._softcap)
 
     @cached_property
     def sees_visual(self) -> bool:
         """Whether the last row may attend to any visual token at all: a sliding window may have moved past them."""
-        allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
-        return allowed is None or bool(allowed[0, self.visual].any())
+        seen = self._seen_by_last()
+        if seen is None:
+            return True
+        visual = seen[self.visual]
+        return bool((visual if visual.dtype == torch.bool else visual > float("-inf")).any())
 
     @cached_property
     def influence(self) -> Influence:
         """VisiPruner's score of every visual token still present."""
-        return influence(self.attention, self.values, self.visual)
+        where = self.visual if self._visual_span is None else self._visual_span
+        return influence(self.attention, self.values, where)
 
     # ---- more than the last row -------------------------------------------------------------------------------------
 
@@ -100,8 +117,5 @@ class LayerView:
             queries = self._queries[:, self._rows[part]].float()
             groups = queries.view(kv_heads, heads // kv_heads, part.numel(), -1)
             logits = groups @ keys * self._scaling
-            logits = softcapped(logits, self._softcap)
-            allowed = self._allowed(part)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, float("-inf"))
+            logits = masked(softcapped(logits, self._softcap), self._allowed(part))
             yield logits.softmax(-1).flatten(0, 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,23 +49,43 @@ class TokenLayout:
         visual: `[n_v]` long, the visual ones among them, ascending; the i-th is visual token i.
         tokens_per_image: visual tokens of each image, in order.
         grids: per image `(rows, columns)`, or None where its tokens are no grid.
-        ends_in_image: whether the prompt's last row holds image features, too; it is no visual token (see `layouts`).
+        spared: which of the example's rows with image features are no visual tokens, counted among all of them (see
+            `layouts`).
     """
 
     real: Tensor
     visual: Tensor
     tokens_per_image: list[int] = field(default_factory=list)
     grids: list[tuple[int, int] | None] = field(default_factory=list)
-    ends_in_image: bool = False
+    spared: tuple[int, ...] = ()
+
+    @cached_property
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """`real` and `visual` as numbers; one read from the device, unless `layouts` made them from numbers."""
+        return self.real.cpu().numpy(), self.visual.cpu().numpy()
+
+    @cached_property
+    def text(self) -> Tensor:
+        """`[n_t]` long: the real rows that are not visual, ascending."""
+        real, visual = self.on_host
+        return _long(np.setdiff1d(real, visual, assume_unique=True), self.real.device)
 
     def to(self, device: torch.device) -> TokenLayout:
         """The same with its tensors on `device`."""
-        return replace(self, real=self.real.to(device), visual=self.visual.to(device))
+        moved = replace(self, real=self.real.to(device), visual=self.visual.to(device))
+        vars(moved)["on_host"] = self.on_host
+        return moved
 
     def per_image(self, tokens: Tensor) -> list[Tensor]:
         """For each image, which of `tokens` (numbers of visual tokens, `[n_v]` long) are its own, `[k]` long."""
         starts = [0, *accumulate(self.tokens_per_image)]
+        if tokens.numel() == starts[-1]:  # all of them: nothing to look up
+            return [torch.arange(start, end, device=tokens.device) for start, end in pairwise(starts)]
         return [((tokens >= start) & (tokens < end)).nonzero().flatten() for start, end in pairwise(starts)]
+
+
+def _long(numbers: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(device)
 
 
 def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
@@ -77,21 +100,41 @@ def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:
     return bool(((steps == 1) | ~neighbours).all())
 
 
-def layouts(visual: VisualRows, real: Tensor, prompt_end: int | None = None) -> list[TokenLayout]:
-    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool.
+def layouts(
+    visual: VisualRows, real: Tensor, prompt_end: int | None = None, learnt: Tensor | None = None
+) -> list[TokenLayout]:
+    """One `TokenLayout` per example from `visual.mask` and `real`, both `[batch, seq]` bool on one device.
 
-    The last real row of an example's prompt, which ends before row `prompt_end`, is never a visual token, even where
-    it holds image features: the next token is read from it, so it must stay. Images of masked rows are passed over.
+    A row from which a word is read must stay, so two rows are no visual tokens even where they hold image features:
+    the last real row of an example's prompt, which ends before row `prompt_end`, and the last row of an image before a
+    word that is `learnt` (`[batch, seq]` bool, rows with a label). Images of masked rows are passed over.
+    Reads the masks from the device, once.
     """
+    flags = torch.stack([visual.mask, real] + ([] if learnt is None else [learnt])).cpu().numpy()
+    return layouts_of(flags[0], flags[1], visual.images, real.device, prompt_end, *flags[2:])
+
+
+def layouts_of(
+    visual: np.ndarray,
+    real: np.ndarray,
+    images: Sequence[ImageTokens] | None,
+    device: torch.device,
+    prompt_end: int | None = None,
+    learnt: np.ndarray | None = None,
+) -> list[TokenLayout]:
+    """`layouts` of masks that were read already, for tensors on `device`."""
     found = []
-    images = list(visual.images or ())
-    for mask, rows in zip(visual.mask, real, strict=True):
-        held = (mask & rows).nonzero().flatten()
-        mine, images = _take(images, int(mask.sum()))
-        if held.numel() != mask.sum():
+    left = list(images or ())
+    for example, (mask, rows) in enumerate(zip(visual, real, strict=True)):
+        held = np.flatnonzero(mask & rows)
+        mine, left = _take(left, int(mask.sum()))
+        if len(held) != mask.sum():
             mine = None
-        last = rows[:prompt_end].nonzero().flatten()[-1:]
-        found.append(_layout(held, last, rows.nonzero().flatten(), mine or _runs(held)))
+        read = np.zeros_like(rows)
+        read[np.flatnonzero(rows[:prompt_end])[-1:]] = True
+        if learnt is not None:
+            read[:-1] |= learnt[example, 1:] & ~mask[1:]
+        found.append(_layout(held, read[held], np.flatnonzero(rows), mine or _runs(held), device))
     return found
 
 
@@ -106,31 +149,32 @@ def _take(images: list[ImageTokens], count: int) -> tuple[list[ImageTokens] | No
     return (mine, images[len(mine) :]) if count == 0 else (None, [])
 
 
-def _layout(held: Tensor, last: Tensor, real: Tensor, images: list[ImageTokens]) -> TokenLayout:
-    ends_in_image = held.numel() > 0 and torch.equal(held[-1:], last)
-    if ends_in_image:
-        held = held[:-1]
-        shorter = images[-1].count - 1
-        images = [*images[:-1], ImageTokens(shorter, None)] if shorter else images[:-1]
-    return TokenLayout(
-        real=real,
-        visual=held,
-        tokens_per_image=[image.count for image in images],
-        grids=[image.grid for image in images],
-        ends_in_image=ends_in_image,
+def _layout(
+    held: np.ndarray, read: np.ndarray, real: np.ndarray, images: list[ImageTokens], device: torch.device
+) -> TokenLayout:
+    """`held`: rows with image features. `read`: `[len(held)]` bool, those of them that a word is read from."""
+    lasts = [end - 1 for end in accumulate(image.count for image in images)]
+    spared = [last for last in lasts if read[last]]
+    shorter = [ImageTokens(image.count - 1) if read[last] else image for image, last in zip(images, lasts, strict=True)]
+    left = [image for image in shorter if image.count]
+    visual = np.delete(held, spared)
+    layout = TokenLayout(
+        real=_long(real, device),
+        visual=_long(visual, device),
+        tokens_per_image=[image.count for image in left],
+        grids=[image.grid for image in left],
+        spared=tuple(spared),
     )
+    vars(layout)["on_host"] = (real, visual)
+    return layout
 
 
-def _runs(rows: Tensor) -> list[ImageTokens]:
-    return [ImageTokens(size, square(size)) for size in _run_lengths(rows)]
-
-
-def _run_lengths(rows: Tensor) -> list[int]:
-    if rows.numel() == 0:
+def _runs(rows: np.ndarray) -> list[ImageTokens]:
+    """An image for each unbroken run of `rows`."""
+    if not len(rows):
         return []
-    breaks = (rows.diff() != 1).nonzero().flatten() + 1
-    edges = [0, *breaks.tolist(), rows.numel()]
-    return [end - start for start, end in pairwise(edges)]
+    sizes = [len(run) for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)]
+    return [ImageTokens(size, square(size)) for size in sizes]
 
 
 def square(size: int) -> tuple[int, int] | None:
@@ -139,8 +183,14 @@ def square(size: int) -> tuple[int, int] | None:
     return (side, side) if side * side == size else None
 
 
-def check_visual_mask(mask: Tensor) -> Tensor:
-    """Validates a user's `[batch, seq]` mask. Raises LayoutError."""
+def check_visual_mask(given: Any) -> Tensor:
+    """A user's `[batch, seq]` mask, a bool tensor or anything that numpy makes such an array of. Raises LayoutError."""
+    try:
+        mask = given if isinstance(given, Tensor) else torch.tensor(np.array(given))
+    except (TypeError, ValueError, RuntimeError):  # rows of unlike length, or no numbers
+        raise LayoutError(
+            f"visual_mask must be a bool tensor of shape [batch, seq], which this {type(given).__name__} is not."
+        ) from None
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise LayoutError(
             f"visual_mask must be a bool tensor of shape [batch, seq], got {mask.dtype} of shape {tuple(mask.shape)}."

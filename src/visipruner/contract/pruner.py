@@ -5,53 +5,73 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.routing import PLAIN, Routing
-from visipruner.contract.settings import checked
-from visipruner.errors import ConfigError
+from visipruner.contract.settings import check_layers, check_names, checked, scaled_defaults
+from visipruner.errors import ConfigError, UnsupportedModelError
 from visipruner.files import write_json
-
-if TYPE_CHECKING:
-    from visipruner.chat import ChatPrompt
 
 FORMAT_VERSION = 1
 FILE_NAME = "pruner.json"
 
+Positions = Literal["keep", "compact"]
 
-class PromptRun:
-    """A method at work on one prompt of one example. Holds what it must remember from layer to layer; the next layer
-    may run on another device, so tensors among it are brought to the view's before they meet.
 
-    It can look at two points of a layer: at the rows on their way in, and at the attention once it ran. What is
-    dropped at the first leaves before this layer, what is dropped at the second leaves before the next.
+@dataclass(frozen=True)
+class About:
+    """A method in a few words, for lists and tables.
 
     Attributes:
-        trigger_layer: the last layer that ran with every visual token, None where there is none; reported in the
-            trace. The engine sets it when tokens first leave.
-        exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
-        is_compact: whether the rows that stay are numbered anew, without gaps where tokens left; see `DroppingPruner`.
+        summary: one line for lists.
+        paper: where it was published; empty for controls.
+        acts: where tokens leave.
+        needs: what it looks at.
     """
 
-    def __init__(self) -> None:
-        self.trigger_layer: int | None = None
-        self.exit_votes: list[int] = []
-        self.is_compact = False
+    summary: str
+    paper: str = ""
+    acts: str = "nowhere"
+    needs: str = "nothing"
 
-    def closes_gaps(self, gone: Tensor) -> Tensor:
-        """`[k]` bool: which of the tokens `gone` (numbers in the prompt, `[k]` long), dropped by the last answer, leave
-        no gap in the positions."""
-        return gone.new_full(gone.shape, self.is_compact, dtype=torch.bool)
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(ABC):
+    """A pruning method with its settings; it never touches a model. Raises ConfigError on settings without sense.
+
+    It can look at two points of a layer: at the rows on their way in, and at the attention once it ran. What is
+    dropped at the first leaves before this layer, what is dropped at the second leaves before the next. A method that
+    must remember something from layer to layer gives a `PromptRun` of its own from `start`, which then answers.
+
+    Attributes:
+        name: what it is called in the registry. about: what lists say of it.
+        merges: whether kept tokens may take over what others held (the answer is a `Merge`).
+        reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
+            about the same image then need not run.
+        match_tolerance: how far a share asked of its budget may be missed, which comes in steps.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[About]
+    merges: ClassVar[bool] = False
+    reads_last_row_only: ClassVar[bool] = False
+    match_tolerance: ClassVar[float] = 0.01
+
+    def __post_init__(self) -> None:
+        """Holds every setting against its declared type; a subclass with checks of its own calls this first."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in checked(type(self), given).items():
+            object.__setattr__(self, name, value)
+
+    # ---- what it answers --------------------------------------------------------------------------------------------
 
     def observes_entry(self, layer: int) -> bool:
         """Whether `select_entry` wants to see the rows that enter this layer. Not asked when no token is left."""
@@ -63,22 +83,6 @@ class PromptRun:
         Returns ascending positions among them `[k]` long (empty: all leave), a `Merge` where kept tokens take over
         what others held, or None to keep all.
         """
-        return None
-
-    def biases(self, layer: int) -> bool:
-        """Whether `edge_bias` may have something to say about this layer."""
-        return False
-
-    def edge_bias(self, layer: int, rows: Tensor, visual: Tensor) -> Tensor | None:
-        """What is added to this layer's attention logits: `[n, n]` float over the example's rows in play, or None.
-
-        `rows`: `[n]` long, their places in the prompt; `visual`: `[n]` bool. For training; not asked while decoding.
-        """
-        return None
-
-    def output_share(self, layer: int) -> Tensor | None:
-        """Which share (0 to 1, a scalar) of this layer's update visual rows take over, or None for all of it. Asked
-        where `Pruner.blends`."""
         return None
 
     def observes(self, layer: int) -> bool:
@@ -93,76 +97,41 @@ class PromptRun:
         """
         return None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pruner(ABC):
-    """A pruning method with its settings; it never touches a model. Raises ConfigError on settings without sense.
-
-    Attributes:
-        name: what it is called in the registry. about: what lists say of it.
-        merges: whether kept tokens may take over what others held (the run answers with a `Merge`).
-        blends: whether a run has an `output_share`.
-        reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
-            about the same image then need not run.
-        shrinks: whether `prompt` shows the picture smaller; then `visipruner.chat.attached` puts it to work, and
-            not `attach`.
-        match_tolerance: how far a share asked of its budget may be missed, which comes in steps.
-    """
-
-    name: ClassVar[str]
-    about: ClassVar[About]
-    merges: ClassVar[bool] = False
-    blends: ClassVar[bool] = False
-    reads_last_row_only: ClassVar[bool] = False
-    shrinks: ClassVar[bool] = False
-    match_tolerance: ClassVar[float] = 0.01
-
-    def __post_init__(self) -> None:
-        """Holds every setting against its declared type; a subclass with checks of its own calls this first."""
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name, value in checked(type(self), given).items():
-            object.__setattr__(self, name, value)
-
-    @abstractmethod
     def start(self) -> PromptRun:
         """Begins one prompt of one example."""
+        return PromptRun(self)
 
-    def begin(self, in_line: bool) -> PromptRun:
-        """As the engine starts a run. `in_line`: the model numbers the prompt's rows one after another (see
-        `DroppingPruner`)."""
+    def begin(self, in_line: Callable[[], bool]) -> PromptRun:
+        """As the engine starts a run. `in_line()`: whether the model numbers the prompt's rows one after another (see
+        `DroppingPruner`); to ask may cost a read from the device."""
         return self.start()
-
-    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
-        """What the model is to be given in place of `prompt`. Asked where `shrinks`."""
-        return prompt
-
-    def inside(self) -> Pruner:
-        """What is attached to the model while it reads that. Asked where `shrinks`."""
-        return self
-
-    def asked(self, question: str) -> Self:
-        """This method for a prompt that asks `question`; most do not read it."""
-        return self
-
-    def first_layer(self) -> int:
-        """The layer before which visual rows come in; earlier ones run on text rows alone."""
-        return 0
 
     def routing(self, layer: int) -> Routing:
         """The attention edges of a layer while prompts with visual rows are read; the plain model's by default."""
         return PLAIN
 
+    def first_layer(self) -> int:
+        """The layer before which visual rows come in; earlier ones run on text rows alone."""
+        return 0
+
     def vision_layers(self, depth: int) -> tuple[int, ...]:
-        """Layers of the vision tower, of `depth` in all, that the run wants to see; negative ones from the end."""
+        """Layers of the vision tower, of `depth` in all, that it wants to see; negative ones from the end."""
         return ()
 
-    def check(self, num_layers: int) -> None:  # noqa: B027 (most methods fit every model)
+    def asked(self, question: str) -> Self:
+        """This method for a prompt that asks `question`; most do not read it."""
+        return self
+
+    # ---- its settings -----------------------------------------------------------------------------------------------
+
+    def check(self, num_layers: int) -> None:
         """Raises ConfigError where the settings do not fit a model of `num_layers` layers."""
+        check_layers(self, num_layers)
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
         """The defaults for a model of `num_layers` layers: layer numbers at the same relative depth."""
-        return cls()
+        return cls(**scaled_defaults(cls, num_layers))
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self | None:
         """This method keeping about `share` of the visual tokens, where no `keep_tokens`, `keep_ratio` or
@@ -185,6 +154,7 @@ class Pruner(ABC):
 
         Unknown keys are an error too, or dropped with a warning (files written by a newer version).
         """
+        check_names(cls, settings)
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown and drop_unknown:
@@ -199,3 +169,76 @@ class Pruner(ABC):
 
 def _is_needed(item: Field[Any]) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
+
+
+class PromptRun:
+    """A method at work on one prompt of one example. It asks the method; one that must remember something from layer to
+    layer answers itself. The next layer may run on another device, so tensors that it remembers are brought to the
+    view's before they meet.
+
+    Attributes:
+        trigger_layer: the last layer that ran with every visual token, None where there is none; reported in the
+            trace. The engine sets it when tokens first leave.
+        exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
+        is_compact: whether the rows that stay are numbered anew, without gaps where tokens left; see `DroppingPruner`.
+    """
+
+    def __init__(self, pruner: Pruner | None = None) -> None:
+        self._pruner = pruner
+        self.trigger_layer: int | None = None
+        self.exit_votes: list[int] = []
+        self.is_compact = False
+
+    @property
+    def may_close_gaps(self) -> bool:
+        """Whether any token that this run drops may leave no gap in the positions."""
+        return self.is_compact
+
+    def without_gap(self, gone: Tensor) -> Tensor:
+        """Those of the tokens `gone` (numbers in the prompt, `[k]` long), dropped by the last answer, that leave no gap
+        in the positions."""
+        return gone if self.is_compact else gone[:0]
+
+    def observes_entry(self, layer: int) -> bool:
+        """As `Pruner.observes_entry`."""
+        return self._pruner is not None and self._pruner.observes_entry(layer)
+
+    def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
+        """As `Pruner.select_entry`."""
+        return None if self._pruner is None else self._pruner.select_entry(layer, view)
+
+    def observes(self, layer: int) -> bool:
+        """As `Pruner.observes`."""
+        return self._pruner is not None and self._pruner.observes(layer)
+
+    def select(self, layer: int, view: LayerView) -> Tensor | None:
+        """As `Pruner.select`."""
+        return None if self._pruner is None else self._pruner.select(layer, view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppingPruner(Pruner):
+    """A method that drops tokens, with a say over the positions of the rows that stay.
+
+    Attributes:
+        positions: "keep": every row has the position it has in the whole prompt. "compact": the rows of a layer are
+            numbered anew, without gaps, as if the tokens that left had never been there; what is generated follows
+            them. None: as the method was published (`published_positions`), but "keep" in models that place image
+            tokens by line and column (M-RoPE), where nothing could close up and the methods' ports keep places, too.
+        published_positions: what the authors' code does.
+    """
+
+    published_positions: ClassVar[Positions] = "keep"
+
+    positions: Positions | None = None
+
+    def begin(self, in_line: Callable[[], bool]) -> PromptRun:
+        run = self.start()
+        if (self.positions or self.published_positions) == "compact":
+            run.is_compact = in_line()
+        if self.positions == "compact" and not run.is_compact:
+            raise UnsupportedModelError(
+                f"{self.name}: positions='compact' needs rows that are numbered one after another, which those of this "
+                "prompt are not (M-RoPE, or position_ids of your own); use positions='keep'."
+            )
+        return run

@@ -11,29 +11,36 @@ from torch import Tensor, nn
 
 from visipruner.adapters import Adapter, adapter_for
 from visipruner.contract.layout import check_visual_mask
+from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
-from visipruner.engine.attachment import Attachment, check_free
+from visipruner.engine.generating import Generating
+from visipruner.engine.guards import Refusals, stock_model
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
-from visipruner.engine.refusals import Refusals
-from visipruner.engine.stock import stock_model
+from visipruner.engine.patch import Attachment, check_free
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
 
 
-def attach(
-    model: nn.Module, pruner: Pruner, visual_mask: Tensor | None = None, *, adapter: Adapter | None = None
-) -> PruneHandle:
+def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter: Adapter | None = None) -> PruneHandle:
     """Makes `model` prune visual tokens until the handle is removed.
+
+    What is chosen for a prompt holds for the answer: with a cache, and in `generate` also without one. Any other call
+    without a cache is a prompt of its own, for which tokens are chosen anew, also where it begins as the last one did.
+
+    A word is read from the row before it, and dropped rows end as zeros. So the last row of an image is no visual token
+    where the prompt ends with it, or where the model is given `labels` with one for the text right behind it. Image
+    rows themselves should have the label -100: those that are dropped cannot predict their next.
 
     Args:
         model: a stock transformers model with its head: a multimodal one, or a text decoder that is called with
             `inputs_embeds`. It may be compiled (`torch.compile`) or have adapters (peft).
         pruner: the method, for example `VisiPruner()`.
-        visual_mask: `[batch, seq]` bool, True on the visual rows of the prompt. Needed for text decoders and for
-            multimodal models called with ready-made `inputs_embeds`; others find their visual rows by themselves.
+        visual_mask: `[batch, seq]` bool (tensor, numpy array or lists), True on the visual rows of the prompt.
+            Needed for text decoders and for multimodal models called with ready-made `inputs_embeds`; others find
+            their visual rows by themselves.
         adapter: describes a family this library does not know.
 
     Returns:
@@ -50,14 +57,14 @@ def attach(
     if not isinstance(pruner, Pruner):
         raise ConfigError(_no_pruner(pruner))
     model = stock_model(model)
-    if pruner.shrinks:
+    if picture_methods(pruner):
         raise ConfigError(
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
     chosen = adapter or adapter_for(model.config)
     if visual_mask is not None:
-        check_visual_mask(visual_mask)
+        visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:
         raise LayoutError(
             f"A {chosen.family} does not say which rows are visual; pass attach(model, pruner, visual_mask=mask) "
@@ -110,10 +117,12 @@ class PruneHandle:
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
         with ExitStack() as undo:
-            self._attachment = Attachment(host, self._hooks, self._hooks.install())
+            self._attachment = Attachment(host, self._hooks, self._hooks.install(model))
             undo.callback(self._attachment.remove)
             self._refusals = Refusals(model, host.decoder)
             undo.callback(self._refusals.remove)
+            self._generating = Generating(model, self._hooks.opening)
+            undo.callback(self._generating.remove)
             if tap is not None:
                 undo.callback(tap.remove)
                 tap.install(model)
@@ -149,7 +158,7 @@ class PruneHandle:
         whose image rows attend to the question.
         """
         used = ImageCache() if cache is None else cache
-        with self._hooks.image_cache(used):
+        with self._hooks.opening.image_cache(used):
             yield used
 
     def remove(self) -> None:
@@ -158,9 +167,10 @@ class PruneHandle:
         if not self.is_attached:
             return
         self._attachment.remove()
-        self._refusals.remove()
         if self._tap is not None:
             self._tap.remove()
+        self._generating.remove()
+        self._refusals.remove()
         self._hooks.detach()
 
     def __enter__(self) -> Self:

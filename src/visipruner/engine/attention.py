@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
@@ -21,6 +22,9 @@ from visipruner.errors import UnsupportedModelError
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "visipruner_"
+
+# Queries, keys and values as a layer hands them to attention: `[batch, heads, n, head_dim]`.
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 class Attends(Protocol):
@@ -108,3 +112,9 @@ def host_kernel(module: nn.Module, implementation: str) -> Kernel:
             )
         return kernel  # type: ignore[no-any-return]
     return ALL_ATTENTION_FUNCTIONS[implementation]  # type: ignore[no-any-return]
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which `torch.compile` will call and not look into."""
+    disable: Any = torch.compiler.disable  # its annotations are not complete
+    return disable(function)  # type: ignore[no-any-return]

@@ -3,42 +3,76 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from visipruner.engine.edges import OtherKeys, joined_bias
+from visipruner.engine.rows import Rows
 from visipruner.engine.sealed import SealedLayer, SealedSlidingLayer, no_crop, sealed
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
 PADDING = -1
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Incoming:
-    """What the next `update` brings: the packed new rows of every example.
+    """What the next `update` brings: the packed new rows of every example. Layers with the same rows share one.
 
     Attributes:
-        spans: where each example lies in the packed keys `[1, kv_heads, sum(lengths), head_dim]`.
-        columns: per example `[n_b]` long, logical columns of its new rows.
-        stored: per example, which of the new rows later tokens can need, `[n_b]` bool or None for all.
+        rows: the new rows, packed as the keys `[1, kv_heads, sum(lengths), head_dim]` are. past: logical rows before.
         logical: rows the host thinks it appended, padding and dropped rows included.
+        stored: per example, places `[k]` long of the new rows that later tokens can need, or None for all.
         transform: applied to each example's new values before they are stored.
         bias: per example `[n_b]` float added to the logits of its new rows, or None.
-        beside: per example keys and values `[kv_heads, n, head_dim]` and columns `[n]` of rows that are not among the
-            new ones, or None; they are stored too.
+        beside: per example keys of rows that are not among the new ones, or None; they are stored too.
     """
 
-    spans: list[slice]
-    columns: list[Tensor]
-    stored: list[Tensor | None]
+    rows: Rows
+    past: int
     logical: int
-    transform: list[Callable[[Tensor], Tensor] | None]
-    bias: list[Tensor] | None = None
-    beside: list[tuple[Tensor, Tensor, Tensor] | None] | None = None
+    stored: Sequence[Tensor] | None = None
+    transform: Sequence[Callable[[Tensor], Tensor]] | None = None
+    bias: Sequence[Tensor] | None = None
+    beside: Sequence[OtherKeys | None] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows are stored as they come, all or some of them."""
+        return self.transform is None and self.bias is None and self.beside is None
+
+    def kept(self, example: int) -> int:
+        """Rows of an example that are stored."""
+        beside = None if self.beside is None else self.beside[example]
+        mine = self.rows.lengths[example] if self.stored is None else self.stored[example].numel()
+        return mine + (0 if beside is None else beside.columns.numel())
+
+    @cached_property
+    def columns(self) -> list[Tensor]:
+        """Per example `[n_b]` long, logical columns of its new rows."""
+        return [index + self.past if self.past else index for index in self.rows.index]
+
+    @cached_property
+    def padded(self) -> tuple[Tensor | None, Tensor, bool]:
+        """Of plain rows: their places among the packed ones, examples padded on the left (None: as they come), their
+        logical columns `[batch, longest]`, and whether any is PADDING."""
+        stored = self.stored or [torch.arange(length, device=self.rows.flat.device) for length in self.rows.lengths]
+        columns = self.columns if self.stored is None else [c[s] for c, s in zip(self.columns, stored, strict=True)]
+        if len(columns) == 1:
+            return (None if self.stored is None else stored[0]), columns[0][None], False
+        longest = max(part.numel() for part in columns)
+        starts = [span.start for span in self.rows.spans]
+        places = [
+            _pad_left(part + start, longest, -1, min(start, self.rows.total - 1))
+            for part, start in zip(stored, starts, strict=True)
+        ]
+        where = torch.stack([_pad_left(part, longest, -1, PADDING) for part in columns])
+        return torch.cat(places), where, any(part.numel() < longest for part in columns)
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -55,6 +89,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, batch: int, sliding_window: int | None, is_attached: Callable[[], bool]) -> None:
         super().__init__()
         self.columns = torch.empty(batch, 0, dtype=torch.long)
+        self.is_padded = False  # whether any of `columns` is PADDING
         self.bias: Tensor | None = None
         self.logical = 0
         self.is_sliding = sliding_window is not None
@@ -105,45 +140,55 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.incoming = None
         return key_states, value_states
 
-    def seed(self, keys: Tensor, values: Tensor, columns: Tensor, bias: Tensor, logical: int) -> None:
-        """Begins with what another prompt left of its first `logical` rows; of a single example, before any update.
-
-        Keys and values are `[kv_heads, n, head_dim]`, columns and bias `[n]`.
-        """
-        self.lazy_initialization(keys[None], values[None])
-        self.keys, self.values, self.columns = keys[None], values[None], columns[None]
-        self.bias = bias[None] if bool(bias.any()) else None
+    def seed(self, first: OtherKeys, logical: int) -> None:
+        """Begins with what another prompt left of its `first` `logical` rows; of a single example, before any
+        update."""
+        self.lazy_initialization(first.keys[None], first.values[None])
+        self.keys, self.values, self.columns = first.keys[None], first.values[None], first.columns[None]
+        self.bias = None if first.bias is None else first.bias[None]
         self.logical = logical
 
     def _store(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
-        keys, values, columns, biases = [], [], [], []
-        for example, span in enumerate(new.spans):
-            k, v, where = key_states[0, :, span], value_states[0, :, span], new.columns[example]
-            transform = new.transform[example]
-            if transform is not None:
-                v = transform(v)
-            bias = new.bias[example] if new.bias is not None else torch.zeros_like(where, dtype=torch.float32)
-            stored = new.stored[example]
-            if stored is not None:
-                k, v, where, bias = k[:, stored], v[:, stored], where[stored], bias[stored]
-            if new.beside is not None and (beside := new.beside[example]) is not None:
-                k, v = torch.cat([beside[0], k], dim=-2), torch.cat([beside[1], v], dim=-2)
-                where, bias = torch.cat([beside[2], where]), nn.functional.pad(bias, (beside[2].numel(), 0))
-            old_k, old_v, old_where, old_bias = self.past(example)
-            if old_where.numel():
-                k, v = torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2)
-                where, bias = torch.cat([old_where.to(where), where]), torch.cat([old_bias.to(bias), bias])
-            keys.append(k)
-            values.append(v)
-            columns.append(where)
-            biases.append(bias)
-        longest = max(where.numel() for where in columns)
-        self.keys = torch.stack([_pad_left(k, longest, -2) for k in keys])
-        self.values = torch.stack([_pad_left(v, longest, -2) for v in values])
-        self.columns = torch.stack([_pad_left(where, longest, -1, PADDING) for where in columns])
-        keep_bias = self.bias is not None or new.bias is not None
-        self.bias = torch.stack([_pad_left(bias, longest, -1) for bias in biases]) if keep_bias else None
+        if new.is_plain and not self._held():
+            places, self.columns, self.is_padded = new.padded
+            batch = len(new.rows.index)
+            self.keys, self.values = (_batched(part, places, batch) for part in (key_states, value_states))
+        else:
+            self._store_each(key_states, value_states, new)
         self.logical += new.logical
+
+    def _store_each(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
+        """Rows that come after others, or are changed before they are stored: example by example."""
+        parts = [
+            self._stored(example, key_states[0, :, span], value_states[0, :, span], new)
+            for example, span in enumerate(new.rows.spans)
+        ]
+        lengths = [part.columns.numel() for part in parts]
+        longest = max(lengths)
+        self.keys = torch.stack([_pad_left(part.keys, longest, -2) for part in parts])
+        self.values = torch.stack([_pad_left(part.values, longest, -2) for part in parts])
+        self.columns = torch.stack([_pad_left(part.columns, longest, -1, PADDING) for part in parts])
+        self.is_padded = min(lengths) < longest
+        biases = [joined_bias((part.columns, part.bias)) for part in parts]
+        self.bias = None
+        if any(bias is not None for bias in biases):
+            none = torch.zeros(longest, device=self.columns.device)
+            self.bias = torch.stack([none if bias is None else _pad_left(bias, longest, -1) for bias in biases])
+
+    def _stored(self, example: int, k: Tensor, v: Tensor, new: Incoming) -> OtherKeys:
+        """All that an example holds once its new rows, keys and values `[kv_heads, n, head_dim]`, are stored."""
+        where, bias = new.columns[example], None if new.bias is None else new.bias[example]
+        if new.transform is not None:
+            v = new.transform[example](v)
+        if new.stored is not None:
+            mine = new.stored[example]
+            k, v, where = k[:, mine], v[:, mine], where[mine]
+            bias = None if bias is None else bias[mine]
+        mine_all = OtherKeys(k, v, where, bias, torch.zeros_like(where, dtype=torch.bool))
+        beside = None if new.beside is None else new.beside[example]
+        if beside is not None:
+            mine_all = beside.joined(mine_all)
+        return self.past(example).joined(mine_all) if self._held() else mine_all
 
     def all_columns(self) -> Tensor:
         """`[batch, held]` long: logical column of every key held, PADDING where there is none."""
@@ -153,29 +198,41 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def held_rows(self, example: int) -> int:
         """Keys held for one example, left padding excluded."""
-        return int((self.all_columns()[example] != PADDING).sum()) if self._held() else 0
+        if not self.is_padded:
+            return self._held()
+        return int((self.all_columns()[example] != PADDING).sum())
 
-    def past(self, example: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One example's keys, values `[kv_heads, held_b, head_dim]`, columns and biases `[held_b]`, no padding."""
-        if self._held() == 0:
-            empty = torch.empty(0, device=self.columns.device)
-            return empty, empty, empty.long(), empty
-        columns = self.all_columns()[example]
-        valid = columns != PADDING
-        bias = torch.zeros_like(columns, dtype=torch.float32)
+    def past(self, example: int) -> OtherKeys:
+        """What is held of one example, without padding; none of it is visual to a prompt that comes after."""
+        columns, keys, values = self.all_columns()[example], self.keys[example], self.values[example]
+        bias = None
         if self.bias is not None:
-            bias[: self.bias.shape[1]] = self.bias[example]
-        return self.keys[example][:, valid], self.values[example][:, valid], columns[valid], bias[valid]
+            bias = nn.functional.pad(self.bias[example], (0, columns.numel() - self.bias.shape[1]))
+        if self.is_padded:
+            valid = (columns != PADDING).nonzero().flatten()
+            columns, keys, values = columns[valid], keys[:, valid], values[:, valid]
+            bias = None if bias is None else bias[valid]
+        return OtherKeys(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
-    def narrow_mask(self, mask: Tensor | None, queries: int, dtype: torch.dtype) -> Tensor | None:
+    def narrow_mask(
+        self, mask: Tensor | None, queries: int, dtype: torch.dtype, known: dict[Any, Any] | None = None
+    ) -> Tensor | None:
         """The host's mask over the unpruned columns, for the keys held plus `queries` new ones.
 
         `mask` is `[batch or 1, 1, queries, columns]` (bool, or float to be added), or None where the host's kernel
-        needs none; then None comes back too, unless padding or a sink's bias must be told to the kernel.
+        needs none; then None comes back too, unless padding or a sink's bias must be told to the kernel. `known`
+        remembers what one forward's layers have in common.
         """
-        has_padding = bool((self.columns == PADDING).any())
-        if mask is None and not has_padding and self.bias is None:
+        if mask is None and not self.is_padded and self.bias is None:
             return None
+        if known is None:
+            return self._narrowed(mask, queries, dtype)
+        key = (id(mask), id(self.columns), id(self.bias), self._held(), self.logical, self.columns.device, dtype)
+        if key not in known:  # what the ids belong to is kept as long as they are
+            known[key] = (self._narrowed(mask, queries, dtype), mask, self.columns, self.bias)
+        return known[key][0]  # type: ignore[no-any-return]
+
+    def _narrowed(self, mask: Tensor | None, queries: int, dtype: torch.dtype) -> Tensor:
         old = self.all_columns()
         new = torch.arange(self.logical, self.logical + queries, device=old.device).expand(old.shape[0], -1)
         columns = torch.cat([old, new], dim=1)
@@ -194,13 +251,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
                 narrow = torch.where(inside[:, None, None], picked, lowest)
             else:
                 narrow = picked & inside[:, None, None]
-        if self.bias is None:
-            return narrow
+        return narrow if self.bias is None else self._biased(narrow, self.bias, dtype)
+
+    def _biased(self, narrow: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         if narrow.dtype == torch.bool:
             lowest = torch.finfo(dtype).min
             narrow = torch.where(narrow, torch.zeros((), dtype=dtype, device=narrow.device), lowest)
-        bias = torch.nn.functional.pad(self.bias, (0, narrow.shape[-1] - self.bias.shape[1])).to(narrow.dtype)
-        return (narrow + bias[:, None, None]).clamp(min=torch.finfo(narrow.dtype).min)
+        wide = nn.functional.pad(bias, (0, narrow.shape[-1] - bias.shape[1])).to(narrow.dtype)
+        return (narrow + wide[:, None, None]).clamp(min=torch.finfo(narrow.dtype).min)
 
     def get_seq_length(self) -> int:
         return self.logical
@@ -227,7 +285,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self.columns = self.columns[:, :0]
-        self.bias = None
+        self.bias, self.is_padded = None, False
         self.logical = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -257,6 +315,17 @@ def seal_first(cache: Any) -> None:
         first.seal()
     else:
         cache.layers[0] = sealed(first)
+
+
+def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:
+    """`[1, kv_heads, n, head_dim]` as `[batch, kv_heads, longest, head_dim]`, by `places` `[batch * longest]` long."""
+    if places is not None:
+        packed = packed.index_select(2, places)
+    elif packed.untyped_storage().nbytes() > packed.numel() * packed.element_size():
+        packed = packed.clone(
+            memory_format=torch.contiguous_format
+        )  # a slice of a larger tensor would keep all of that in memory
+    return packed if batch == 1 else packed[0].reshape(packed.shape[1], batch, -1, packed.shape[-1]).transpose(0, 1)
 
 
 def _pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:

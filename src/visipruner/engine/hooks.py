@@ -1,59 +1,51 @@
-"""What happens at each point of a host model's forward: the hooks, and the session they carry a prompt with."""
+"""PyTorch's callbacks: what happens at each point of a host model's forward, handed to the session of the prompt."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layouts, mask_for_forward
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import Pruner
 from visipruner.contract.routing import Needed
-from visipruner.engine.added import AddedFeatures
-from visipruner.engine.arguments import bound, brings_pixels, cache_of
+from visipruner.contract.training_run import TrainingPruner
+from visipruner.engine.attention import QKV, uncompiled
 from visipruner.engine.cache import PrunedLayer
-from visipruner.engine.frame import FRAME
+from visipruner.engine.calls import cache_of
 from visipruner.engine.host import Host
-from visipruner.engine.image_cache import ImageCache, SharedPrefix
-from visipruner.engine.per_thread import PerThread, Threads
-from visipruner.engine.refusals import uncompiled
+from visipruner.engine.layer_plan import PLAN
+from visipruner.engine.opening import Opening
 from visipruner.engine.replay import ReplayRun, Uncached
-from visipruner.engine.routed import QKV
-from visipruner.engine.session import Forward, PromptSession
-from visipruner.engine.trace import PruneTrace, plain_trace
-from visipruner.engine.vision import Vision, VisionTap, read_tower
-from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
+from visipruner.engine.session import PromptSession
+from visipruner.engine.threads import PerThread, Threads
+from visipruner.engine.trace import PruneTrace
+from visipruner.engine.vision import VisionTap
+from visipruner.errors import UnsupportedModelError
 
 
 class Hooks:
-    """The engine of one attached model. What belongs to a forward, or to `generate` without a cache, is its thread's.
+    """The engine of one attached model. What belongs to a forward is its thread's.
 
     Attributes:
+        opening: makes sessions of the decoder's calls.
         is_attached: False once the handle was removed; pruned caches refuse to go on then.
     """
 
     _session = PerThread[PromptSession | None](lambda: None)
-    _found = PerThread[Tensor | None](lambda: None)
-    _call = PerThread[Mapping[str, Any]](dict)
-    # Forwards without a cache: the last one, and the one that is running.
-    _uncached = PerThread[Uncached | None](lambda: None)
-    _running = PerThread[Uncached | None](lambda: None)
+    _narrowed = PerThread[dict[Any, Any]](dict)
     _is_projecting = PerThread[bool](bool)
     _spares_queries = PerThread[bool](bool)
     _query_rows = PerThread[int](int)
 
     def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
-        self._host, self._pruner, self._visual_mask, self._tap = host, pruner, visual_mask, tap
+        self._host, self._pruner, self._tap = host, pruner, tap
+        self.opening = Opening(host, pruner, visual_mask, tap)
         self.threads, self._traces = Threads(), _Traces()
         self.is_attached = True
-        self._image_cache: ImageCache | None = None
 
     @property
     def trace(self) -> PruneTrace | None:
@@ -68,21 +60,23 @@ class Hooks:
     def detach(self) -> None:
         """Lets go of everything that belongs to a forward, in every thread; traces stay."""
         self.is_attached = False
-        self.threads = Threads()
+        self.threads = self.opening.threads = Threads()
 
-    def install(self) -> Iterator[RemovableHandle]:
+    def install(self, model: nn.Module) -> Iterator[RemovableHandle]:
         """Registers hook after hook; none costs a text-only prompt more than a Python call per layer."""
         host = self._host
+        if model is not host.decoder:
+            yield model.register_forward_pre_hook(uncompiled(self.opening.take_labels), with_kwargs=True)
         yield host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True)
         yield host.decoder.register_forward_hook(uncompiled(self._end), always_call=True)
         if host.embedder is not None:
-            yield host.embedder.register_forward_pre_hook(uncompiled(self._locate), with_kwargs=True)
+            yield host.embedder.register_forward_pre_hook(uncompiled(self.opening.locate), with_kwargs=True)
             if self._tap is not None:
                 yield host.embedder.register_forward_hook(uncompiled(self._tap.leave), always_call=True)
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
             yield from self._install_routing(layer)
-            if self._pruner.blends:
+            if isinstance(self._pruner, TrainingPruner):
                 yield module.register_forward_hook(self._blend_hook(layer), with_kwargs=True)
         yield host.layers[-1].register_forward_hook(self._leave_layers)
 
@@ -108,134 +102,43 @@ class Hooks:
 
     # ---- around the decoder -------------------------------------------------------------------------------------
 
-    def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the multimodal model embeds its inputs: which rows will be visual."""
-        assert self._host.adapter.locate is not None
-        self._call = bound(module, args, kwargs)
-        self._found = self._host.adapter.locate(module, self._call)
-        if self._tap is not None and brings_pixels(self._call):
-            self._tap.clear()  # of images whose forward was interrupted, or that were encoded for no prompt
-
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder runs: a session, if this forward brings visual rows."""
-        self._session = self._running = None  # those left by an interrupted forward are of no use
-        if self._tap is not None:
-            self._tap.spend()
-        before, self._uncached = self._uncached, None
-        outer, self._call = self._call, {}
-        call = bound(module, args, kwargs)
-        embeds, cache = call.get("inputs_embeds"), call["cache"]
-        rows = call.get("input_ids") if embeds is None else embeds
-        if rows is None:
-            return None  # the host has a better word for this than we do
-        batch, seq = rows.shape[:2]
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        visual = self._visual_rows(batch, past, seq, {**outer, **call})
-        real = _real_rows((call.get("attention_mask"), outer.get("attention_mask")), batch, past + seq, rows.device)
-        if visual is None or not bool(visual.mask.any()):
-            if past == 0:
-                self.trace = plain_trace(self._host.shape, real.sum(1).tolist(), seq, self._host.dtype.itemsize)
+        self._session = None  # one left by an interrupted forward is of no use
+        self._narrowed.clear()
+        session, plain = self.opening.open(self, module, args, kwargs)
+        if plain is not None:
+            self.trace = plain
+        self._session = session
+        added = None if session is None else self.opening.features(kwargs)
+        if session is None or added is None:
             return None
-        asked = {**outer, **call}.get("output_attentions", getattr(self._host.configs[0], "output_attentions", False))
-        wants_maps = bool(asked) and self._host.is_eager  # other implementations have no maps to give
-        in_line = is_in_line(call.get("position_ids"), real[:, past:])
-        # While learning, equal beginnings are chance, and embeddings would hold on to their graph.
-        if cache is None and embeds is not None and not torch.is_grad_enabled():
-            again = None if before is None else before.continued_by(embeds)
-            self._running = again or Uncached(embeds, seq)
-        self._session = self._started(embeds, cache is not None, past, visual, real, wants_maps, in_line)
-        names = self._host.adapter.added_features
-        if names is None or kwargs.get(names[1]) is None:
-            return None
-        self._session.take_features(AddedFeatures(*(kwargs[name] for name in names)))
-        return args, {**kwargs, **dict.fromkeys(names)}
-
-    def _started(
-        self,
-        embeds: Tensor | None,
-        is_cached: bool,
-        past: int,
-        visual: VisualRows,
-        real: Tensor,
-        wants_maps: bool,
-        in_line: bool,
-    ) -> PromptSession:
-        """A session for the rows after `past`, `embeds` `[batch, seq, d]`."""
-        seq = real.shape[1] - past
-        prompt_end = seq if self._running is None else self._running.prompt_end
-        found = layouts(VisualRows(visual.mask.to(real.device), visual.images), real[:, past:], prompt_end)
-        vision: list[Vision | None] = [None] * len(found)
-        runs: list[PromptRun] = [self._pruner.begin(in_line) for _ in found]
-        if self._running is not None and self._running.runs:
-            runs = list(self._running.runs)
-        elif self._tap is not None:
-            found, vision = read_tower(self._tap, found)
-        forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_maps)
-        owner = weakref.ref(self)
-        shared = None if past or wants_maps or not is_cached else self._shared_prefix(embeds, found)
-        return PromptSession(self._pruner, self._host, owner, found, runs, forward, self._run_ahead, vision, shared)
-
-    def _shared_prefix(self, embeds: Tensor | None, found: Sequence[TokenLayout]) -> SharedPrefix | None:
-        """What is known of a prompt's rows up to the end of its image, under an image cache."""
-        if self._image_cache is None or embeds is None or torch.is_grad_enabled() or not len(found[0].visual):
-            return None
-        if len(found) != 1:
-            raise VisiPrunerError(
-                "Under image_cache() prompts are read one at a time; pass one example and no beams, or leave it out."
-            )
-        return SharedPrefix(self._image_cache, embeds, int(found[0].visual[-1]) + 1)
-
-    @contextmanager
-    def image_cache(self, cache: ImageCache) -> Iterator[None]:
-        """Lets prompts share what `cache` knows of their image. Raises UnsupportedModelError, VisiPrunerError."""
-        if self._image_cache is not None:
-            raise VisiPrunerError("This handle has an image cache already; leave its context first.")
-        waits = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
-        if self._pruner.blends or self._pruner.first_layer() or waits:
-            raise UnsupportedModelError(
-                f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
-                "leave it out."
-            )
-        cache.bind((weakref.ref(self._host.decoder), self._pruner, self._host.implementation))
-        self._image_cache = cache
-        # A method that looks into the vision tower must see it run.
-        embedder = self._host.embedder if self._tap is None else None
-        try:
-            with nullcontext() if embedder is None else cache.remembering(embedder):
-                yield
-        finally:
-            self._image_cache = None
-
-    def _visual_rows(self, batch: int, past: int, seq: int, call: Mapping[str, Any]) -> VisualRows | None:
-        found, self._found = self._found, None
-        if self._visual_mask is not None:
-            cached = call["cache"] is not None
-            return VisualRows(mask_for_forward(self._visual_mask, batch, past, seq, cached))
-        if found is None:
-            if past == 0:
-                raise LayoutError(
-                    "The model was called with inputs_embeds, which do not say which rows are visual; pass input_ids "
-                    "with pixel_values, or attach with visual_mask."
-                )
-            return None
-        assert self._host.embedder is not None
-        return self._host.adapter.arranged(self._host.embedder, call, found)
+        session.take_features(added[0])
+        return args, added[1]
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the decoder, also when it failed (without output)."""
         session, self._session = self._session, None
-        uncached, self._running = self._running, None
+        uncached, self.opening.running = self.opening.running, None
+        self._narrowed.clear()
         if self._tap is not None:
             self._tap.clear()
         if session is None or output is None:
             return
-        self._uncached = uncached
         if uncached is not None and uncached.runs:
+            self._goes_on(uncached)
             return
-        trace = self.trace = PruneTrace(self._host.shape, session.examples, self._host.dtype.itemsize)
-        replays = zip(trace.kept, session.merged, session.closed, strict=True)
+        if not self.opening.is_first:
+            return
+        self.trace = PruneTrace(self._host.shape, session.record.read, self._host.dtype.itemsize)
         if uncached is not None:
-            self._uncached = replace(uncached, runs=[ReplayRun(*decided) for decided in replays])
+            decided = zip(session.record.kept, session.merged, session.closed, strict=True)
+            self._goes_on(replace(uncached, runs=[ReplayRun(*each) for each in decided]))
+
+    def _goes_on(self, prompt: Uncached) -> None:
+        """Later forwards of this run of `generate` repeat what was decided for its prompt."""
+        if self.opening.generation is not None:
+            self.opening.generation.prompt = prompt
 
     # ---- around a layer -------------------------------------------------------------------------------------------
 
@@ -253,15 +156,11 @@ class Hooks:
             if self._session is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            if isinstance(output, tuple):
-                return (self._session.blend(layer, hidden, output[0]), *output[1:])
-            return self._session.blend(layer, hidden, output)
+            return _changed(output, partial(self._session.blend, layer, hidden))
 
         return leave
 
-    def _run_ahead(
-        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False
-    ) -> tuple[QKV, Any]:
+    def run_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False) -> tuple[QKV, Any]:
         """Runs a layer up to its attention on some rows: queries, keys, values as attention would be given them."""
         session, self._session = self._session, None
         self._is_projecting, self._spares_queries = True, keys_only
@@ -279,32 +178,28 @@ class Hooks:
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
         if not isinstance(held, PrunedLayer):
             return None
-        mask = held.narrow_mask(kwargs.get("attention_mask"), hidden.shape[1], hidden.dtype)
+        mask = held.narrow_mask(kwargs.get("attention_mask"), hidden.shape[1], hidden.dtype, self._narrowed)
         return args, {**kwargs, "attention_mask": mask}
 
     def _leave_layers(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._session is None:
-            return None
-        if isinstance(output, tuple):
-            return (self._session.leave_layers(output[0]), *output[1:])
-        return self._session.leave_layers(output)
+        return None if self._session is None else _changed(output, self._session.leave_layers)
 
     def _enter_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._session is None or not self._session.attends_partly:
+        if self._session is None or not self._session.projection.attends_partly:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        return _with_hidden(args, *self._session.enter_attention(hidden, kwargs))
+        return _with_hidden(args, *self._session.projection.enter_attention(hidden, kwargs))
 
     def _leave_attention(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._session is None or not self._session.attends_partly:
+        if self._session is None or not self._session.projection.attends_partly:
             return None
-        return (self._session.leave_attention(output[0]), *output[1:])
+        return _changed(output, self._session.projection.leave_attention)
 
     def _enter_projection(self, needed: Needed, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return None if self._session is None else self._session.enter_projection(needed, args[0])
+        return None if self._session is None else self._session.projection.enter_projection(needed, args[0])
 
     def _leave_projection(self, needed: Needed, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
-        return None if self._session is None else self._session.leave_projection(needed, output)
+        return None if self._session is None else self._session.projection.leave_projection(needed, output)
 
     def _enter_queries(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Rows that only give keys and values need no query."""
@@ -322,11 +217,11 @@ class Hooks:
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every attached layer."""
-        frame = kwargs.pop(FRAME, None)
+        plan = kwargs.pop(PLAN, None)
         if self._is_projecting:
             raise _ProjectedError(qkv, kwargs)
-        if frame is not None:
-            return frame.attend(module, qkv, kwargs), None
+        if plan is not None:
+            return plan.attend(module, qkv, kwargs), None
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)
@@ -349,18 +244,11 @@ class _ProjectedError(Exception):
         self.qkv, self.kwargs = qkv, kwargs
 
 
+def _changed(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a layer gave, its hidden states changed."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
 def _with_hidden(args: tuple[Any, ...], hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """A call with other hidden states, given the way the host gave them."""
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-
-def _real_rows(paddings: tuple[Any, ...], batch: int, length: int, device: torch.device) -> Tensor:
-    """`[batch, length]` bool: rows that are not padding, as the first 2-D attention mask says; all rows without one.
-
-    Some models give their decoder whole maps instead (attention in both directions within an image); what is padding
-    is then known from the mask that they were given themselves.
-    """
-    for padding in paddings:
-        if isinstance(padding, Tensor) and padding.ndim == 2 and padding.shape[1] >= length:
-            return padding[:, :length].bool().to(device)
-    return torch.ones(batch, length, dtype=torch.bool, device=device)

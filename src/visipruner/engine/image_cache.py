@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.contract.pruner import PromptRun
-from visipruner.engine.arguments import map_tensors, per_row
 from visipruner.engine.cache import PrunedLayer
+from visipruner.engine.calls import map_tensors, per_row
+from visipruner.engine.edges import OtherKeys, PackedExample
+from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
-from visipruner.engine.present import Present
-from visipruner.engine.routed import OtherKeys, PackedExample
+from visipruner.engine.soft import is_biased
 from visipruner.errors import UnsupportedModelError
 
 
@@ -29,22 +30,24 @@ class Prefix:
     """The rows of one prompt up to the end of its last image, as far as layers ran with all of them.
 
     Attributes:
-        length: host rows. embeds: `[1, length, d]`. placed: the decoder's per-row arguments for these rows.
+        length: host rows. embeds: `[1, length, d]`. visibility: which of these rows are no padding, and what
+            whole masks let them see of each other. placed: the decoder's per-row arguments for these rows.
         hidden: `hidden[l]`, `[1, n, d]`, enter layer l; one entry more than layers known.
         seen: `seen[l]`, what attention of layer l was given for these rows. stored: `stored[l]`, what later rows need.
     """
 
     length: int
     embeds: Tensor
+    visibility: Any = None
     placed: dict[str, Any] = field(default_factory=dict)
     hidden: list[Tensor] = field(default_factory=list)
     seen: list[OtherKeys] = field(default_factory=list)
     stored: list[OtherKeys] = field(default_factory=list)
 
-    def matches(self, embeds: Tensor) -> bool:
-        """Whether a prompt `[1, seq, d]` begins with these rows."""
+    def matches(self, embeds: Tensor, visibility: Any) -> bool:
+        """Whether a prompt `[1, seq, d]` begins with these rows, and they see of each other what they saw."""
         same = embeds.shape[1] > self.length and embeds.dtype == self.embeds.dtype
-        return same and torch.equal(embeds[:, : self.length], self.embeds)
+        return same and torch.equal(embeds[:, : self.length], self.embeds) and _same(visibility, self.visibility)
 
     def is_placed_alike(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a layer is given the same positions for these rows; the first layer asked sets them."""
@@ -98,18 +101,18 @@ class ImageCache:
         """Forgets the image."""
         self._owner = self._prefix = self._features = None
 
-    def prefix_for(self, embeds: Tensor, length: int) -> Prefix:
+    def prefix_for(self, embeds: Tensor, length: int, visibility: Any) -> Prefix:
         """The known prefix of a prompt `[1, seq, d]` whose first `length` rows end with its image, or a new one.
 
         It is the prompt's own, for another thread may read one meanwhile; `keep` makes it known.
         """
         known = self._prefix
-        if known is not None and known.length == length and known.matches(embeds):
+        if known is not None and known.length == length and known.matches(embeds, visibility):
             self.reused += 1
             return known.copied()
         self.read += 1
         self._prefix = known = None  # its memory goes before the new one's comes
-        return Prefix(length, embeds[:, :length].clone())
+        return Prefix(length, embeds[:, :length].clone(), _copied(visibility))
 
     def keep(self, prefix: Prefix) -> None:
         """Remembers the prefix of a prompt that was read."""
@@ -138,6 +141,13 @@ class ImageCache:
             del embedder.get_image_features
 
 
+def _beginning_of(mask: Any, length: int) -> Any:
+    """What whole masks, one or one for each kind of layer, let the first `length` rows see of each other."""
+    if isinstance(mask, Mapping):
+        return {kind: _beginning_of(part, length) for kind, part in mask.items()}
+    return mask[..., :length, :length] if isinstance(mask, Tensor) and mask.ndim == 4 else None
+
+
 def _copied(given: Any) -> Any:
     if isinstance(given, Tensor):
         return given.clone()
@@ -163,39 +173,42 @@ class SharedPrefix:
         is_folded: True while the prefix rows rest.
     """
 
-    def __init__(self, cache: ImageCache, embeds: Tensor, length: int) -> None:
+    def __init__(self, cache: ImageCache, embeds: Tensor, length: int, real: Tensor, mask: Any) -> None:
+        """`real`: `[seq]` bool, rows that are no padding. `mask`: the attention mask that the decoder was given."""
         self.is_folded = False
-        self._cache, self._prefix, self._seq = cache, cache.prefix_for(embeds, length), embeds.shape[1]
+        visibility = (real[:length], _beginning_of(mask, length))
+        self._cache, self._prefix = cache, cache.prefix_for(embeds, length, visibility)
+        self._seq = embeds.shape[1]
         self._is_untouched = True  # until a visual token leaves or is merged; those that stay then run in every layer
         self._held: PrunedLayer | None = None
 
     def before_look(
-        self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], present: Present, run: PromptRun
+        self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], live: LiveRows, run: PromptRun
     ) -> Tensor:
         """All rows run, packed, where the pruner looks at them or tokens left; what enters the layer is noted."""
-        if run.biases(layer):
+        if is_biased(layer, [run]):
             raise UnsupportedModelError("A method that biases attention cannot share images; leave image_cache() out.")
         if layer == 0:
             if not self._prefix.is_placed_alike(kwargs):
                 self._prefix.forget()
                 self._prefix.is_placed_alike(kwargs)
-            hidden = present.repack(hidden)
-        if present.has_dropped or run.observes_entry(layer):
-            hidden = self._unfolded(layer, hidden, present)
-        self._note_entry(layer, hidden, present)
-        if present.has_dropped:
+            hidden = live.repack(hidden)
+        if live.has_dropped or run.observes_entry(layer):
+            hidden = self._unfolded(layer, hidden, live)
+        self._note_entry(layer, hidden, live)
+        if live.has_dropped:
             self._is_untouched = False
-            hidden = present.repack(hidden)
+            hidden = live.repack(hidden)
         return hidden
 
-    def after_look(self, layer: int, hidden: Tensor, present: Present, is_changed: bool, reads_queries: bool) -> Tensor:
+    def after_look(self, layer: int, hidden: Tensor, live: LiveRows, is_changed: bool, reads_queries: bool) -> Tensor:
         """Lets the prefix rows rest where their way through the layer is known and nobody reads their queries."""
-        if present.has_dropped or is_changed:
+        if live.has_dropped or is_changed:
             self._is_untouched = False
         if reads_queries or not self._knows(layer):
-            return self._unfolded(layer, hidden, present)
+            return self._unfolded(layer, hidden, live)
         if not self.is_folded:
-            hidden = present.fold(self._prefix.length, hidden)
+            hidden = live.fold(self._prefix.length, hidden)
             self.is_folded = True
         return hidden
 
@@ -204,10 +217,9 @@ class SharedPrefix:
         self._held = cache
         if not self.is_folded:
             return None
-        left = self._prefix.stored[layer]
-        cache.seed(left.keys, left.values, left.columns, left.bias, self._prefix.length)
+        cache.seed(self._prefix.stored[layer], self._prefix.length)
         assert cache.incoming is not None
-        cache.incoming.logical -= self._prefix.length
+        cache.incoming = replace(cache.incoming, logical=cache.incoming.logical - self._prefix.length)
         return self._prefix.seen[layer]
 
     def note_attention(self, layer: int, part: PackedExample, keys: Tensor, values: Tensor, mask: HostMask) -> None:
@@ -224,39 +236,41 @@ class SharedPrefix:
         if mask.tensor is not None:
             later = torch.arange(length, self._seq, device=rows.device)
             _check_closed(mask.allowed(0, rows, later))
-        bias = torch.zeros_like(rows, dtype=torch.float32) if part.sink_bias is None else part.sink_bias[mine]
-        seen = OtherKeys(keys[:, mine], values[:, mine], rows, bias, part.visual[mine])
+        is_visual = torch.zeros_like(part.rows, dtype=torch.bool).index_fill(0, part.visual, True)
+        bias = None if part.bias is None else part.bias[mine]
+        seen = OtherKeys(keys[:, mine], values[:, mine], rows, bias, is_visual[mine])
         self._prefix.seen.append(seen)
         self._prefix.stored.append(_stored(self._held, length, seen))
 
-    def complete(self, layers: int, hidden: Tensor, present: Present) -> Tensor:
+    def complete(self, layers: int, hidden: Tensor, live: LiveRows) -> Tensor:
         """After the last layer: all rows, for hosts that want them all."""
-        self._note_entry(layers, hidden, present)
+        self._note_entry(layers, hidden, live)
         self._cache.keep(self._prefix)
-        return self._unfolded(layers, hidden, present)
+        return self._unfolded(layers, hidden, live)
 
     def _knows(self, layer: int) -> bool:
         return self._is_untouched and layer < len(self._prefix.seen)
 
-    def _note_entry(self, layer: int, hidden: Tensor, present: Present) -> None:
+    def _note_entry(self, layer: int, hidden: Tensor, live: LiveRows) -> None:
         if self._is_untouched and not self.is_folded and len(self._prefix.hidden) == layer:
-            count = int((present.rows.index[0] < self._prefix.length).sum())
+            count = int((live.rows.index[0] < self._prefix.length).sum())
             self._prefix.hidden.append(hidden[:, :count].clone())
 
-    def _unfolded(self, layer: int, hidden: Tensor, present: Present) -> Tensor:
+    def _unfolded(self, layer: int, hidden: Tensor, live: LiveRows) -> Tensor:
         if not self.is_folded:
             return hidden
         self.is_folded = False
-        return present.unfold(self._prefix.hidden[layer], hidden)
+        return live.unfold(self._prefix.hidden[layer], hidden)
 
 
 def _stored(held: PrunedLayer, length: int, seen: OtherKeys) -> OtherKeys:
     """What the cache keeps of the first `length` rows; shares memory with `seen` where that is the same."""
-    keys, values, columns, bias = held.past(0)
-    old = columns < length
-    keys, values, columns, bias = keys[:, old], values[:, old], columns[old], bias[old]
+    found = held.past(0)
+    old = found.columns < length
+    keys, values, columns = found.keys[:, old], found.values[:, old], found.columns[old]
     if torch.equal(columns, seen.columns) and torch.equal(values, seen.values):
         return seen
+    bias = None if found.bias is None else found.bias[old]
     return OtherKeys(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
 

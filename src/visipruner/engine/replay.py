@@ -13,25 +13,28 @@ from visipruner.contract.pruner import PromptRun
 
 
 class ReplayRun(PromptRun):
-    """Follows a recorded `kept` list (`ExampleTrace.kept`) of one example, and `merged` states by layer; of the tokens
-    that leave, `closed` (`[k]` long) leave no gap in the positions.
+    """Follows the tokens `kept` (`[k]` long) on entry to each layer of one example, and `merged` states by layer; of
+    the tokens that leave, `closed` (`[k]` long) leave no gap in the positions.
 
     Everything is done on entry to a layer: what left after a layer's attention is gone before the next one too.
     """
 
-    def __init__(self, kept: Sequence[Sequence[int]], merged: Mapping[int, Tensor], closed: Tensor) -> None:
+    def __init__(self, kept: Sequence[Tensor], merged: Mapping[int, Tensor], closed: Tensor) -> None:
         super().__init__()
         self._kept, self._merged, self._closed = kept, merged, closed
 
-    def closes_gaps(self, gone: Tensor) -> Tensor:
-        return torch.isin(gone, self._closed.to(gone.device))
+    @property
+    def may_close_gaps(self) -> bool:
+        return self._closed.numel() > 0
+
+    def without_gap(self, gone: Tensor) -> Tensor:
+        return gone[torch.isin(gone, self._closed.to(gone.device))]
 
     def observes_entry(self, layer: int) -> bool:
-        return layer == 0 or layer in self._merged or len(self._kept[layer]) < len(self._kept[layer - 1])
+        return layer == 0 or layer in self._merged or self._kept[layer].numel() < self._kept[layer - 1].numel()
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        wanted = torch.tensor(self._kept[layer], dtype=torch.long, device=view.tokens.device)
-        positions = torch.searchsorted(view.tokens, wanted)
+        positions = torch.searchsorted(view.tokens, self._kept[layer].to(view.tokens.device))
         if layer in self._merged:
             return Merge(positions, self._merged[layer])
         return positions
@@ -39,27 +42,27 @@ class ReplayRun(PromptRun):
 
 @dataclass(frozen=True, eq=False)
 class Uncached:
-    """The last forward without a cache.
+    """A forward without a cache, in `generate`.
 
     Attributes:
-        embeds: `[batch, seq, d]`. prompt_end: rows from this one on were generated after the prompt.
+        rows: what it was given, embeddings `[batch, seq, d]` or token ids `[batch, seq]`. prompt_end: rows from this
+            one on were generated after the prompt.
         runs: per example what repeats the prompt's selections; none while the prompt itself is read.
     """
 
-    embeds: Tensor
+    rows: Tensor
     prompt_end: int
     runs: Sequence[ReplayRun] = ()
 
-    def continued_by(self, embeds: Tensor) -> Uncached | None:
-        """The forward of `embeds`, where it is this one and the next row generated, as decoding without a cache gives
-        it (beams may have moved within the batch); any other is a prompt of its own, also where it begins alike.
-        """
-        batch, seq = self.embeds.shape[:2]
-        if embeds.shape[:2] != (batch, seq + 1):
+    def continued_by(self, rows: Tensor) -> Uncached | None:
+        """The forward of `rows`, where it is this one and the next row generated (beams may have moved within the
+        batch); None for any other."""
+        batch, seq = self.rows.shape[:2]
+        if rows.shape[:2] != (batch, seq + 1):
             return None
-        if not torch.equal(embeds[:, : self.prompt_end], self.embeds[:, : self.prompt_end]):
+        if not torch.equal(rows[:, : self.prompt_end], self.rows[:, : self.prompt_end]):
             return None
-        before, now = self.embeds[:, self.prompt_end :], embeds[:, self.prompt_end : seq]
+        before, now = self.rows[:, self.prompt_end :], rows[:, self.prompt_end : seq]
         if not all(any(torch.equal(mine, other) for other in before) for mine in now):
             return None
-        return replace(self, embeds=embeds)
+        return replace(self, rows=rows)

@@ -1,9 +1,10 @@
-"""Pure gathers: which rows of a batch are in play, packed one example after another without padding."""
+"""Pure gathers: some rows of a batch, packed one example after another without padding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a host tensor `[batch, seq, ...]`, example by example.
+    """Rows of a host tensor `[batch, seq, ...]`, example by example; how many, is known without asking a device.
 
     A packed tensor holds them as `[1, sum(lengths), ...]`: no example pays for another's padding.
 
@@ -32,8 +33,15 @@ class Rows:
         return [rows.numel() for rows in self.index]
 
     @cached_property
+    def total(self) -> int:
+        """Rows of all examples together."""
+        return sum(self.lengths)
+
+    @cached_property
     def flat(self) -> Tensor:
-        """`[sum(lengths)]` long, rows of the host tensor flattened to `[batch * seq, ...]`."""
+        """`[sum(lengths)]` long, ascending rows of the host tensor flattened to `[batch * seq, ...]`."""
+        if len(self.index) == 1:
+            return self.index[0]
         return torch.cat([rows + example * self.seq for example, rows in enumerate(self.index)])
 
     @cached_property
@@ -41,9 +49,10 @@ class Rows:
         """True when packing changes nothing: one example with all its rows."""
         return len(self.index) == 1 and self.lengths[0] == self.seq
 
+    @cached_property
     def spans(self) -> list[slice]:
         """Where each example lies in a packed tensor."""
-        ends = torch.tensor(self.lengths).cumsum(0).tolist()
+        ends = list(accumulate(self.lengths))
         return [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
 
     def gather(self, tensor: Tensor, seq_dim: int) -> Tensor:
@@ -51,13 +60,15 @@ class Rows:
         if self.is_whole:
             return tensor
         batch_dim = tensor.ndim + seq_dim - 1
+        if len(self.index) == 1:
+            return tensor.index_select(seq_dim, self.index[0])
         if tensor.shape[batch_dim] == 1:
             return tensor.index_select(seq_dim, torch.cat(self.index))
         flat = tensor.flatten(batch_dim, batch_dim + 1)
         return flat.index_select(batch_dim, self.flat).unsqueeze(batch_dim)
 
     def scatter(self, packed: Tensor) -> Tensor:
-        """`[1, sum(lengths), d]` back to `[batch, seq, d]`; rows that are not in play are zero."""
+        """`[1, sum(lengths), d]` back to `[batch, seq, d]`; rows that are not among these are zero."""
         if self.is_whole:
             return packed
         host = packed.new_zeros(len(self.index) * self.seq, packed.shape[-1])
@@ -65,6 +76,4 @@ class Rows:
 
     def within(self, outer: Rows) -> Tensor:
         """Positions of these rows in a tensor packed by `outer`, of which they are a part; `[sum(lengths)]` long."""
-        place = self.flat.new_zeros(len(outer.index) * outer.seq)
-        place[outer.flat] = torch.arange(outer.flat.numel(), device=place.device)
-        return place[self.flat]
+        return torch.searchsorted(outer.flat, self.flat)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from visipruner.accounting.record import ExampleTrace, LayerWork
 from visipruner.models.shape import ModelShape
 
 
-@dataclass
 class PruneTrace:
     """What the last prompts went through: one `ExampleTrace` per example of the batch (per beam, under beam search).
 
     `trace[b]` is one example; `trace.trigger_layer`, `.exit_layer`, `.exit_votes`, `.kept`, `.query_lengths` and
-    `.key_lengths` are lists with one entry per example.
+    `.key_lengths` are lists with one entry per example. What is still on a device is read when it is first asked for.
+
+    Args:
+        shape: the decoder's sizes. examples: the records, or what reads them. dtype_bytes: bytes of a number there.
     """
 
-    shape: ModelShape
-    examples: list[ExampleTrace]
-    dtype_bytes: int = 2
+    def __init__(
+        self, shape: ModelShape, examples: list[ExampleTrace] | Callable[[], list[ExampleTrace]], dtype_bytes: int = 2
+    ) -> None:
+        self.shape, self.dtype_bytes = shape, dtype_bytes
+        self._examples = examples
+
+    @property
+    def examples(self) -> list[ExampleTrace]:
+        if callable(self._examples):
+            self._examples = self._examples()
+        return self._examples
 
     def __getitem__(self, index: int) -> ExampleTrace:
         return self.examples[index]
@@ -102,10 +112,10 @@ class PruneTrace:
         return "\n".join(lines)
 
 
-def plain_trace(shape: ModelShape, lengths: list[int], seq: int, dtype_bytes: int) -> PruneTrace:
-    """The record of prompts without an image, `lengths` rows each, padded to `seq`: nothing to prune, all ran."""
+def plain_examples(shape: ModelShape, lengths: list[int], seq: int) -> list[ExampleTrace]:
+    """The records of prompts without an image, `lengths` rows each, padded to `seq`: nothing to prune, all ran."""
     layers = shape.num_layers
-    examples = [
+    return [
         ExampleTrace(
             prompt_length=length,
             num_visual=0,
@@ -117,4 +127,3 @@ def plain_trace(shape: ModelShape, lengths: list[int], seq: int, dtype_bytes: in
         )
         for length in lengths
     ]
-    return PruneTrace(shape, examples, dtype_bytes)

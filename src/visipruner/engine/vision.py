@@ -16,14 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from visipruner.contract.layout import TokenLayout, square
 from visipruner.contract.vision_view import VisionView
 from visipruner.engine import attention
-from visipruner.engine.arguments import brings_pixels, scaling_of
-from visipruner.engine.attention import host_kernel
-from visipruner.engine.implementation import Implementation
+from visipruner.engine.attention import QKV, host_kernel, uncompiled
+from visipruner.engine.calls import brings_pixels, scaling_of
 from visipruner.engine.masks import is_open
-from visipruner.engine.per_thread import PerThread, Threads
-from visipruner.engine.refusals import uncompiled
-from visipruner.engine.replaced import Replaced
-from visipruner.engine.routed import QKV
+from visipruner.engine.patch import Implementation, Replaced
+from visipruner.engine.threads import PerThread, Threads
 from visipruner.errors import LayoutError, UnsupportedModelError
 
 MAX_WINDOW = 4  # the largest square of patches that a known model makes one token of
@@ -235,13 +232,13 @@ def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
 
 def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
     """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
-    images, tokens, window = tap.images_of([len(layout.visual) + layout.ends_in_image for layout in layouts])
+    images, tokens, window = tap.images_of([len(layout.visual) + len(layout.spared) for layout in layouts])
     found: list[TokenLayout] = []
     for layout, mine in zip(layouts, images, strict=True):
         grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == tokens]
         sizes = [tokens] * len(mine)
         shapes = [grids[0] if grids else square(tokens)] * len(mine)
-        if layout.ends_in_image:
-            sizes[-1], shapes[-1] = tokens - 1, None
+        for row in layout.spared:
+            sizes[row // tokens], shapes[row // tokens] = tokens - 1, None
         found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
     return found, [Vision(tap, mine, tokens, window) for mine in images]

@@ -34,7 +34,7 @@ class Answerer:
     """Loads a model and puts a method on it.
 
     Args:
-        pretrained: a folder, a hub id (one that is not cached needs `allow_download`), or "testbed".
+        pretrained: a folder, a hub id (one that is not cached needs `allow_download`), or a packaged model's name.
         method: as `visipruner eval --method` takes it; "none" prunes nothing.
         settings: of a single method, as a mapping or as JSON; then its layers are taken as they are.
         config: a saved pruner.json (or its folder) instead of both.

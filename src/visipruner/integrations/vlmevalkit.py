@@ -54,7 +54,7 @@ def _part(kind: str, value: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Registers the model in `vlmeval.config.supported_VLM` and gives the other options to VLMEvalKit's run."""
     parser = argparse.ArgumentParser(prog="python -m visipruner.integrations.vlmevalkit", allow_abbrev=False)
-    parser.add_argument("--pretrained", required=True, help="a folder, a hub id, or 'testbed'")
+    parser.add_argument("--pretrained", required=True, help="a folder, a hub id, or a packaged model's name")
     parser.add_argument("--method", help="as `visipruner eval` takes it; default: visipruner")
     parser.add_argument("--settings", help='of a single method, as JSON: {"keep_tokens": 64}')
     parser.add_argument("--config", dest="saved", metavar="FILE", help="a saved pruner.json instead of both")

@@ -27,8 +27,10 @@ class ClipText(nn.Module):
 
     @torch.no_grad()
     def likeness(self, question: str, features: Tensor) -> Tensor:
-        """`[p]` float32: cosine of every patch to the question, mean over parts of the length that CLIP reads (77).
+        """`[p]` float32: cosine of every patch to the question, mean over the parts that CLIP can read.
 
+        As CDPruner's released code does: the question between CLIP's two tokens is cut every 77 tokens (the length that
+        CLIP reads), and the last part is filled with zeros that are masked. Later parts thus have no begin token.
         `features`: `[p, d_vision]`, patches as a layer of the tower gave them. Raises ConfigError where the tower is
         not this model's.
         """
@@ -40,18 +42,19 @@ class ClipText(nn.Module):
             )
         self.to(features.device)
         patches = functional.normalize(self.visual_projection(self.norm(features.float())), dim=-1)
-        parts = [self.text_projection(self.text_model(input_ids=ids).pooler_output) for ids in self._parts(question)]
-        words = functional.normalize(torch.cat(parts), dim=-1)
+        ids, mask = self._parts(question)
+        read = self.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        words = functional.normalize(self.text_projection(read), dim=-1)
         return (patches @ words.T).mean(-1)
 
-    def _parts(self, question: str) -> list[Tensor]:
-        """`[1, <= 77]` long each: the question's tokens between CLIP's own two."""
-        ids = self._tokenizer(question, add_special_tokens=False)["input_ids"]
-        step = self._longest - 2
-        first, last = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        device = self.text_projection.weight.device
-        starts = range(0, max(len(ids), 1), step)
-        return [torch.tensor([[first, *ids[start : start + step], last]], device=device) for start in starts]
+    def _parts(self, question: str) -> tuple[Tensor, Tensor]:
+        """`[parts, 77]` long: the question's tokens with CLIP's own two around them, zeros after; and what is no zero
+        of these."""
+        words = self._tokenizer(question, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([self._tokenizer.bos_token_id, *words, self._tokenizer.eos_token_id])
+        padded = functional.pad(torch.stack([ids, torch.ones_like(ids)]), (0, -len(ids) % self._longest))
+        parts = padded.view(2, -1, self._longest).to(self.text_projection.weight.device)
+        return parts[0], parts[1]
 
 
 @lru_cache(maxsize=1)

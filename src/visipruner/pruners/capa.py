@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import ScoredPruner
 from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import About
+from visipruner.contract.settings import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Capa(ScoredPruner):
         needs="last row's attention, values",
     )
 
-    layer: int = 16
+    layer: Layer = 16
 
     def score(self, view: LayerView) -> Tensor:
         attention = view.attention[:, view.visual]

@@ -14,21 +14,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.dropping import Positions
 from visipruner.contract.entry_view import EntryView
-from visipruner.contract.pruner import PromptRun
+from visipruner.contract.pruner import About, Positions, PromptRun
+from visipruner.contract.settings import Fraction
 from visipruner.errors import ConfigError
 from visipruner.models.clip_text import clip_text
 
+# What benchmarks' prompts add on a line of its own; it says nothing about the picture.
+INSTRUCTIONS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+
+
+NO_TEXT_ENCODER = (
+    "cdpruner's relevance needs the text encoder of CLIP, which this model's vision tower comes without; set "
+    "text_encoder=FOLDER of the CLIP model that the tower was taken from, or relevance=words (the model's own word "
+    "embeddings), or relevance=none."
+)
+NO_QUESTION = (
+    "cdpruner must know what is asked: put it to work with visipruner.chat.attached(model, pruner, chat_inputs(...)), "
+    "or set question."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class CDPruner(EntryPruner):
-    """The subset S that greedily maximises det(L_S), L_ij = r_i cos(v_i, v_j) r_j over the visual embeddings v.
-
-    The relevance r is normalised to [0, 1] per prompt. The released code normalises over a whole batch and all crops,
-    so that what is kept depends on the neighbours; ours does not.
+class _Relevance(EntryPruner):
+    """What the question is compared with.
 
     Attributes:
         relevance: "clip" is the paper's: how **unlike** a patch is to the question in CLIP's common space (the sign is
@@ -36,20 +49,11 @@ class CDPruner(EntryPruner):
             the vision tower alone, so it needs `text_encoder`. "words" takes the cosine to the mean embedding of the
             text after the image instead (ours), and "none" leaves the condition out.
         text_encoder: folder of the CLIP model that the vision tower was taken from.
-        question: what the prompt asks. `visipruner.chat.attached`, and with it every command, fills it in.
+        question: what the prompt asks. `visipruner.chat.attached`, and with it every command, fills it in. What
+            benchmarks add about the form of the answer (`INSTRUCTIONS`) is left out, as in the released code.
         vision_layer: of the tower, whose patches are compared with the question.
     """
 
-    name: ClassVar[str] = "cdpruner"
-    about: ClassVar[About] = About(
-        "CDPruner: diverse and relevant, by a determinantal point process",
-        paper="Zhang et al., NeurIPS 2025, arXiv 2506.10967",
-        acts="before the language model",
-        needs="visual embeddings; with text_encoder the vision tower's features, else relevance=words or none",
-    )
-    published_positions: ClassVar[Positions] = "compact"
-
-    keep_ratio: float = 1 / 9
     relevance: Literal["clip", "words", "none"] = "clip"
     text_encoder: str | None = None
     question: str | None = None
@@ -58,11 +62,7 @@ class CDPruner(EntryPruner):
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
         if self.relevance == "clip" and self.text_encoder is None:
-            raise ConfigError(
-                "cdpruner's relevance needs the text encoder of CLIP, which this model's vision tower comes without; "
-                "set text_encoder=FOLDER of the CLIP model that the tower was taken from, or relevance=words (the "
-                "model's own word embeddings), or relevance=none."
-            )
+            raise ConfigError(NO_TEXT_ENCODER)
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
@@ -77,30 +77,56 @@ class CDPruner(EntryPruner):
 
     def start(self) -> PromptRun:
         if self.relevance == "clip" and self.question is None:
-            raise ConfigError(
-                "cdpruner must know what is asked: put it to work with visipruner.chat.attached(model, pruner, "
-                "chat_inputs(...)), or set question."
-            )
+            raise ConfigError(NO_QUESTION)
         return super().start()
+
+    def likeness(self, view: EntryView, unit: Tensor) -> Tensor:
+        """`[n_v]` double: of every visual token, `unit` `[n_v, d]`, to the question, turned as relevance is."""
+        if self.relevance == "words":
+            return words_likeness(view, unit)
+        assert self.text_encoder is not None
+        assert self.question is not None
+        found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
+        text, question = clip_text(self.text_encoder), without_instruction(self.question)
+        for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
+            if len(image.tokens):
+                found[image.positions] = -text.likeness(question, seen.features[image.tokens]).to(found)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(_Relevance):
+    """The subset S that greedily maximises det(L_S), L_ij = r_i cos(v_i, v_j) r_j over the visual embeddings v.
+
+    The relevance r is normalised to [0, 1] per prompt. The released code normalises over a whole batch and all crops,
+    so that what is kept depends on the neighbours; ours does not. See `_Relevance` for its settings.
+    """
+
+    name: ClassVar[str] = "cdpruner"
+    about: ClassVar[About] = About(
+        "CDPruner: diverse and relevant, by a determinantal point process",
+        paper="Zhang et al., NeurIPS 2025, arXiv 2506.10967",
+        acts="before the language model",
+        needs="visual embeddings; with text_encoder the vision tower's features, else relevance=words or none",
+    )
+    published_positions: ClassVar[Positions] = "compact"
+
+    keep_ratio: Fraction = 1 / 9
 
     def choose(self, view: EntryView, count: int) -> Tensor:
         unit = functional.normalize(view.embeddings.double(), dim=-1)
         if self.relevance == "none":
             return greedy_map(unit, count)
-        likeness = -self._likeness(view) if self.relevance == "clip" else words_likeness(view, unit)
+        likeness = self.likeness(view, unit)
         relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
         return greedy_map(unit * relevance[:, None], count)
 
-    def _likeness(self, view: EntryView) -> Tensor:
-        """`[n_v]` double: of every visual token present to the question, by CLIP."""
-        assert self.text_encoder is not None
-        assert self.question is not None
-        found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
-        text = clip_text(self.text_encoder)
-        for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
-            if len(image.tokens):
-                found[image.positions] = text.likeness(self.question, seen.features[image.tokens]).to(found)
-        return found
+
+def without_instruction(question: str) -> str:
+    """`question` without lines that only say what form the answer should have."""
+    for instruction in INSTRUCTIONS:
+        question = question.replace(f"\n{instruction}", "")
+    return question
 
 
 def words_likeness(view: EntryView, unit: Tensor) -> Tensor:
@@ -112,9 +138,10 @@ def words_likeness(view: EntryView, unit: Tensor) -> Tensor:
 def greedy_map(vectors: Tensor, count: int) -> Tensor:
     """Ascending positions of the `count` of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
     matrix, the earliest of equals, by incremental Cholesky; O(n count (count + d)). In float64: unit vectors gain alike
-    but for rounding."""
-    vectors = vectors.double()
-    gain = vectors.square().sum(-1)
+    but for rounding. Vectors that are not numbers are chosen last."""
+    is_broken = vectors.isnan().any(-1)
+    vectors = vectors.double().masked_fill(is_broken[:, None], 0)
+    gain = vectors.square().sum(-1).masked_fill(is_broken, -1.0)
     factors = vectors.new_zeros(count, len(vectors))
     chosen: list[int] = []
     for step in range(count):
@@ -122,6 +149,6 @@ def greedy_map(vectors: Tensor, count: int) -> Tensor:
         chosen.append(best)
         row = vectors @ vectors[best] - factors[:step].T @ factors[:step, best]
         factors[step] = row / gain[best].clamp(min=1e-12).sqrt()
-        gain = gain - factors[step].square()
+        gain = torch.where(is_broken, gain, gain - factors[step].square())
         gain[best] = float("-inf")
     return torch.tensor(sorted(chosen), dtype=torch.long, device=vectors.device)

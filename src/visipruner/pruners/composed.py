@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
+from visipruner.contract.choosing import others
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.contract.routing import PLAIN, Routing
 from visipruner.errors import ConfigError
-
-if TYPE_CHECKING:
-    from visipruner.chat import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,6 @@ class Composed(Pruner):
         if not self.parts:
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
-        object.__setattr__(self, "shrinks", any(part.shrinks for part in self.parts))
 
     def settings(self) -> dict[str, Any]:
         return {"parts": [{"method": part.name, "settings": part.settings()} for part in self.parts]}
@@ -94,16 +90,8 @@ class Composed(Pruner):
                 "part; let it look at a later layer, or the other method begin before it."
             )
 
-    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
-        for part in self.parts:
-            prompt = part.prompt(prompt)
-        return prompt
-
     def asked(self, question: str) -> Self:
         return replace(self, parts=tuple(part.asked(question) for part in self.parts))
-
-    def inside(self) -> Pruner:
-        return Composed(parts=tuple(part.inside() for part in self.parts))
 
     def first_layer(self) -> int:
         return max(part.first_layer() for part in self.parts)
@@ -117,7 +105,7 @@ class Composed(Pruner):
     def start(self) -> _ComposedRun:
         return _ComposedRun([part.start() for part in self.parts])
 
-    def begin(self, in_line: bool) -> PromptRun:
+    def begin(self, in_line: Callable[[], bool]) -> PromptRun:
         run = self.start()
         run.parts = [part.begin(in_line) for part in self.parts]
         return run
@@ -129,13 +117,17 @@ class _ComposedRun(PromptRun):
         self.parts = parts
         self._closed: list[Tensor] = []
 
-    def closes_gaps(self, gone: Tensor) -> Tensor:
-        return torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))
+    @property
+    def may_close_gaps(self) -> bool:
+        return any(run.may_close_gaps for run in self.parts)
+
+    def without_gap(self, gone: Tensor) -> Tensor:
+        return gone[torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))]
 
     def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
         """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""
-        gone = tokens[torch.ones_like(tokens, dtype=torch.bool).index_fill(0, kept, False)]
-        self._closed.append(gone[run.closes_gaps(gone)])
+        if run.may_close_gaps:
+            self._closed.append(run.without_gap(tokens[others(kept, len(tokens))]))
 
     def observes_entry(self, layer: int) -> bool:
         return any(run.observes_entry(layer) for run in self.parts)

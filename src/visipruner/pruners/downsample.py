@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from visipruner.contract.about import About
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.picture import PictureMethod
+from visipruner.contract.pruner import About
 from visipruner.errors import ConfigError
-from visipruner.pruners.none import NoPruning
 
 if TYPE_CHECKING:
     from visipruner.chat import ChatPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Downsample(Pruner):
+class Downsample(PictureMethod):
     """The picture is shown at the size that gives it about `keep_ratio` of its visual tokens; the model is left alone.
 
     Where the processor's tokens follow the picture (Qwen-VL, GLM-4V, Pixtral) the picture is resized; where it cuts
@@ -38,7 +37,6 @@ class Downsample(Pruner):
         acts="before the prompt is made",
         needs="the picture",
     )
-    shrinks: ClassVar[bool] = True
     match_tolerance: ClassVar[float] = 0.1
 
     keep_ratio: float = 0.25
@@ -48,14 +46,8 @@ class Downsample(Pruner):
         if not 0 < self.keep_ratio <= 1:
             raise ConfigError(f"keep_ratio must lie above 0 and at most at 1, got {self.keep_ratio}.")
 
-    def prompt(self, prompt: ChatPrompt) -> ChatPrompt:
+    def shown(self, prompt: ChatPrompt) -> ChatPrompt:
         return prompt.smaller(*_smaller(prompt, self.keep_ratio))
-
-    def inside(self) -> Pruner:
-        return NoPruning()
-
-    def start(self) -> PromptRun:
-        return PromptRun()
 
 
 def _smaller(prompt: ChatPrompt, share: float) -> tuple[Any, Image.Image]:

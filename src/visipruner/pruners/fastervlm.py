@@ -6,21 +6,22 @@ arXiv 2412.01818 (v1; later versions are VisPruner).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import shares, top
-from visipruner.contract.dropping import Positions
-from visipruner.contract.entry_view import EntryView
+from visipruner.contract.budget import PerImagePruner
+from visipruner.contract.choosing import top
+from visipruner.contract.entry_view import Image
+from visipruner.contract.pruner import About, Positions
+from visipruner.contract.settings import Fraction
+from visipruner.contract.vision_view import VisionView
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterVLM(EntryPruner):
+class FasterVLM(PerImagePruner):
     """Score of a patch: attention of the class token in one layer of the vision tower, mean over heads; the best of
     each image stay, images sharing a prompt's budget by size.
 
@@ -39,16 +40,11 @@ class FasterVLM(EntryPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    keep_ratio: float = 0.25
+    keep_ratio: Fraction = 0.25
     vision_layer: int = -2
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return (self.vision_layer,)
 
-    def choose(self, view: EntryView, count: int) -> Tensor:
-        images = view.images()
-        numbers = shares(count, [len(image.tokens) for image in images])
-        kept = [view.tokens[:0]]
-        for image, seen, number in zip(images, view.vision(self.vision_layer), numbers, strict=True):
-            kept.append(image.positions[top(seen.salience[image.tokens], number)])
-        return torch.cat(kept)
+    def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Tensor:
+        return top(seen[0].salience[image.tokens], count)

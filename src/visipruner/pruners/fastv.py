@@ -11,17 +11,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import ScoredPruner
 from visipruner.contract.layer_view import LayerView
+from visipruner.contract.pruner import About
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(ScoredPruner):
     """Score: the last row's attention in layer K - 1, mean over heads; tokens leave before layer K (`layer`).
 
-    The paper speaks of the attention a token receives on average; the released code takes the last prompt row alone,
-    and so do the published numbers and we. Defaults: K = 2, half of the tokens.
+    The paper speaks of the attention a token receives on average; the released code takes the last row alone, and so
+    do we. The modes of that code that its numbers were made with keep no cache and choose anew for every generated
+    token, by that token's row; its version with a cache chooses once, by the prompt's last row, as we do. The first
+    token is the same in all of them, later ones of long answers may differ. Defaults: K = 2, half of the tokens.
     """
 
     name: ClassVar[str] = "fastv"

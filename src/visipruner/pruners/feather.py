@@ -7,20 +7,17 @@ arXiv 2412.13180.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers, scaled_layers
+from visipruner.contract.budget import Scope, best, check_stages, parts_of
 from visipruner.contract.choosing import scores_of, union
-from visipruner.contract.dropping import DroppingPruner
 from visipruner.contract.entry_view import EntryView
-from visipruner.contract.pruner import PromptRun
-from visipruner.contract.scope import Scope, best, parts_of
+from visipruner.contract.pruner import About, DroppingPruner, PromptRun
+from visipruner.contract.settings import Fraction, Layer, Number
 from visipruner.errors import ConfigError
-from visipruner.pruners.pyramiddrop import check_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +46,9 @@ class Feather(DroppingPruner):
         needs="last row's query, keys, a layer earlier, before RoPE",
     )
 
-    layers: tuple[int, ...] = (8, 16)
-    keep_ratio: float = 0.3
-    stride: int = 3
+    layers: tuple[Layer, ...] = (8, 16)
+    keep_ratio: Fraction = 0.3
+    stride: Number = 3
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
@@ -59,15 +56,6 @@ class Feather(DroppingPruner):
         check_stages(self.layers, self.layers, "layers")
         if 0 in self.layers:
             raise ConfigError("layers must be 1 or later: tokens are scored in the layer before.")
-        if not 0 <= self.keep_ratio <= 1 or self.stride < 1:
-            raise ConfigError("keep_ratio must lie in [0, 1] and stride must be at least 1.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, *self.layers)
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layers=scaled_layers(cls.layers, num_layers))
 
     def start(self) -> PromptRun:
         return _FeatherRun(self)

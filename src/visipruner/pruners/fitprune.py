@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from visipruner.contract.about import About
-from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.budget import Scope, best, keeps_all, parts_of
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
-from visipruner.contract.scope import Scope, best, parts_of
+from visipruner.contract.pruner import About, DroppingPruner, PromptRun, Pruner
+from visipruner.contract.settings import Fraction
 from visipruner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visipruner.fitting import Trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPrune(DroppingPruner):
     """Score = cross_j * self_j: the attention that token j receives in a layer from the text rows after the image
-    and from the visual rows, each the sum over rows of the largest over heads, as in the released code.
+    and from the visual rows present, each the mean over rows of the largest over heads, as in the released code.
 
     Attributes:
         remove: per layer, the fraction of the prompt's visual tokens that leaves after it; `fit` finds it. The paper's
@@ -40,13 +42,15 @@ class FitPrune(DroppingPruner):
         needs="all rows' attention, a fitted recipe",
     )
 
-    remove: tuple[float, ...]
+    remove: tuple[Fraction, ...]
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(part < 0 for part in self.remove) or sum(self.remove) > 1 + 1e-6:
-            raise ConfigError("remove holds one fraction per layer; none is negative and they sum to at most 1.")
+        if sum(self.remove) > 1 + 1e-6:
+            raise ConfigError(
+                f"remove holds one fraction per layer, and they sum to at most 1, not {sum(self.remove)}."
+            )
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
@@ -86,22 +90,22 @@ class _FitPruneRun(PromptRun):
         # What is gone is rounded in total, so that small fractions add up over layers.
         gone = sum(self._remove[: layer + 1])
         counts = [min(len(part), first - round(first * gone)) for part, first in zip(parts, self._first, strict=True)]
-        if sum(counts) == view.visual.numel():
+        if keeps_all(parts, counts):
             return None
         cross, own = received(view)
         return best(cross * own, parts, counts)
 
 
 def received(view: LayerView) -> tuple[Tensor, Tensor]:
-    """What each visual token receives from text rows after the image and from visual rows, both `[n_v]`: of every row
-    the largest over heads, summed over rows."""
+    """What each visual token receives from the text rows after the image and from the visual rows present, both
+    `[n_v]`: of every row the largest over heads, mean over rows."""
     text = view.text_rows[view.text_rows > view.visual_rows[0]]
     sums = []
     for rows in (text, view.visual_rows):
         total = torch.zeros(view.visual.numel(), device=view.visual.device)
         for weights in view.attention_of(rows):
             total = total + weights[..., view.visual].amax(0).sum(0)
-        sums.append(total)
+        sums.append(total / rows.numel())
     return sums[0], sums[1]
 
 
@@ -118,9 +122,11 @@ def fit(
     """The recipe that changes attention least for its budget: a binary search for alpha, as in the paper.
 
     For a given alpha every layer drops the tokens that are among the least received in both ways, text and visual,
-    as long as each way keeps 1 - alpha of its mass in the plain model. The smallest alpha is taken (to `tolerance`)
-    for which at most `keep_ratio` of the visual tokens remain on average over layers and examples. The paper's budget
-    is a number of FLOPs; tokens per layer are the same thing to first order and belong to no model.
+    as long as each way keeps 1 - alpha of its mass in the plain model. The mass is a mean over rows, so what visual
+    rows give is measured by those still present. The smallest alpha is taken (to `tolerance`) for which at most
+    `keep_ratio` of the visual tokens remain on average over layers and examples; removing ends at the layer from which
+    on the tokens left meet that anyway. The paper's budget is a number of FLOPs; tokens per layer are the same thing
+    to first order and belong to no model.
 
     Args:
         prompts: keyword arguments of forward calls; some tens of examples. visual_mask: as in `attach`.
@@ -128,47 +134,59 @@ def fit(
     Raises:
         ConfigError: no prompts, or a budget that even alpha = 1 does not meet.
     """
-    calls = list(prompts)
-    if not calls or not 0 <= keep_ratio <= 1:
-        raise ConfigError("fit needs at least one prompt and a keep_ratio in [0, 1].")
-    dense = _Fitting(alpha=None, reference=[])
-    _forward(model, calls, dense, visual_mask)
-    reference = [run.mass for run in dense.runs]
+    from visipruner.fitting import Trials
+
+    if not 0 <= keep_ratio <= 1:
+        raise ConfigError(f"fit needs a keep_ratio in [0, 1], got {keep_ratio}.")
+    trials = Trials(model, prompts, visual_mask)
+    reference = plain_masses(trials)
     low, high = 0.0, 1.0
-    removed, kept = _trial(model, calls, high, reference, visual_mask)
-    if kept > keep_ratio:
-        raise ConfigError(f"Even alpha = 1 keeps {kept:.2f} of the tokens per layer; ask for a larger keep_ratio.")
+    removed = recipe(trials, high, reference)
+    if kept_by(removed) > keep_ratio:
+        raise ConfigError(
+            f"Even alpha = 1 keeps {kept_by(removed):.2f} of the tokens per layer; ask for a larger keep_ratio."
+        )
     while high - low > tolerance:
         middle = (low + high) / 2
-        trial, kept = _trial(model, calls, middle, reference, visual_mask)
-        if kept <= keep_ratio:
+        trial = recipe(trials, middle, reference)
+        if kept_by(trial) <= keep_ratio:
             high, removed = middle, trial
         else:
             low = middle
-    return FitPrune(remove=tuple(removed))
+    return FitPrune(remove=until_met(removed, keep_ratio))
 
 
-def _trial(
-    model: nn.Module, calls: list[Mapping[str, Any]], alpha: float, reference: list[_Mass], visual_mask: Tensor | None
-) -> tuple[list[float], float]:
-    """The recipe of one alpha and the fraction of tokens it keeps, averaged over layers and examples."""
+def plain_masses(trials: Trials) -> list[_Mass]:
+    """Per example and layer, what all visual tokens receive from text and from visual rows in the plain model."""
+    dense = _Fitting(alpha=None, reference=[])
+    trials.run(dense)
+    return [run.mass for run in dense.runs]
+
+
+def recipe(trials: Trials, alpha: float, reference: list[_Mass]) -> tuple[float, ...]:
+    """What `alpha` removes after each layer, as a fraction of the prompt's visual tokens, mean over examples.
+
+    `reference`: the `plain_masses` of the same trials.
+    """
     fitting = _Fitting(alpha=alpha, reference=reference)
-    _forward(model, calls, fitting, visual_mask)
-    depth = max(map(len, reference))
+    trials.run(fitting)
     # Layers that ran without a visual token are not asked: they removed none.
-    rows = [run.removed + [0.0] * (depth - len(run.removed)) for run in fitting.runs if run.first]
-    per_example = torch.tensor(rows)
-    removed = per_example.mean(0)
-    before = 1 - torch.cat([removed.new_zeros(1), removed.cumsum(0)[:-1]])
-    return removed.tolist(), float(before.mean())
+    rows = [run.removed + [0.0] * (trials.depth - len(run.removed)) for run in fitting.runs if run.first]
+    return tuple(torch.tensor(rows, dtype=torch.float64).mean(0).tolist())
 
 
-def _forward(model: nn.Module, calls: list[Mapping[str, Any]], fitting: _Fitting, visual_mask: Tensor | None) -> None:
-    from visipruner.engine.attach import attach
+def kept_by(removed: Sequence[float]) -> float:
+    """The fraction of tokens that run, mean over layers, where `removed` leave after each."""
+    return 1 - sum(part * (len(removed) - 1 - layer) for layer, part in enumerate(removed)) / len(removed)
 
-    with attach(model, fitting, visual_mask), torch.no_grad():
-        for call in calls:
-            model(**call)
+
+def until_met(removed: Sequence[float], keep_ratio: float) -> tuple[float, ...]:
+    """`removed` up to the layer from which on removing nothing more keeps at most `keep_ratio` on average."""
+    for layer in range(len(removed)):
+        shorter = (*removed[:layer], *(0.0 for _ in removed[layer:]))
+        if kept_by(shorter) <= keep_ratio:
+            return shorter
+    return tuple(removed)
 
 
 _Mass = list[tuple[float, float]]  # per layer: what all visual tokens together receive from text and from visual rows

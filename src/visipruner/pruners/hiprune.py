@@ -5,29 +5,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import shares, top, union
-from visipruner.contract.dropping import Positions
-from visipruner.contract.entry_view import EntryView, Image
+from visipruner.contract.budget import PerImagePruner
+from visipruner.contract.choosing import top, union
+from visipruner.contract.entry_view import Image
+from visipruner.contract.pruner import About, Positions
+from visipruner.contract.settings import Fraction
 from visipruner.contract.vision_view import VisionView
-from visipruner.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiPrune(EntryPruner):
+class HiPrune(PerImagePruner):
     """Per image with budget T: round(alpha T / 5) anchors receive most attention in the object layer; buffers are
     their neighbours left, right, above and below; registers, the rest of T, receive most in the deep layer. Attention
     received is the mean over rows and heads.
 
-    Neighbours do not wrap around the edges of the grid, as those of the released code do; without a grid they are the
-    ones before and after.
+    As in the released code, neighbours are the tokens one and one line before and after in reading order: those of a
+    token at the end of a line lie on the next line, and places beyond the image become its first or last token.
+    Without a grid they are the tokens before and after.
 
     Attributes:
         alpha: fraction of the budget for anchors and buffers.
@@ -44,30 +45,17 @@ class HiPrune(EntryPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    keep_ratio: float = 1 / 3
-    alpha: float = 0.1
+    keep_ratio: Fraction = 1 / 3
+    alpha: Fraction = 0.1
     object_layer: int | None = None
     deep_layer: int = -2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha is a fraction and must lie in [0, 1], got {self.alpha}.")
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         middle = max(1, round(depth * 9 / 24)) - 1 if self.object_layer is None else self.object_layer
         return (middle, self.deep_layer)
 
-    def choose(self, view: EntryView, count: int) -> Tensor:
-        images = view.images()
-        numbers = shares(count, [len(image.tokens) for image in images])
-        middle, deep = (view.vision(layer) for layer in self.vision_layers(view.vision_depth))
-        kept = [view.tokens[:0]]
-        for image, in_middle, in_deep, number in zip(images, middle, deep, numbers, strict=True):
-            kept.append(image.positions[self._choose(image, in_middle, in_deep, number)])
-        return torch.cat(kept)
-
-    def _choose(self, image: Image, middle: VisionView, deep: VisionView, count: int) -> Tensor:
+    def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Tensor:
+        middle, deep = seen
         anchors = image.tokens[top(middle.received.mean(0)[image.tokens], round(self.alpha * count / 5))]
         first = union(anchors, neighbours(anchors, image))
         places = torch.isin(image.tokens, first).nonzero().flatten()[:count]
@@ -76,11 +64,7 @@ class HiPrune(EntryPruner):
 
 
 def neighbours(anchors: Tensor, image: Image) -> Tensor:
-    """Tokens left, right, above and below the anchors, within the grid."""
-    height, width = image.grid or (1, image.size)
-    row, column = anchors // width, anchors % width
-    found = []
-    for down, right in ((0, -1), (0, 1), (-1, 0), (1, 0)):
-        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        found.append(((row + down) * width + column + right)[inside])
-    return torch.cat(found)
+    """Tokens next to the anchors in reading order, and those one line above and below; within the image."""
+    steps = (1,) if image.grid is None else (1, image.grid[1])
+    found = [anchors + step * side for step in steps for side in (-1, 1)]
+    return torch.cat(found).clamp(0, image.size - 1)

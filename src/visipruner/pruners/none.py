@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from visipruner.contract.about import About
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, Pruner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +14,3 @@ class NoPruning(Pruner):
 
     name: ClassVar[str] = "none"
     about: ClassVar[About] = About("the plain model, recorded")
-
-    def start(self) -> PromptRun:
-        return PromptRun()

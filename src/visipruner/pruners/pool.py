@@ -14,12 +14,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers
-from visipruner.contract.dropping import DroppingPruner
 from visipruner.contract.entry_view import EntryView, Image, Merge
-from visipruner.contract.pruner import PromptRun
-from visipruner.errors import ConfigError
+from visipruner.contract.pruner import About, DroppingPruner
+from visipruner.contract.settings import Layer, Number
+from visipruner.models.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +38,24 @@ class Pool(DroppingPruner):
     )
     merges: ClassVar[bool] = True
 
-    stride: int = 2
-    layer: int = 0
+    stride: Number = 2
+    layer: Layer = 0
     match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers and windows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stride < 1 or self.layer < 0:
-            raise ConfigError("stride must be at least 1, and layer cannot be negative.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, self.layer)
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
         """The smallest windows that can leave so few, at the layer where they leave `share` on average over layers."""
-        from visipruner.engine.host import depth_of
-
-        depth = depth_of(model)
+        depth = ModelShape.from_config(model.config).num_layers
         stride = max(self.stride, math.ceil(max(share, 1e-3) ** -0.5))
         left = stride**-2
         return replace(self, stride=stride, layer=min(depth - 1, round(depth * (share - left) / (1 - left))))
 
-    def start(self) -> PromptRun:
-        return _PoolRun(self)
-
-
-class _PoolRun(PromptRun):
-    def __init__(self, config: Pool) -> None:
-        super().__init__()
-        self._config = config
-
     def observes_entry(self, layer: int) -> bool:
-        return layer == self._config.layer and self._config.stride > 1
+        return layer == self.layer and self.stride > 1
 
     def select_entry(self, layer: int, view: EntryView) -> Merge:
         kept, states = [], []
         for image in view.images():
-            windows = window_of(image, self._config.stride)
+            windows = window_of(image, self.stride)
             for window in sorted(set(windows.tolist())):
                 members = (windows == window).nonzero().flatten()
                 kept.append(image.positions[members[middle_of(image, members)]])

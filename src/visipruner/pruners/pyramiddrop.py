@@ -7,16 +7,14 @@ arXiv 2410.17247.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers, scaled_layers
-from visipruner.contract.dropping import DroppingPruner, Positions
+from visipruner.contract.budget import Scope, best, check_stages, keeps_all, parts_of
 from visipruner.contract.entry_view import EntryView
-from visipruner.contract.pruner import PromptRun
-from visipruner.contract.scope import Scope, best, parts_of
+from visipruner.contract.pruner import About, DroppingPruner, Positions, PromptRun
+from visipruner.contract.settings import Fraction, Layer
 from visipruner.errors import ConfigError
 
 
@@ -43,24 +41,15 @@ class PyramidDrop(DroppingPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    layers: tuple[int, ...] = (8, 16, 24)
-    keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    layers: tuple[Layer, ...] = (8, 16, 24)
+    keep_ratios: tuple[Fraction, ...] = (0.5, 0.25, 0.125)
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self.layers, self.keep_ratios, "keep_ratios")
-        if any(not 0 <= ratio <= 1 for ratio in self.keep_ratios):
-            raise ConfigError(f"keep_ratios are fractions and must lie in [0, 1], got {self.keep_ratios}.")
         if list(self.keep_ratios) != sorted(self.keep_ratios, reverse=True):
             raise ConfigError(f"keep_ratios are fractions of all tokens and cannot grow, got {self.keep_ratios}.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, *self.layers)
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layers=scaled_layers(cls.layers, num_layers))
 
     def start(self) -> PromptRun:
         return _PyramidRun(self)
@@ -79,14 +68,4 @@ class _PyramidRun(PromptRun):
         parts = parts_of(view, self._scope)
         self._first = self._first or [len(part) for part in parts]
         counts = [int(first * self._stages[layer]) for first in self._first]
-        if all(count >= len(part) for part, count in zip(parts, counts, strict=True)):
-            return None
-        return best(view.attention_to_all().mean(0)[view.visual], parts, counts)
-
-
-def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str) -> None:
-    """Raises ConfigError unless there is one of `counts` for each of ascending `layers`."""
-    if list(layers) != sorted(set(layers)) or any(layer < 0 for layer in layers):
-        raise ConfigError(f"layers must be ascending layer numbers, got {layers}.")
-    if len(layers) != len(counts):
-        raise ConfigError(f"layers and {name} must have the same length: one entry per stage.")
+        return None if keeps_all(parts, counts) else best(view.attention_to_all().mean(0)[view.visual], parts, counts)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.budget import EntryPruner
 from visipruner.contract.entry_view import EntryView
+from visipruner.contract.pruner import About
+from visipruner.contract.settings import Within
+
+Seed = Annotated[int, Within(-(2**63), 2**64 - 1)]  # what torch's generators take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class RandomPruner(EntryPruner):
     name: ClassVar[str] = "random"
     about: ClassVar[About] = About("tokens drawn by lot, a control", acts="before a layer, by default the first")
 
-    seed: int = 0
+    seed: Seed = 0
 
     def choose(self, view: EntryView, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,4 +1,8 @@
-"""Methods by name, found by looking through this folder. Where a file has its method's name, it alone is imported."""
+"""Methods by name: those of this folder's files, and those that installed packages bring.
+
+Where a file has its method's name, it alone is imported. A package brings methods by entry points of the group
+`visipruner.pruners`, `name = "its.module:ItsClass"`; a name that is here already stays ours.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,17 @@ import json
 import os
 import pkgutil
 import re
+import warnings
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import visipruner.pruners
 from visipruner.contract.pruner import FILE_NAME, FORMAT_VERSION, Pruner
 from visipruner.errors import ConfigError
+
+GROUP = "visipruner.pruners"
 
 
 def available() -> dict[str, str]:
@@ -24,6 +32,8 @@ def available() -> dict[str, str]:
 
 def method_class(name: str) -> type[Pruner]:
     """The class behind a name. Raises ConfigError with the nearest name."""
+    if not isinstance(name, str):
+        raise ConfigError(f"A method is given by its name, not by {name!r}.")
     classes = _classes_in(name.replace("-", "_")) if name.isascii() else {}
     if name not in classes:
         classes = _all_classes()
@@ -36,9 +46,24 @@ def method_class(name: str) -> type[Pruner]:
 
 def _all_classes() -> dict[str, type[Pruner]]:
     """Every file of this folder is looked through; a new method needs no entry in a list."""
-    found: dict[str, type[Pruner]] = {}
+    found = _brought_along()
     for module in _modules():
         found.update(_classes_in(module))
+    return found
+
+
+def _brought_along() -> dict[str, type[Pruner]]:
+    """`{name: class}` of installed packages. One that cannot be loaded is left out with a warning."""
+    found: dict[str, type[Pruner]] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            cls = point.load()
+            if not issubclass(cls, Pruner) or cls.name != point.name:
+                raise TypeError(f"it is no Pruner whose name is {point.name!r}")
+        except Exception as error:  # whatever another package's code raises
+            warnings.warn(f"The method {point.name!r} ({point.value}) cannot be used: {error}", stacklevel=2)
+        else:
+            found[point.name] = cls
     return found
 
 

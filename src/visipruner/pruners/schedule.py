@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.budget import check_stages
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun
+from visipruner.contract.pruner import About, DroppingPruner
+from visipruner.contract.settings import Count, Layer
 from visipruner.errors import ConfigError
 
 
@@ -29,17 +29,14 @@ class FixedSchedule(DroppingPruner):
         "a fixed number of tokens from fixed layers on, content-blind", acts="after any layers"
     )
 
-    layers: tuple[int, ...]
-    keep: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    keep: tuple[Count, ...]
     pattern: Literal["uniform", "first"] = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.layers) != len(self.keep):
-            raise ConfigError("layers and keep must have the same length: one count per layer.")
-        if list(self.layers) != sorted(set(self.layers)) or any(layer < 0 for layer in self.layers):
-            raise ConfigError(f"layers must be ascending layer numbers, got {self.layers}.")
-        if any(count < 0 for count in self.keep) or list(self.keep) != sorted(self.keep, reverse=True):
+        check_stages(self.layers, self.keep, "keep")
+        if list(self.keep) != sorted(self.keep, reverse=True):
             raise ConfigError(f"keep must be counts that never grow, got {self.keep}.")
 
     def check(self, num_layers: int) -> None:
@@ -51,22 +48,12 @@ class FixedSchedule(DroppingPruner):
         """An example: all tokens leave after half the layers."""
         return cls(layers=(num_layers // 2,), keep=(0,))
 
-    def start(self) -> PromptRun:
-        return _ScheduleRun(self)
-
-
-class _ScheduleRun(PromptRun):
-    def __init__(self, config: FixedSchedule) -> None:
-        super().__init__()
-        self._keep = dict(zip(config.layers, config.keep, strict=True))
-        self._pattern = config.pattern
-
     def observes(self, layer: int) -> bool:
-        return layer in self._keep
+        return layer in self.layers
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        present, count = view.visual.numel(), self._keep[layer]
+        present, count = view.visual.numel(), self.keep[self.layers.index(layer)]
         if count >= present:
             return None
         places = torch.arange(count, device=view.visual.device)
-        return places if self._pattern == "first" else places * present // max(count, 1)
+        return places if self.pattern == "first" else places * present // max(count, 1)

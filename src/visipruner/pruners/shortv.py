@@ -14,12 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers, scaled_layer
-from visipruner.contract.divergence import divergence, next_token
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, Pruner
 from visipruner.contract.routing import FROZEN, PLAIN, Routing
-from visipruner.errors import ConfigError
+from visipruner.contract.settings import Layer, scaled_layer
 
 _ORDERS: WeakKeyDictionary[nn.Module, tuple[object, tuple[int, ...]]] = WeakKeyDictionary()
 
@@ -44,16 +41,11 @@ class ShortV(Pruner):
     )
     match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers
 
-    layers: tuple[int, ...] = (0, 2, 3, 12, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
+    layers: tuple[Layer, ...] = (0, 2, 3, 12, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        if any(layer < 0 for layer in self.layers):
-            raise ConfigError(f"layers cannot be negative, got {list(self.layers)}.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, *self.layers)
 
     @classmethod
     def for_depth(cls, num_layers: int) -> Self:
@@ -70,9 +62,6 @@ class ShortV(Pruner):
     def routing(self, layer: int) -> Routing:
         return FROZEN if layer in self.layers else PLAIN
 
-    def start(self) -> PromptRun:
-        return PromptRun()
-
 
 def rank_layers(
     model: nn.Module, prompts: Iterable[Mapping[str, Any]], visual_mask: Tensor | None = None
@@ -87,15 +76,10 @@ def rank_layers(
 
     Raises ConfigError when there are no prompts.
     """
-    from visipruner.engine.attach import attach
-    from visipruner.engine.host import depth_of
+    from visipruner.fitting import Trials, divergence
 
-    calls = list(prompts)
-    if not calls:
-        raise ConfigError("rank_layers needs at least one prompt.")
-    dense = [next_token(model, call) for call in calls]
-    contributions = []
-    for layer in range(depth_of(model)):
-        with attach(model, ShortV(layers=(layer,)), visual_mask):
-            contributions.append(divergence(dense, [next_token(model, call) for call in calls]))
-    return tuple(torch.tensor(contributions).argsort(stable=True).tolist())
+    trials = Trials(model, prompts, visual_mask)
+    plain = trials.plain()
+    frozen = [trials.pruned(ShortV(layers=(layer,))) for layer in range(trials.depth)]
+    contributions = torch.tensor([divergence(plain, changed) for changed in frozen])
+    return tuple(contributions.argsort(stable=True).tolist())

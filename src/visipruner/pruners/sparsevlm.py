@@ -13,17 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers, scaled_layers
-from visipruner.contract.choosing import scores_of, top
-from visipruner.contract.clustering import cluster_means
-from visipruner.contract.dropping import DroppingPruner, Positions
+from visipruner.contract.budget import Scope, best, check_stages, parts_of
+from visipruner.contract.choosing import cluster_means, others, scores_of, top
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun
-from visipruner.contract.scope import Scope, best, parts_of
-from visipruner.errors import ConfigError
-from visipruner.pruners.pyramiddrop import check_stages
+from visipruner.contract.pruner import About, DroppingPruner, Positions, PromptRun
+from visipruner.contract.settings import Count, Fraction, Layer, Number
 
 # Tokens of LLaVA-1.5's 576 kept after each of the three layers, by the average budget they are named for.
 _COUNTS: dict[int, tuple[int, ...]] = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
@@ -39,7 +34,8 @@ class SparseVLM(DroppingPruner):
     neighbours, one cluster for ten tokens and one more); each cluster's mean takes the place of its centre.
 
     The released code cuts positions to the new length, and so do we; but it appends merged tokens after the kept ones,
-    and ours stay in the image's order. Where `keep` would keep all that are present it takes one out and recycles this
+    and ours stay in the image's order, which later stages see: on small random models its and our third stage have 60
+    to 70 % of their tokens in common. Where `keep` would keep all that are present it takes one out and recycles this
     one by itself, which then only changes its place; ours all stay. Its second version ("+") corrects ratings for RoPE
     and does not merge: not here.
 
@@ -61,29 +57,20 @@ class SparseVLM(DroppingPruner):
     merges: ClassVar[bool] = True
     published_positions: ClassVar[Positions] = "compact"
 
-    layers: tuple[int, ...] = (2, 6, 15)
-    keep: tuple[int, ...] = _COUNTS[192]
-    tokens: int = 576
-    recycle_ratio: float = 0.3
+    layers: tuple[Layer, ...] = (2, 6, 15)
+    keep: tuple[Count, ...] = _COUNTS[192]
+    tokens: Number = 576
+    recycle_ratio: Fraction = 0.3
     scope: Scope = "prompt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self.layers, self.keep, "keep")
-        if self.tokens < 1 or any(count < 0 for count in self.keep) or not 0 <= self.recycle_ratio <= 1:
-            raise ConfigError("keep and tokens are counts, recycle_ratio is a fraction of 1.")
 
     @classmethod
     def published(cls, budget: Literal[192, 128, 64]) -> Self:
         """The counts of one of the paper's budgets."""
         return cls(keep=_COUNTS[budget])
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layers=scaled_layers(cls.layers, num_layers))
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, *self.layers)
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
         """Every stage's fraction raised to the same power; 0.5 changes nothing."""
@@ -132,11 +119,9 @@ class _SparseRun(PromptRun):
 
     def _recycle(self, view: EntryView, kept: Tensor) -> Tensor | Merge:
         assert self._scores is not None
-        leaves = torch.ones_like(view.tokens, dtype=torch.bool)
-        leaves[kept] = False
-        leaving = leaves.nonzero().flatten()
         if not self._config.recycle_ratio:
             return kept
+        leaving = others(kept, len(view.tokens))
         count = int(leaving.numel() * self._config.recycle_ratio) + 1
         recycled = leaving[top(self._scores[leaving], count)]
         centres, means = cluster_means(view.embeddings[recycled].float(), recycled.numel() // 10 + 1)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import shares, spread, spread_over_grid
-from visipruner.contract.entry_view import EntryView
+from visipruner.contract.budget import PerImagePruner
+from visipruner.contract.choosing import spread, spread_over_grid
+from visipruner.contract.entry_view import Image
+from visipruner.contract.pruner import About
+from visipruner.contract.vision_view import VisionView
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformPruner(EntryPruner):
+class UniformPruner(PerImagePruner):
     """Keeps tokens evenly spread over each image, in both directions where its tokens form a grid."""
 
     name: ClassVar[str] = "uniform"
@@ -23,13 +24,7 @@ class UniformPruner(EntryPruner):
         "tokens evenly spread over the grid, a control", acts="before a layer, by default the first"
     )
 
-    def choose(self, view: EntryView, count: int) -> Tensor:
-        kept = []
-        images = view.images()
-        for image, number in zip(images, shares(count, [len(image.positions) for image in images]), strict=True):
-            if image.grid is None or not image.is_whole:
-                places = spread(number, len(image.positions), view.tokens.device)
-            else:
-                places = spread_over_grid(number, image.grid, view.tokens.device)
-            kept.append(image.positions[places])
-        return torch.cat(kept).sort().values
+    def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Tensor:
+        if image.grid is None or not image.is_whole:
+            return spread(count, len(image.positions), image.positions.device)
+        return spread_over_grid(count, image.grid, image.positions.device)

@@ -6,22 +6,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import scaled_layer
-from visipruner.contract.dropping import DroppingPruner
+from visipruner.contract.budget import Scope, best, parts_of
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun
+from visipruner.contract.pruner import About, DroppingPruner, PromptRun
 from visipruner.contract.routing import PLAIN, Routing
-from visipruner.contract.scope import Scope, best, parts_of
+from visipruner.contract.settings import Count, Layer, Number, Within, scaled_layer
 from visipruner.errors import ConfigError
 
 Stage = Literal["shallow", "middle", "deep"]
+Cosine = Annotated[float, Within(-1, 1, "is a cosine and ")]
 STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
 
 
@@ -70,30 +69,22 @@ class VisiPruner(DroppingPruner):
     reads_last_row_only: ClassVar[bool] = True
 
     stages: tuple[Stage, ...] = STAGES
-    shallow_end: int = 6
+    shallow_end: Count = 6
     shallow_visual: Literal["prefix", "ffn", "late"] = "prefix"
-    filter_threshold: float = 0.995
-    token_threshold: float = 0.2
+    filter_threshold: Cosine = 0.995
+    token_threshold: Annotated[float, Within(0, what="is a length and ")] = 0.2
     relative: bool = False
-    exit_threshold: float = 0.999
-    exit_votes: int = 2
+    exit_threshold: Cosine = 0.999
+    exit_votes: Number = 2
     exit_count: Literal["consecutive", "cumulative"] = "consecutive"
-    keep_tokens: int | None = None
+    keep_tokens: Count | None = None
     keep_ratio: float | None = None
     scope: Scope = "prompt"
-    filter_layer: int | None = None
-    exit_layer: int | None = None
+    filter_layer: Layer | None = None
+    exit_layer: Layer | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("filter_threshold", "exit_threshold"):
-            value = getattr(self, field)
-            if not -1 <= value <= 1:
-                raise ConfigError(f"{field} is a cosine and must lie in [-1, 1], got {value}.")
-        if not self.token_threshold >= 0:
-            raise ConfigError(f"token_threshold is a length and cannot be negative, got {self.token_threshold}.")
-        if self.shallow_end < 0 or self.exit_votes < 1 or (self.keep_tokens is not None and self.keep_tokens < 0):
-            raise ConfigError("shallow_end and keep_tokens cannot be negative, and exit_votes must be at least 1.")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ConfigError(f"keep_ratio is a fraction and must lie in (0, 1], got {self.keep_ratio}.")
         if self.keep_ratio is not None and self.keep_tokens is not None:
@@ -137,10 +128,7 @@ class VisiPruner(DroppingPruner):
     def check(self, num_layers: int) -> None:
         if "shallow" in self.stages and self.shallow_end > num_layers:
             raise ConfigError(f"shallow_end is {self.shallow_end} but the model has {num_layers} layers.")
-        for field in ("filter_layer", "exit_layer"):
-            layer = getattr(self, field)
-            if layer is not None and not 0 <= layer < num_layers:
-                raise ConfigError(f"{field} is {layer} but the model's layers are 0 to {num_layers - 1}.")
+        super().check(num_layers)
         self._check_stages(num_layers)
 
     def _check_stages(self, num_layers: int) -> None:
@@ -148,6 +136,11 @@ class VisiPruner(DroppingPruner):
         chosen, leave = self.filter_layer, self.exit_layer if "deep" in self.stages else None
         first, last = self.shallow_end if "shallow" in self.stages else 0, num_layers - 2  # none leave after the last
         if "middle" in self.stages:
+            if chosen is not None and first > (num_layers - 1 if self.shallow_visual == "prefix" else last):
+                raise ConfigError(
+                    f"With shallow_end {first} no layer is left in which text rows see what filter_layer {chosen} "
+                    f"keeps: the model has {num_layers}; lower shallow_end to {max(chosen, 1)} or less."
+                )
             if chosen is not None and chosen < first and self.shallow_visual != "prefix":
                 raise ConfigError(
                     f"filter_layer {chosen} lies in the shallow layers 0 to {first - 1}, in which visual rows take no "

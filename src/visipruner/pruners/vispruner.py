@@ -6,6 +6,7 @@ arXiv 2412.01818.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import shares
-from visipruner.contract.dropping import Positions
-from visipruner.contract.entry_view import EntryView
-from visipruner.errors import ConfigError
+from visipruner.contract.budget import PerImagePruner
+from visipruner.contract.choosing import best_first
+from visipruner.contract.entry_view import Image
+from visipruner.contract.pruner import About, Positions
+from visipruner.contract.settings import Fraction
+from visipruner.contract.vision_view import VisionView
 
 STEP = 8  # tokens dropped at a time, as in the released code
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(EntryPruner):
+class VisPruner(PerImagePruner):
     """Per image: the patches with most class attention (as `FasterVLM`) take `important_ratio` of the budget. The
     others, in the order of their attention, are thinned out: split into every other one, the 8 of the first half that
     are most alike (cosine) to any of the second are dropped, again and again until the rest of the budget is met.
@@ -45,36 +46,30 @@ class VisPruner(EntryPruner):
     )
     published_positions: ClassVar[Positions] = "compact"
 
-    keep_ratio: float = 0.25
-    important_ratio: float = 0.5
+    keep_ratio: Fraction = 0.25
+    important_ratio: Fraction = 0.5
     vision_layer: int = -2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.important_ratio <= 1:
-            raise ConfigError(f"important_ratio is a fraction and must lie in [0, 1], got {self.important_ratio}.")
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return (self.vision_layer,)
 
-    def choose(self, view: EntryView, count: int) -> Tensor:
-        images = view.images()
-        numbers = shares(count, [len(image.tokens) for image in images])
-        kept = [view.tokens[:0]]
-        for image, seen, number in zip(images, view.vision(self.vision_layer), numbers, strict=True):
-            order = seen.salience[image.tokens].argsort(descending=True, stable=True)
-            important, rest = order.tensor_split([int(number * self.important_ratio)])
-            diverse = rest[thinned(seen.features[image.tokens[rest]], number - len(important))]
-            kept.append(image.positions[torch.cat([important, diverse]).sort().values])
-        return torch.cat(kept)
+    def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Tensor:
+        order = best_first(seen[0].salience[image.tokens])
+        important, rest = order.tensor_split([int(count * self.important_ratio)])
+        features = seen[0].features[image.tokens[rest]]
+        return torch.cat([important, rest[thinned(features, count - len(important))]])
 
 
 def thinned(features: Tensor, count: int) -> Tensor:
-    """Positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`."""
+    """Positions of `count` of `features` `[n, d]`, near duplicates dropped first; see `VisPruner`. Those that are not
+    numbers are dropped before any other."""
     unit = functional.normalize(features.float(), dim=-1)
-    left = torch.arange(len(unit), device=features.device)
+    is_broken = unit.isnan().any(-1)
+    left = (~is_broken).nonzero().flatten()
     if not count:
         return left[:0]
+    if count > len(left):
+        return torch.cat([left, is_broken.nonzero().flatten()])[:count]
     while len(left) > count:
         first, second = left[::2], left[1::2]
         drop = min(STEP, len(left) - count, len(first))

@@ -12,13 +12,11 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from visipruner.contract.about import About
-from visipruner.contract.budget import check_layers, scaled_layer
-from visipruner.contract.divergence import divergence, next_token
-from visipruner.contract.dropping import DroppingPruner
 from visipruner.contract.entry_view import EntryView
-from visipruner.contract.pruner import PromptRun
+from visipruner.contract.pruner import About, DroppingPruner
+from visipruner.contract.settings import Layer
 from visipruner.errors import ConfigError
+from visipruner.models.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,40 +35,18 @@ class VTW(DroppingPruner):
         acts="before layer 15",
     )
 
-    layer: int = 15
+    layer: Layer = 15
     match_tolerance: ClassVar[float] = 0.03  # it comes in whole layers
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layer < 0:
-            raise ConfigError(f"layer cannot be negative, got {self.layer}.")
-
-    def check(self, num_layers: int) -> None:
-        check_layers(num_layers, self.layer)
-
-    @classmethod
-    def for_depth(cls, num_layers: int) -> Self:
-        return cls(layer=scaled_layer(cls.layer, num_layers))
 
     def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
         """All tokens in the first `share` of the layers."""
-        from visipruner.engine.host import depth_of
-
-        return replace(self, layer=min(depth_of(model) - 1, round(share * depth_of(model))))
-
-    def start(self) -> PromptRun:
-        return _Withdrawal(self.layer)
-
-
-class _Withdrawal(PromptRun):
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self._layer = layer
+        depth = ModelShape.from_config(model.config).num_layers
+        return replace(self, layer=min(depth - 1, round(share * depth)))
 
     def observes_entry(self, layer: int) -> bool:
-        return layer == self._layer
+        return layer == self.layer
 
-    def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
+    def select_entry(self, layer: int, view: EntryView) -> Tensor:
         return view.tokens[:0]
 
 
@@ -92,17 +68,11 @@ def find_layer(
     Raises:
         ConfigError: there are no prompts, or no layer of the model meets the threshold.
     """
-    from visipruner.engine.attach import attach
-    from visipruner.engine.host import depth_of
+    from visipruner.fitting import Trials, divergence
 
-    calls = list(prompts)
-    if not calls:
-        raise ConfigError("find_layer needs at least one prompt.")
-    dense = [next_token(model, call) for call in calls]
-    depth = depth_of(model)
-    for layer in range(first, depth):
-        with attach(model, VTW(layer=layer), visual_mask):
-            withdrawn = [next_token(model, call) for call in calls]
-        if divergence(dense, withdrawn) <= threshold:
+    trials = Trials(model, prompts, visual_mask)
+    plain = trials.plain()
+    for layer in range(first, trials.depth):
+        if divergence(plain, trials.pruned(VTW(layer=layer))) <= threshold:
             return layer
-    raise ConfigError(f"No layer from {first} to {depth - 1} meets the threshold {threshold}; raise it.")
+    raise ConfigError(f"No layer from {first} to {trials.depth - 1} meets the threshold {threshold}; raise it.")

@@ -13,8 +13,8 @@ import torch
 
 from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_macs
 from visipruner.contract.pruner import Pruner
-from visipruner.engine.arguments import cache_of
 from visipruner.engine.attach import attach
+from visipruner.engine.calls import cache_of
 from visipruner.engine.clock import EngineClock, synchronize
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace

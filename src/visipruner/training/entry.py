@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from visipruner.adapters.llava import ADAPTER
-from visipruner.engine.attachment import check_free
 from visipruner.engine.host import Host
+from visipruner.engine.patch import check_free
 from visipruner.errors import ConfigError, UnsupportedModelError
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import PromptRun
 from visipruner.contract.routing import FROZEN, PLAIN, Routing
+from visipruner.contract.training_run import TrainingPruner, TrainingRun
 from visipruner.training.gates import Asked, VisualGates
 from visipruner.training.sparse import log_gates
 from visipruner.training.staged import StagedRun
@@ -21,7 +22,7 @@ _NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Guide(Pruner):
+class Guide(TrainingPruner):
     """Hands the gates' settings to the engine. Lives with one aligned model; not a method of its own.
 
     Learnt start and exit, while learning: a layer has visual rows with probability p. log p is added to every logit
@@ -33,7 +34,6 @@ class Guide(Pruner):
     """
 
     name: ClassVar[str] = "aligned"
-    blends: ClassVar[bool] = True
 
     source: Callable[[], VisualGates]
 
@@ -68,7 +68,7 @@ def _is_likely(gates: VisualGates, layer: int) -> bool:
     return presence is None or float(presence.detach()) >= _NEGLIGIBLE
 
 
-class LearningRun(StagedRun):
+class LearningRun(StagedRun, TrainingRun):
     """One prompt while the model learns."""
 
     def __init__(self, gates: VisualGates, asked: Asked | None) -> None:

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.training.gates import Asked
 from visipruner.training.settings import Alignment

@@ -1,0 +1,99 @@
+"""A call's arguments: by name, and those of them that have one entry per row of the sequence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from visipruner.engine.rows import Rows
+
+# What a layer is given besides hidden states, per row of the sequence: (name's beginning, sequence dimension).
+_PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
+
+# What hosts call their cache: from transformers 5.24 on, where callers may still use the older name, and before.
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """A call's arguments by name, the cache as `cache` whatever the host calls it."""
+    given: Mapping[str, Any] = kwargs
+    if args:
+        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = {**arguments, **arguments.get("kwargs", {})}
+    return {**given, "cache": cache_of(given)}
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The cache of keys and values among keyword arguments, None where there is none."""
+    return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
+def is_cached(decoder: nn.Module, call: Mapping[str, Any]) -> bool:
+    """Whether a call of the decoder fills a cache: one that it is given, or one that it makes when it is given none."""
+    wanted = call.get("use_cache")
+    if wanted is None:
+        wanted = getattr(decoder.config, "use_cache", False)
+    return call["cache"] is not None or bool(wanted)
+
+
+def brings_pixels(kwargs: Mapping[str, Any]) -> bool:
+    """Whether keyword arguments hold pictures or videos that are still to be encoded."""
+    return any(name.startswith("pixel_values") and given is not None for name, given in kwargs.items())
+
+
+def cache_name(module: nn.Module) -> str:
+    """What `module.forward` calls its cache."""
+    known = inspect.signature(module.forward).parameters
+    return next(name for name in CACHE_NAMES if name in known)
+
+
+def seq_dim(name: str) -> int | None:
+    """The sequence dimension of a per-row argument of a layer, None for other arguments."""
+    return next((dim for prefix, dim in _PER_ROW if name.startswith(prefix)), None)
+
+
+def per_row(kwargs: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
+    """The keyword arguments that have one entry per row: (name, value, sequence dimension)."""
+    found = []
+    for name, given in kwargs.items():
+        dim = seq_dim(name)
+        if dim is not None and given is not None:
+            found.append((name, given, dim))
+    return found
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], given: Any) -> Any:
+    """Applies a change to a tensor, or to every tensor of a tuple (cos and sin)."""
+    return change(given) if isinstance(given, Tensor) else tuple(change(part) for part in given)
+
+
+def scaling_of(kwargs: Mapping[str, Any], queries: Tensor) -> float:
+    """The factor of the logits that an attention function was given, or the usual one."""
+    return float(kwargs.get("scaling") or queries.shape[-1] ** -0.5)
+
+
+def narrowed(kwargs: Mapping[str, Any], rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
+    """The per-row arguments of a layer for some `rows` of the host's; `known` remembers them for the layers that are
+    given the same ones."""
+    return _once(kwargs, rows, known, lambda part, dim: rows.gather(part, dim))
+
+
+def narrowed_within(kwargs: Mapping[str, Any], where: Tensor, known: dict[str, Any]) -> dict[str, Any]:
+    """The same for packed arguments and the places `where` `[n]` long among their rows."""
+    return _once(kwargs, where, known, lambda part, dim: part.index_select(dim, where))
+
+
+def _once(
+    kwargs: Mapping[str, Any], where: Any, known: dict[str, Any], change: Callable[[Tensor, int], Tensor]
+) -> dict[str, Any]:
+    found = {}
+    for name, given, dim in per_row(kwargs):
+        source, place, result = known.get(name, (None, None, None))
+        if source is not given or place is not where:
+            result = map_tensors(lambda part, dim=dim: change(part, dim), given)  # type: ignore[misc]
+            known[name] = (given, where, result)
+        found[name] = result
+    return found

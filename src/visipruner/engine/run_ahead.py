@@ -1,0 +1,129 @@
+"""A layer run ahead up to its attention on some rows, and a pruner's look at the rows that enter it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.pruner import PromptRun
+from visipruner.engine.attention import QKV
+from visipruner.engine.calls import CACHE_NAMES, map_tensors, per_row, scaling_of
+from visipruner.engine.live_rows import LiveRows
+from visipruner.engine.rows import Rows
+from visipruner.engine.vision import Vision
+from visipruner.errors import UnsupportedModelError
+
+
+def arguments_for(rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments for running ahead on some `rows`: what it is given for them, and neither mask nor cache."""
+    given = {name: map_tensors(partial(rows.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
+    off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
+    return {**kwargs, **given, **off, "use_cache": False}
+
+
+class RunAhead(Protocol):
+    """What a layer's attention would be given for hidden states `[1, n, d]`, and its keyword arguments; queries are
+    zeros with `keys_only`, where the model has a map of their own for them."""
+
+    def __call__(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False
+    ) -> tuple[QKV, Any]: ...
+
+
+class Drop(Protocol):
+    """Takes visual tokens out of an example; `kept` are positions among those present."""
+
+    def __call__(self, example: int, kept: Tensor, trigger: int) -> None: ...
+
+
+class EntryLook:
+    """Asks the runs of a batch before a layer.
+
+    Attributes:
+        merged: per example, `{layer: states}` that kept tokens took over on entry.
+    """
+
+    def __init__(
+        self,
+        live: LiveRows,
+        runs: Sequence[PromptRun],
+        run_ahead: RunAhead,
+        vision: Sequence[Vision | None],
+    ) -> None:
+        self._live, self._runs, self._vision = live, runs, vision
+        self._run_ahead = run_ahead
+        self.merged: list[dict[int, Tensor]] = [{} for _ in runs]
+
+    def wanted(self, layer: int) -> list[int]:
+        """Examples whose runs look at the rows that enter `layer`."""
+        counts = [tokens.numel() for tokens in self._live.tokens]
+        return [example for example, run in enumerate(self._runs) if counts[example] and run.observes_entry(layer)]
+
+    def look(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop
+    ) -> tuple[Tensor, dict[int, tuple[int, int]]]:
+        """Hidden states, new ones where tokens were merged, and by example the pairs and rows that scores took.
+
+        `drop` takes out what the runs say; it is not kept, for its owner keeps this object and both would stay in
+        memory until Python looks for cycles.
+        """
+        work: dict[int, tuple[int, int]] = {}
+        places: list[Tensor] = []
+        states: list[Tensor] = []
+        for example in self.wanted(layer):
+            view = self._view(layer, example, self._live.states(example, hidden), kwargs)
+            answer = self._runs[example].select_entry(layer, view)
+            work[example] = (view.pairs, view.projected_rows)
+            if isinstance(answer, Merge):
+                places.append(self._live.places(example)[view.visual[answer.kept]])
+                states.append(answer.states.to(hidden))
+                self.merged[example][layer] = answer.states
+                answer = answer.kept
+            if answer is not None:
+                drop(example, answer, trigger=layer - 1)
+        if places:
+            hidden = hidden.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(states)).view_as(hidden)
+        return hidden, work
+
+    def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
+        project = partial(self._project, layer, example, kwargs)
+        tokens, layout = self._live.tokens[example], self._live.layouts[example]
+        return EntryView(states, self._live.visual_among(example), tokens, layout, project, self._vision[example])
+
+    def _placed_from_start(self, example: int, chosen: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Rotary embeddings that `chosen` rows of an example have when it is alone, where the host counts the padding
+        before it: those of the rows as many places earlier."""
+        first = int(self._live.layouts[example].on_host[0][0])
+        names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
+        if not first or not names:
+            return {}
+        start = Rows(tuple(part[:1] * 0 + first if part.numel() else part for part in chosen.index), chosen.seq)
+        earlier = Rows(tuple(part - first for part in chosen.index), chosen.seq)
+        is_counted = {name: bool(arguments_for(start, {name: kwargs[name]})[name][1].any()) for name in names}
+        return {name: arguments_for(earlier, kwargs)[name] for name in names if is_counted[name]}
+
+    def _project(
+        self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
+    ) -> tuple[Tensor, Tensor, float, float | None]:
+        """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
+        come."""
+        rows = self._live.placed
+        index = [part[:0] for part in rows.index]
+        index[example] = rows.index[example][places]
+        chosen = Rows(tuple(index), rows.seq)
+        given = arguments_for(chosen, kwargs)
+        given.update(self._placed_from_start(example, chosen, kwargs))
+        if not rotary:
+            names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
+            if not names:
+                raise UnsupportedModelError("This model does not show its rotary embeddings; they cannot be left out.")
+            for name in names:
+                cos, sin = given[name]
+                given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
+        (queries, keys, _), used = self._run_ahead(layer, states[None], given)
+        return queries[0], keys[0], scaling_of(used, queries), used.get("softcap")

@@ -1,0 +1,1 @@
+"""Generators of tables in the documentation: in no wheel, run from a checkout."""
