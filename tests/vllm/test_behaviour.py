@@ -12,9 +12,8 @@ from torch import Tensor
 
 from tests.vllm.answers import answer_of, asked, served
 from tests.vllm.models import PROMPTS
-from visipruner.contract.about import About
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import PromptRun, Pruner
+from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.integrations.vllm import plugin
 from visipruner.pruners.registry import make_from_spec
 

@@ -75,8 +75,9 @@ def test_preempted_prompts_are_read_and_pruned_again(engines: Engines) -> None:
 
 def test_requests_join_and_leave(engines: Engines) -> None:
     """Each prompt comes two steps after the one before, while those are being answered."""
-    from tests.vllm.answers import answer_of, asked
     from vllm import SamplingParams
+
+    from tests.vllm.answers import answer_of, asked
 
     model = engines.of("llama")
     pruner = make_from_spec(METHODS[1])

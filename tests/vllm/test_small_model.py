@@ -1,6 +1,6 @@
 """The small model with its real weights; vLLM has no class for its vision tower, so images come as features.
 
-`make vllm-test` builds the model first; elsewhere the test is skipped where nobody did.
+Skipped where nobody built the model (`make demo` does).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.vllm.answers import NEW, Answer, answer_of
 from tests.vllm.engines import Served
 from tests.vllm.models import rename_tower
 from visipruner.pruners.registry import make_from_spec
-from visipruner.testbed.build import cache_root
-from visipruner.testbed.calibration import calibrated
-from visipruner.testbed.testset import DATA_FOLDER
+from visipruner_testbed.build import cache_root
+from visipruner_testbed.calibration import calibrated
+from visipruner_testbed.testset import DATA_FOLDER
 
 BUILT = sorted(cache_root().glob("testbed-336-*"))
 CHATS = [("photos/coffee.jpg", "Is there a coffee in the image?"), ("test/scenes-053.jpg", "Where is the cross?")]
@@ -87,7 +87,7 @@ class Small:
         }
 
 
-@pytest.mark.skipif(not BUILT, reason="build the small model first: visipruner testbed build")
+@pytest.mark.skipif(not BUILT, reason="the small model is not built; make demo builds it")
 def test_the_small_model_answers_as_in_transformers(tmp_path: Path) -> None:
     from vllm import SamplingParams
 

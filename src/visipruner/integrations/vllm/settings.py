@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visipruner.contract.pruner import FORMAT_VERSION, PromptRun, Pruner
+from visipruner.contract.picture import picture_methods
+from visipruner.contract.pruner import FORMAT_VERSION, Pruner
 from visipruner.errors import ConfigError
 from visipruner.pruners.registry import load_pruner, make, make_from_spec, method_class
 from visipruner.words import spans
@@ -92,7 +93,7 @@ def _named(spec: str, num_layers: int) -> Pruner:
 
 def refuse(pruner: Pruner, num_layers: int, in_line: bool = True) -> None:
     """Raises ConfigError, in one sentence, for a method that needs what vLLM's attention cannot do."""
-    if getattr(pruner, "shrinks", False):
+    if picture_methods(pruner):
         raise ConfigError(f"{pruner.name} makes pictures smaller before the model sees them, which vLLM does not do.")
     routed = [layer for layer in range(num_layers) if not pruner.routing(layer).is_plain]
     if pruner.first_layer() or routed:
@@ -105,13 +106,8 @@ def refuse(pruner: Pruner, num_layers: int, in_line: bool = True) -> None:
         raise ConfigError(
             f"{pruner.name} looks into the vision tower, which vLLM does not show; choose another method."
         )
-    if any(run.is_compact for run in _runs(pruner.begin(in_line))):
+    if pruner.begin(lambda: in_line).may_close_gaps:
         raise ConfigError(
             f"{pruner.name} numbers the rows that stay anew, and vLLM has one numbering for all layers; add "
             "positions='keep' to its settings."
         )
-
-
-def _runs(run: PromptRun) -> list[PromptRun]:
-    """A run and those that it is composed of."""
-    return [run, *(inner for part in getattr(run, "parts", ()) for inner in _runs(part))]

@@ -104,7 +104,7 @@ class Worker:
         self.requests[name] = request
         if request.is_visual:
             is_whole = ran == 0 and length >= prompt_length and not internals.wants_every_row(self.runner, name)
-            request.read(self.served.pruner.begin(self.in_line) if is_whole else None)
+            request.read(self.served.pruner.begin(lambda: self.in_line) if is_whole else None)
             self.numbers.add({"prompts_dense": int(not is_whole)})
         return request
 
