@@ -129,12 +129,17 @@ def check_once_loaded(runner: Any, check: Callable[[nn.Module], None]) -> None:
     runner.load_model = load
 
 
-def batch_of(runner: Any) -> tuple[list[str], list[int], list[int]]:
-    """Ids of the requests in this forward, rows that each had run before, rows that each brings."""
+def names_of(runner: Any) -> list[str]:
+    """Ids of the requests in this forward."""
+    return list(runner.input_batch.req_ids)
+
+
+def batch_of(runner: Any) -> tuple[list[int], list[int]]:
+    """Rows that each request of this forward had run before, rows that each brings."""
     batch = runner.input_batch
     count = batch.num_reqs
     starts = runner.query_start_loc.np[: count + 1]
-    return list(batch.req_ids), batch.num_computed_tokens_cpu[:count].tolist(), np.diff(starts).tolist()
+    return batch.num_computed_tokens_cpu[:count].tolist(), np.diff(starts).tolist()
 
 
 def prompt_of(runner: Any, name: str) -> tuple[list[Picture], int]:
@@ -289,6 +294,14 @@ def run_uncompiled() -> None:
     context.cudagraph_runtime_mode = CUDAGraphMode.NONE
 
 
+def places_of(runner: Any) -> list[tuple[str, int]]:
+    """Of each layer: the name of its attention, and the number of its cache group."""
+    groups = runner.kv_cache_config.kv_cache_groups
+    of_name = {name: number for number, group in enumerate(groups) for name in group.layer_names}
+    names = [str(attention_of(layer).layer_name) for layer in layers_of(decoder_of(runner))]
+    return [(name, of_name[name]) for name in names]
+
+
 class Metadata:
     """Attention metadata of one forward, for layers whose rows or caches are not those of the whole prompt.
 
@@ -296,15 +309,15 @@ class Metadata:
     follows at once, and the layer's length is the request's less what is gone.
     """
 
-    def __init__(self, runner: Any, step: Step, rows: int) -> None:
-        """`rows`: how many the forward was called with, padding included."""
+    def __init__(self, runner: Any, places: Sequence[tuple[str, int]], step: Step, rows: int) -> None:
+        """`places`: of `places_of`. `rows`: how many the forward was called with, padding included."""
         from vllm.forward_context import get_forward_context
 
         self._runner, self._step, self._rows = runner, step, rows
         self._context = get_forward_context()
         self._context.attn_metadata = dict(self._context.attn_metadata)
         self._context.slot_mapping = dict(self._context.slot_mapping)
-        self._names = [attention_of(layer).layer_name for layer in layers_of(decoder_of(runner))]
+        self._places = places
         self._built: dict[Any, tuple[Any, Tensor]] = {}
 
     def install(self, layer: int) -> None:
@@ -313,18 +326,13 @@ class Metadata:
         is_padded = step.rows is not None and self._rows != int(step.lengths.sum())
         if not (gone.any() or is_padded):
             return
-        name = str(self._names[layer])
-        group = self._group(name)
+        name, group = self._places[layer]
         key = (group, gone.tobytes(), step.present.tobytes())
         if key not in self._built:
             self._built[key] = self._build(gone.astype(np.int64), group)
         metadata, slots = self._built[key]
         self._context.attn_metadata[name] = metadata
         self._context.slot_mapping[name] = slots
-
-    def _group(self, name: str) -> int:
-        groups = self._runner.kv_cache_config.kv_cache_groups
-        return next(number for number, group in enumerate(groups) if name in group.layer_names)
 
     def _build(self, gone: NDArray[np.int64], group: int) -> tuple[Any, Tensor]:
         """What attention is told, and each row's place in the cache."""

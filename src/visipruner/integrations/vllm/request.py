@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Request:
         layout = layouts(rows, torch.ones_like(mask))[0]
         return cls(layout.to(device), prompt_length, np.zeros(num_layers, dtype=np.int32))
 
-    @property
+    @cached_property
     def is_visual(self) -> bool:
         return len(self.layout.visual) > 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ class Worker:
     numbers: Numbers = field(default_factory=Numbers)
     _remembered: int = 0
 
+    @cached_property
+    def _places(self) -> list[tuple[str, int]]:
+        return internals.places_of(self.runner)
+
     def begin(self) -> None:
         """Takes its place in the runner."""
         check = partial(check_decoder, allow_untested=self.served.allow_untested)
@@ -75,7 +79,7 @@ class Worker:
         step = self._step() if internals.has_attention() else None
         if step is None:
             return original(*args, **kwargs)
-        metadata = internals.Metadata(self.runner, step, internals.rows_given(args, kwargs))
+        metadata = internals.Metadata(self.runner, self._places, step, internals.rows_given(args, kwargs))
         if not step.is_read:
             for layer in range(self.num_layers):
                 metadata.install(layer)
@@ -88,7 +92,10 @@ class Worker:
 
     def _step(self) -> Step | None:
         """What this forward is to us; None where all rows run everywhere on whole caches."""
-        ids, ran, lengths = internals.batch_of(self.runner)
+        ids = internals.names_of(self.runner)
+        if all(name in self.requests and not self.requests[name].is_visual for name in ids):
+            return None  # text alone costs as little as possible
+        ran, lengths = internals.batch_of(self.runner)
         requests = [self._known(*each) for each in zip(ids, ran, lengths, strict=True)]
         if not any(request.is_read or request.is_packed for request in requests):
             return None
