@@ -64,14 +64,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, asked: Any, log: Path, *options: str) -> Iterator[Server]:
-    """Starts a server of the model in `folder`, and stops it. Raises RuntimeError with its log where it ends early."""
+def serving(folder: Path, asked: Any, log: Path, *options: str, packages: str = "") -> Iterator[Server]:
+    """Starts a server of the model in `folder`, and stops it. `packages`: a folder with more of them. Raises
+    RuntimeError with its log where it ends early."""
     port = free_port()
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
     command += ["--max-num-seqs", "8", "--enforce-eager", "--additional-config", json.dumps({"visipruner": asked})]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    environment |= {"VLLM_LOG_STATS_INTERVAL": "1"}
+    environment |= {"VLLM_LOG_STATS_INTERVAL": "1", "PYTHONPATH": packages}
     with log.open("w") as file:
         process = subprocess.Popen([*command, *options], stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:

@@ -113,6 +113,48 @@ def test_a_client_that_dies_leaves_nothing_behind(server: Server, expected: list
     assert until(lambda: "visual tokens dropped" in log.read_text())
 
 
+FAILING = """
+from dataclasses import dataclass
+from typing import ClassVar
+from visipruner.contract.pruner import About, Pruner
+
+@dataclass(frozen=True, kw_only=True)
+class Failing(Pruner):
+    name: ClassVar[str] = "failing"
+    about: ClassVar[About] = About("raises an error on two images")
+
+    def observes(self, layer):
+        return layer == 2
+
+    def select(self, layer, view):
+        if len(view.layout.tokens_per_image) == 2:
+            raise RuntimeError("no idea what to do")
+"""
+
+
+def test_a_failing_method_ends_its_request_alone(folder: Path, tmp_path: Path) -> None:
+    """A method from another package, in the worker's process; the client gets an error, the log its cause."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    about = tmp_path / "failing-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[visipruner.pruners]\nfailing = failing:Failing\n")
+    log, limit = tmp_path / "log", ("--limit-mm-per-prompt", '{"image": 2}')
+    dense = Reference(folder).answers(make_from_spec("none"), [seen_by_the_model(*chat) for chat in CHATS])
+    with serving(folder, "failing", log, *limit, packages=str(tmp_path)) as server:
+        asked = [body(*chat) for chat in CHATS]
+        with ThreadPoolExecutor(4) as clients:
+            found = list(
+                clients.map(lambda each: httpx.post(f"{server.url}/v1/chat/completions", json=each, timeout=120), asked)
+            )
+        assert [answer.status_code for answer in found] == [200, 200, 500, 200]
+        for place in (0, 1, 3):
+            assert found[place].json()["choices"][0]["token_ids"] == dense[place].tokens
+        assert until(lambda: server.metric("visipruner_prompts_failed_total") == 1)
+        assert server.chat(*CHATS[0])["token_ids"] == dense[0].tokens
+    assert "no idea what to do" in log.read_text()
+
+
 def test_a_server_that_cannot_be_started_says_why(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"leave that part out \(for visipruner: stages"):  # noqa: SIM117
         with serving(folder, "visipruner", tmp_path / "log"):
