@@ -138,7 +138,16 @@ def test_records_have_the_fields_we_read(path: str, names: list[str]) -> None:
         ("vllm.v1.core.sched.scheduler:Scheduler", ["grammar_compile_error_reqs"]),
         (
             "vllm.model_executor.layers.attention:Attention",
-            ["impl", "layer_name", "num_heads", "num_kv_heads", "head_size", "head_size_v", "sliding_window"],
+            [
+                "impl",
+                "layer_name",
+                "num_heads",
+                "num_kv_heads",
+                "head_size",
+                "head_size_v",
+                "sliding_window",
+                "attn_backend",
+            ],
         ),
         ("vllm.model_executor.models.llama:LlamaDecoderLayer", ["self_attn", "input_layernorm"]),
         ("vllm.model_executor.models.qwen2:Qwen2DecoderLayer", ["self_attn", "input_layernorm"]),

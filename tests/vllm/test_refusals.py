@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import visipruner
 from visipruner.errors import VisiPrunerError
 from visipruner.integrations.vllm import internals
 from visipruner.integrations.vllm.plugin import register
-from visipruner.integrations.vllm.refusals import check_config
+from visipruner.integrations.vllm.refusals import check_config, check_decoder
 from visipruner.pruners.registry import make_from_spec
 
 register()
@@ -85,6 +87,27 @@ def test_the_other_runner_is_refused(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(VllmConfig, "use_v2_model_runner", property(lambda _: True))
     with pytest.raises(VisiPrunerError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
         check_config(config, allow_untested=True)
+
+
+class Decoder(torch.nn.Module):
+    """A stand-in with one layer."""
+
+    def __init__(self, backend: str = "CPU_ATTN", window: int | None = None) -> None:
+        super().__init__()
+        attention = SimpleNamespace(attn_backend=SimpleNamespace(get_name=lambda: backend), sliding_window=window)
+        self.layers = [SimpleNamespace(self_attn=SimpleNamespace(attn=attention))]
+
+
+def test_decoders_that_are_refused() -> None:
+    tried = type("LlamaModel", (Decoder,), {})
+    check_decoder(tried(), allow_untested=False)
+    with pytest.raises(VisiPrunerError, match="and not with Decoder"):
+        check_decoder(Decoder(), allow_untested=False)
+    with pytest.raises(VisiPrunerError, match="FLASHINFER may mix up"):
+        check_decoder(tried("FLASHINFER"), allow_untested=False)
+    for allow in (False, True):
+        with pytest.raises(VisiPrunerError, match="sliding windows"):
+            check_decoder(tried(window=9), allow_untested=allow)
 
 
 def test_forms_of_the_same_wish(folder: Path, tmp_path: Path) -> None:

@@ -230,6 +230,11 @@ def attention_of(layer: nn.Module) -> nn.Module:
     return layer.self_attn.attn  # type: ignore[union-attr, return-value]
 
 
+def backend_of(layer: nn.Module) -> str:
+    """The name of what computes a layer's attention."""
+    return str(attention_of(layer).attn_backend.get_name())  # type: ignore[operator, union-attr]
+
+
 def is_windowed(layer: nn.Module) -> bool:
     """Whether a layer's attention sees only so many keys back."""
     return attention_of(layer).sliding_window is not None

@@ -17,6 +17,9 @@ from visipruner.integrations.vllm import internals
 # Decoders of vLLM's that were tried, and the `model_type` of text configurations.
 DECODERS = ("LlamaModel", "Qwen2Model", "MistralModel")
 TEXTS = ("llama", "qwen2", "mistral", "qwen2_vl_text", "qwen2_5_vl_text")
+# Attention backends that keep nothing from one metadata to the next; only the first was run. FlashInfer plans all
+# layers with the last metadata of a step.
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 _ANYWAY = 'or set "allow_untested": true to try it all the same'
 
 
@@ -50,6 +53,12 @@ def check_decoder(decoder: nn.Module, allow_untested: bool) -> None:
     name = type(decoder).__name__
     if name not in DECODERS and not allow_untested:
         raise UnsupportedModelError(f"visipruner was tried with {', '.join(DECODERS)} and not with {name}; {_ANYWAY}.")
+    backends = {internals.backend_of(layer) for layer in internals.layers_of(decoder)} - set(BACKENDS)
+    if backends and not allow_untested:
+        raise UnsupportedModelError(
+            f"visipruner gives layers attention metadata of their own, which {', '.join(sorted(backends))} may mix up; "
+            f"choose one of {', '.join(BACKENDS)} with attention_backend (--attention-backend), {_ANYWAY}."
+        )
     windows = [layer for layer, module in enumerate(internals.layers_of(decoder)) if internals.is_windowed(module)]
     if windows:
         raise UnsupportedModelError(
