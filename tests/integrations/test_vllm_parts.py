@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.errors import ConfigError
 from visipruner.integrations.vllm.counters import REMEMBERED, Numbers, sentence
+from visipruner.integrations.vllm.decoder import narrowed
 from visipruner.integrations.vllm.request import Picture, Request
 from visipruner.integrations.vllm.settings import Served, served
 from visipruner.integrations.vllm.step import Step
@@ -223,3 +225,73 @@ def test_vllm_is_not_imported_before_it_calls() -> None:
 
     assert callable(visipruner.integrations.vllm.register)
     assert "vllm" not in sys.modules
+
+
+class Attention(torch.nn.Module):
+    """One head of width 2; what it is given is its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Kernel()
+
+    def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
+        turned = hidden_states + positions[:, None]
+        return self.attn(turned, turned, hidden_states)  # type: ignore[no-any-return]
+
+
+class Kernel(torch.nn.Module):
+    num_heads = num_kv_heads = 1
+    head_size = head_size_v = 2
+    impl = SimpleNamespace(scale=1.0, logits_soft_cap=0)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return value
+
+
+class Layer(torch.nn.Module):
+    """Notes the positions that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.input_layernorm, self.ran = Attention(), torch.nn.Identity(), []
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.ran.append(positions.tolist())
+        entered = hidden_states if residual is None else hidden_states + residual
+        return self.self_attn(positions=positions, hidden_states=self.input_layernorm(entered)), entered
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Layer() for _ in range(3))
+
+    def forward(self, input_ids: Any, positions: Tensor, intermediate: Any, inputs_embeds: Tensor) -> Tensor:
+        hidden, residual = inputs_embeds, None
+        for layer in self.layers:
+            hidden, residual = layer(positions, hidden, residual)
+        return hidden + residual
+
+
+def test_a_decoder_runs_its_own_loop_with_fewer_rows() -> None:
+    """Two rows before layer 1, one after its attention; two rows of padding at the end are of no request."""
+    seen = {}
+
+    def look(view: EntryView) -> Tensor:
+        rows = torch.tensor([1, 2])
+        seen["plain"], seen["turned"] = view.project(rows, rotary=False).keys, view.project(rows).keys
+        return torch.tensor([1, 3])
+
+    decoder, installed = Decoder(), []
+    asked = request([[(1, 4)]], 6, Keeps({1: look}, {1: positions(1)}))
+    batch = step(asked, request([], 1), ran=(0, 4), lengths=(6, 1))
+    embeds = torch.arange(18.0).view(9, 2)
+    where = torch.tensor([0, 1, 2, 3, 4, 5, 4, 0, 0])
+    with narrowed(decoder, batch, installed.append):
+        output = decoder(None, where, None, inputs_embeds=embeds)
+    assert [layer.ran for layer in decoder.layers] == [[[0, 1, 2, 3, 4, 5, 4]], [[0, 2, 4, 5, 4]], [[0, 4, 5, 4]]]
+    assert installed == [0, 1, 2]
+    torch.testing.assert_close(output[[0, 4, 5, 6]], 8 * embeds[[0, 4, 5, 6]])
+    assert output[[1, 2, 3, 7, 8]].eq(0).all()
+    torch.testing.assert_close(seen["turned"] - seen["plain"], torch.tensor([[[1.0, 1.0], [2.0, 2.0]]]))
+    assert not any("forward" in vars(module) for module in decoder.modules())

@@ -14,7 +14,7 @@ from tests.vllm.answers import answer_of, asked, served
 from tests.vllm.models import PROMPTS
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, PromptRun, Pruner
-from visipruner.integrations.vllm import plugin
+from visipruner.integrations.vllm import internals, plugin
 from visipruner.pruners.registry import make_from_spec
 
 if TYPE_CHECKING:
@@ -152,3 +152,19 @@ def test_without_the_key_nothing_is_touched() -> None:
         make(lambda config, made=made: made.append(config), thing, Config)  # type: ignore[arg-type]
         assert made == [Config]
         assert not vars(thing)
+
+
+def test_a_report_goes_with_the_output_of_one_step() -> None:
+    """vLLM has one object for steps without output; what was put there would be told again and again."""
+    from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+
+    class Runner:
+        def sample_tokens(self, output: Any) -> Any:
+            return output
+
+    runner, reports = Runner(), ["first", None]
+    internals.report_with_output(runner, "report", lambda: reports.pop(0))
+    assert not hasattr(runner.sample_tokens(EMPTY_MODEL_RUNNER_OUTPUT), "report")
+    first, second = (runner.sample_tokens(ModelRunnerOutput(req_ids=[], req_id_to_index={})) for _ in range(2))
+    assert first.report == "first"
+    assert not hasattr(second, "report")

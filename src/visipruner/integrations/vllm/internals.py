@@ -383,22 +383,19 @@ class Metadata:
 
 def report_with_output(runner: Any, key: str, take: Callable[[], Any]) -> None:
     """From now on what `take` gives (None for nothing) travels with a step's output to the scheduler's process."""
+    from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+
     original = runner.sample_tokens
 
     def sample(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         output = getattr(result, "_model_runner_output", result)  # within what is still being copied from a GPU
-        if isinstance(output, _output_class()) and (found := take()) is not None:
+        is_of_a_step = isinstance(output, ModelRunnerOutput) and output is not EMPTY_MODEL_RUNNER_OUTPUT
+        if is_of_a_step and (found := take()) is not None:
             setattr(output, key, found)
         return result
 
     runner.sample_tokens = sample
-
-
-def _output_class() -> Any:
-    from vllm.v1.outputs import ModelRunnerOutput
-
-    return ModelRunnerOutput
 
 
 def take_reports(scheduler: Any, key: str, take: Callable[[Any], Sequence[str]]) -> None:
