@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +76,18 @@ def engine(folder: Path, dtype: str, plugged: bool) -> Any:
     )
 
 
-def seconds(llm: Any, load: Load, seed: int, new: int) -> float:
+def seconds(llm: Any, load: Load, seed: int, new: int) -> tuple[float, float]:
+    """Of the processor: until every request has its first token, and of a later step, the median."""
     from vllm import SamplingParams
 
-    prompts = load.prompts(seed)
-    begin = time.process_time()
-    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=new, min_tokens=new), use_tqdm=False)
-    return time.process_time() - begin
+    how, begin = SamplingParams(temperature=0, max_tokens=new, min_tokens=new), time.process_time()
+    for place, prompt in enumerate(load.prompts(seed)):
+        llm.llm_engine.add_request(f"{seed}-{place}", prompt, how)
+    ends = []
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        ends.append(time.process_time())
+    return ends[0] - begin, statistics.median(after - before for before, after in pairwise(ends))
 
 
 def promised(worker: Any, method: str, load: Load) -> float:
@@ -108,28 +115,45 @@ def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new:
     worker = plugged.llm_engine.model_executor.driver_worker.worker.model_runner.visipruner
     worker.served = replace(worker.served, pruner=make_from_spec(METHODS[method]))
     first: dict[str, list[float]] = {"plain": [], "plugged": []}
-    rest: dict[str, list[float]] = {"plain": [], "plugged": []}
-    promise = 1.0
+    step: dict[str, list[float]] = {"plain": [], "plugged": []}
+    promise, spent = 1.0, watched(worker)
     for turn in range(rounds + 1):
         order: list[tuple[str, Any]] = [("plain", plain), ("plugged", plugged)]
         for name, llm in order if turn % 2 else order[::-1]:
-            one = seconds(llm, load, 2 * turn, 1)
+            found = seconds(llm, load, turn, new)
             if name == "plugged" and load.pictures:
                 promise = promised(worker, method, load)
-            many = seconds(llm, load, 2 * turn + 1, new)
             if turn:  # the first round warms up
-                first[name].append(one)
-                rest[name].append((many - one) / (new - 1))
+                first[name].append(found[0])
+                step[name].append(found[1])
+    best = {name: (min(first[name]), min(step[name])) for name in first}
     return {
         "method": method,
         "requests": load.requests,
         "visual_tokens": load.pictures * GRID * GRID,
-        **{f"first_token_s_{name}": min(found) for name, found in first.items()},
-        **{f"tokens_per_s_{name}": load.requests / min(found) for name, found in rest.items()},
-        "prefill_times": min(first["plain"]) / min(first["plugged"]),
+        **{f"first_token_s_{name}": found[0] for name, found in best.items()},
+        **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in best.items()},
+        "prefill_times": best["plain"][0] / best["plugged"][0],
         "flops_times": promise,
-        "decode_times": min(rest["plain"]) / min(rest["plugged"]),
+        "decode_times": best["plain"][1] / best["plugged"][1],
+        "looking_us_a_step": 1e6 * statistics.median(spent),
     }
+
+
+def watched(worker: Any) -> list[float]:
+    """Seconds that each step takes to find out what it is to us: for requests of text alone that is all."""
+    spent: list[float] = []
+    original = type(worker)._step.__get__(worker)
+
+    def step() -> Any:
+        begin = time.process_time()
+        try:
+            return original()
+        finally:
+            spent.append(time.process_time() - begin)
+
+    worker._step = step
+    return spent
 
 
 def main(arguments: list[str] | None = None) -> None:
