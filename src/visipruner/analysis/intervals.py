@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.arrays import Array
+from visipruner.analysis.arrays import Array, Told
 
 RESAMPLES = 2000
+_ENDS = (0.025, 0.975)
 ENOUGH = 10  # images; of fewer a percentile bootstrap covers clearly less than it says
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Told):
     """A number with its 95 % interval; `low` and `high` are NaN (JSON: null) where there is none, as of one image."""
 
     value: float
     low: float
     high: float
-
-    def to_dict(self) -> dict[str, float | None]:
-        low, high = (None if np.isnan(end) else end for end in (self.low, self.high))
-        return {"value": self.value, "low": low, "high": high}
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -61,8 +58,12 @@ class Bootstrap:
         with np.errstate(invalid="ignore"):
             known = ~np.isnan(values)
             mean = np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-        low, high = _quantiles(means if self.images > 1 else np.full_like(means, np.nan))
+            low, high = np.quantile(means if self.images > 1 else np.full_like(means, np.nan), _ENDS, axis=0)
         return {"mean": mean, "low": low, "high": high}
+
+    def mean(self, values: Array) -> Interval:
+        """The mean of `values` `[samples]`."""
+        return self.interval(lambda curve: float(curve[0]), values[:, None])
 
     def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
         """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it.
@@ -74,7 +75,7 @@ class Bootstrap:
         if self.images == 1:
             return Interval(float(point), np.nan, np.nan)
         drawn = np.array([statistic(curve) for curve in self.means(values)])
-        low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+        low, high = np.quantile(drawn, _ENDS, method="nearest")
         return Interval(float(point), float(min(low, point)), float(max(high, point)))
 
 
@@ -85,11 +86,3 @@ def few_images(count: int, done: str) -> list[str]:
     if count == 1:
         return [f"Only one image was {done}, which gives no intervals; take {ENOUGH} or more."]
     return [f"Only {count} images were {done}: the 95 % intervals of so few are too narrow; take {ENOUGH} or more."]
-
-
-def _quantiles(means: Array) -> tuple[Array, Array]:
-    low, high = np.full(means.shape[1:], np.nan), np.full(means.shape[1:], np.nan)
-    known = ~np.isnan(means).any(0)
-    if known.any():
-        low[known], high[known] = np.quantile(means[:, known], [0.025, 0.975], axis=0)
-    return low, high

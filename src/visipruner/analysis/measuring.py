@@ -85,30 +85,30 @@ def _measure_one(
 ) -> Record:
     started = time.perf_counter()
     picture = open_image(sample.image)
-    inputs = chat_inputs(probe.model, processor, picture, sample.question)
-    tokenizer = processor.tokenizer
-    known = sample.answers[0] if sample.answers else None
 
-    def judge(given: str, right: str) -> bool:
-        return any(is_right(given, answer) for answer in sample.answers)
+    def read(image: Image.Image, **settings: Any) -> Reading:
+        return probe.read(chat_inputs(probe.model, processor, image, sample.question), **settings)
 
     def read_other() -> Reading:
         """The same question about another picture, of the same size and so with tokens at the same rows."""
-        swapped = Image.new("RGB", picture.size, "gray")
-        if other is not None:
-            swapped = open_image(other.image).resize(picture.size)
-        return probe.read(chat_inputs(probe.model, processor, swapped, sample.question), max_new_tokens=1)
+        grey = Image.new("RGB", picture.size, "gray")
+        return read(grey if other is None else open_image(other.image).resize(picture.size), max_new_tokens=1)
 
-    reading = probe.read(inputs, tokenizer, right=known, judge=judge, max_new_tokens=task.max_new_tokens)
+    reading = read(
+        picture,
+        tokenizer=processor.tokenizer,
+        right=sample.answers[0] if sample.answers else None,
+        judge=lambda given, right: any(is_right(given, answer) for answer in sample.answers),
+        max_new_tokens=task.max_new_tokens,
+    )
     plan = Plan.for_model(probe.num_layers, len(reading.visual))
-    context = Context(probe, reading, plan, tokenizer, read_other)
+    context = Context(probe, reading, plan, processor.tokenizer, read_other)
     seconds = dict(record.get("seconds", {"reading": time.perf_counter() - started}))
     parts = dict(record.get("parts", {}))
     for part in missing:
         started = time.perf_counter()
         parts[part] = PARTS[part](context)
         seconds[part] = round(time.perf_counter() - started, 3)
-    grids = reading.layout.grids
     return {
         "image": str(sample.image),
         "question": sample.question,
@@ -119,7 +119,7 @@ def _measure_one(
         "prompt_rows": reading.prompt_length,
         "visual_tokens": len(reading.visual),
         "tokens_per_image": reading.layout.tokens_per_image,
-        "grids": [None if grid is None else list(grid) for grid in grids],
+        "grids": [None if grid is None else list(grid) for grid in reading.layout.grids],
         "plan": asdict(plan),
         "seconds": seconds,
         "parts": parts,
@@ -139,9 +139,7 @@ def _key(sample: Sample) -> str:
 
 
 def _load(path: Path) -> Record:
-    if not path.exists():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def check_folder(folder: Path, task: Task) -> None:
@@ -151,14 +149,10 @@ def check_folder(folder: Path, task: Task) -> None:
     """
     settings = {key: value for key, value in asdict(task).items() if key != "parts"} | {"format_version": _FORMAT}
     path = folder / SETTINGS_FILE
-    before = _load(path)
-    if before and before.get("format_version") != _FORMAT:
-        raise ConfigError(
-            f"{folder} holds an analysis of another version of visipruner; choose another --out or delete it."
-        )
-    if before and before != settings:
-        changed = sorted(key for key in settings if before.get(key) != settings[key])
-        raise ConfigError(
-            f"{folder} holds an analysis with another {', '.join(changed)}; choose another --out or delete it."
-        )
+    before = _load(path) or settings
+    if before != settings:
+        changed = "with another " + ", ".join(sorted(key for key in settings if before.get(key) != settings[key]))
+        if before.get("format_version") != _FORMAT:
+            changed = "of another version of visipruner"
+        raise ConfigError(f"{folder} holds an analysis {changed}; choose another --out or delete it.")
     write_json(path, settings)

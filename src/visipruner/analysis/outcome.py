@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from visipruner.analysis.arrays import Told
 from visipruner.analysis.reading import Reading
 
 ROWS_AT_ONCE = 256  # 150 MB of logits for a vocabulary of 150,000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Told):
     """One variant's effect on the answer.
 
     Attributes:
@@ -31,10 +31,6 @@ class Outcome:
     dense_logprob: float
     agrees: bool
     right: bool | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 def outcomes(

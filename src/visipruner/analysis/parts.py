@@ -1,4 +1,4 @@
-"""The parts of a full analysis: what each measures on one reading. A new part is one function and one line below."""
+"""The parts of a full analysis: what each measures on one reading. A new part is one line in `PARTS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visipruner.analysis import gaze, knockout, lens, removal, scores
+from visipruner.analysis import gaze, knockout, scores
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.result import Result
@@ -57,27 +57,17 @@ class Context:
     tokenizer: Any
     read_other: Callable[[], Reading]
 
-
-Measure = Callable[[Context], dict[str, Any]]
-
-
-def measure_attention(context: Context) -> dict[str, Any]:
-    """Where the last row looks, sinks, norms of values."""
-    return _named(gaze.visual_attention(context.reading))
+    @property
+    def some_layers(self) -> range:
+        """Layers for experiments that run the visual rows again, one layer at a time."""
+        return range(0, self.probe.num_layers, 2 * self.plan.stride)
 
 
-def measure_sweeps(context: Context) -> dict[str, Any]:
-    """Text -> visual edges cut below a layer, in a window, and from a layer on."""
-    probe, reading = context.probe, context.reading
-    return _named(
-        knockout.sweep(probe, reading, "shallow_to_deep"),
-        removal.discard(probe, reading),
-        knockout.sweep(probe, reading, "window", window=context.plan.window),
-    )
+def _named(*results: Result) -> dict[str, Any]:
+    return {result.name: result.to_dict() for result in results}
 
 
-def measure_control(context: Context) -> dict[str, Any]:
-    """Text sees another picture's tokens, in a window and in all layers: what changes then is due to their content."""
+def _control(context: Context) -> dict[str, Any]:
     probe, reading, other = context.probe, context.reading, context.read_other()
     found = {
         name: knockout.sweep(probe, reading, "window", window=window, how="swap", other=other)
@@ -86,77 +76,64 @@ def measure_control(context: Context) -> dict[str, Any]:
     return {name: result.to_dict() for name, result in found.items()}
 
 
-def measure_shallow(context: Context) -> dict[str, Any]:
-    """Mass or content: the paper's ablations in the first layers."""
-    return _named(knockout.shallow_ablations(context.probe, context.reading, context.plan.shallow))
-
-
-def measure_skip(context: Context) -> dict[str, Any]:
-    """Vision out of one layer only."""
-    layers = range(0, context.probe.num_layers, 2 * context.plan.stride)
-    return _named(removal.skip(context.probe, context.reading, layers))
-
-
-def measure_freeze(context: Context) -> dict[str, Any]:
-    """Vision seen in every layer, but not worked on in one."""
-    layers = range(0, context.probe.num_layers, 2 * context.plan.stride)
-    return _named(removal.freeze(context.probe, context.reading, layers))
-
-
-def measure_freeze_blocks(context: Context) -> dict[str, Any]:
-    """The same in several layers in a row, as losses of single layers do not add up."""
+def _freeze_blocks(context: Context) -> dict[str, Any]:
     size = context.plan.block
     starts = range(0, context.probe.num_layers - size + 1, max(1, size // 2))
-    return _named(removal.freeze_blocks(context.probe, context.reading, starts, size))
+    return _named(knockout.freeze_blocks(context.probe, context.reading, starts, size))
 
 
-def measure_cache(context: Context) -> dict[str, Any]:
-    """Visual keys gone while decoding, by thirds of the layers (as many as there are layers) and everywhere."""
+def _cache(context: Context) -> dict[str, Any]:
     last = context.probe.num_layers
     third = max(1, last // 3)
     windows = [(0, third), (third, 2 * third), (2 * third, last), (0, last)]
     filled = [(first, end) for first, end in windows if first < end <= last]
-    return _named(removal.remove_from_cache(context.probe, context.reading, filled))
+    return _named(knockout.remove_from_cache(context.probe, context.reading, filled))
 
 
-def measure_influence(context: Context) -> dict[str, Any]:
-    """The paper's score of every token in every layer."""
-    return _named(scores.token_influence(context.reading))
-
-
-def measure_scores(context: Context) -> dict[str, Any]:
-    """Influence at every budget, and scores against each other at some, in fewer layers: this is the dearest part."""
+def _scores(context: Context) -> dict[str, Any]:
     probe, reading, plan = context.probe, context.reading, context.plan
     layers = range(0, probe.num_layers, plan.stride)
-    compared = scores.compare_scores(probe, reading, layers[::2], plan.scored)
+    compared = scores.compare_scores(probe, reading, layers[::2], plan.scored)  # in fewer layers: this is the dearest
     more = scores.compare_scores(probe, reading, layers, plan.budgets, ["influence"])
     return {"scores": compared.to_dict(), "budgets": more.to_dict()}
 
 
-def measure_lens(context: Context) -> dict[str, Any]:
-    """What each layer would say, and the surest heads of each layer."""
-    found = lens.logit_lens(context.probe, context.reading)
+def _lens(context: Context) -> dict[str, Any]:
+    found = gaze.logit_lens(context.probe, context.reading)
     decode = context.tokenizer.decode
     words = [[decode([token]) for token in layer] for layer in found["top"].values.tolist()]
     heads = []
-    for layer in lens.value_lens(context.probe, context.reading, top=3):
+    for layer in gaze.value_lens(context.probe, context.reading, top=3):
         surest = max(layer, key=lambda head: head.probability[0])
         heads.append({"head": surest.head, "words": [decode([token]) for token in surest.tokens]})
-    return {**_named(found), "words": words, "heads": heads, "leading_layer": lens.leading_layer(found)}
+    return {**_named(found), "words": words, "heads": heads, "leading_layer": gaze.leading_layer(found)}
 
 
-PARTS: dict[str, Measure] = {
-    "attention": measure_attention,
-    "sweeps": measure_sweeps,
-    "control": measure_control,
-    "shallow": measure_shallow,
-    "skip": measure_skip,
-    "freeze": measure_freeze,
-    "freeze_blocks": measure_freeze_blocks,
-    "cache": measure_cache,
-    "influence": measure_influence,
-    "scores": measure_scores,
-    "lens": measure_lens,
+PARTS: dict[str, Callable[[Context], dict[str, Any]]] = {
+    # Where the last row looks, sinks, norms of values.
+    "attention": lambda context: _named(gaze.visual_attention(context.reading)),
+    # Text -> visual edges cut below a layer, from a layer on, and in a window.
+    "sweeps": lambda context: _named(
+        knockout.sweep(context.probe, context.reading, "shallow_to_deep"),
+        knockout.discard(context.probe, context.reading),
+        knockout.sweep(context.probe, context.reading, "window", window=context.plan.window),
+    ),
+    # Text sees another picture's tokens, in a window and in all layers: what changes then is due to their content.
+    "control": _control,
+    # Mass or content: the paper's ablations in the first layers.
+    "shallow": lambda context: _named(knockout.shallow_ablations(context.probe, context.reading, context.plan.shallow)),
+    # Visual rows do not run in one layer, unseen in it or seen; or in several in a row, as losses do not add up.
+    "skip": lambda context: _named(knockout.skip(context.probe, context.reading, context.some_layers)),
+    "freeze": lambda context: _named(knockout.freeze(context.probe, context.reading, context.some_layers)),
+    "freeze_blocks": _freeze_blocks,
+    # Visual keys gone while decoding, by thirds of the layers (as many as there are layers) and everywhere.
+    "cache": _cache,
+    # The paper's score of every token in every layer.
+    "influence": lambda context: _named(scores.token_influence(context.reading)),
+    # Influence at every budget, and scores against each other at some.
+    "scores": _scores,
+    # What each layer would say, and the surest heads of each layer.
+    "lens": _lens,
 }
 NEEDED_FOR_STAGES = ("sweeps", "control", "influence", "scores")
 
@@ -165,7 +142,3 @@ def check_parts(names: Iterable[str]) -> None:
     """Raises ConfigError for a part that does not exist."""
     if unknown := [name for name in names if name not in PARTS]:
         raise ConfigError(f"There is no part {', '.join(unknown)!r} of the analysis; parts are {', '.join(PARTS)}.")
-
-
-def _named(*results: Result) -> dict[str, Any]:
-    return {result.name: result.to_dict() for result in results}

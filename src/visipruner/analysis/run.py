@@ -10,10 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visipruner.analysis.check import check
 from visipruner.analysis.evidence import Metric
 from visipruner.analysis.idle import full_layers, idle_layers
-from visipruner.analysis.joint import TRIES
+from visipruner.analysis.joint import TRIES, check
 from visipruner.analysis.measuring import Task, check_folder, measure
 from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS, check_parts
 from visipruner.analysis.stages import Stages

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights, overlap
+from visipruner.analysis.knockout import keep_only
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.removal import keep_only
 from visipruner.analysis.result import Result
 from visipruner.contract.influence import influence
 

@@ -123,8 +123,7 @@ def analyze(options: AnalyzeOptions) -> None:
 
 
 def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> None:
-    from visipruner.analysis.report.notes import notes
-    from visipruner.analysis.report.words import interval
+    from visipruner.analysis.report.words import interval, notes
 
     if (stages := found.stages) is not None:
         overall = stages.overall
