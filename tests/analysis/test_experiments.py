@@ -273,7 +273,7 @@ def test_scores_compared_at_equal_budget() -> None:
     model, _, reading = read([5, 0, 6], right=RIGHT)
     with Probe(model) as probe:
         found = scores.compare_scores(probe, reading, [1, 3], [2, 99], seed=3)
-        order = scores.by_last_row(reading, 3, torch.tensor(0)).argsort(descending=True, stable=True)
+        order = scores.SCORES["last_row"](reading, 3, 0).argsort(descending=True, stable=True)
         single = knockout.keep_only(probe, reading, [(3, order[:2])])[0]
     names = found["kl"].labels("score")
     assert found["kl"].labels("budget") == [2, 16]

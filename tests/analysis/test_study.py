@@ -13,8 +13,7 @@ import pytest
 from tests.analysis.planted import pictures, planted, sizes_seen, turned
 from visipruner.analysis import joint, measuring
 from visipruner.analysis.joint import check
-from visipruner.analysis.measuring import Task, measure
-from visipruner.analysis.parts import PARTS
+from visipruner.analysis.measuring import PARTS, Task, measure
 from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import load_samples

@@ -26,9 +26,9 @@ from visipruner.analysis.knockout import (
     skip,
     sweep,
 )
-from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
+from visipruner.analysis.rerun import Outcome
 from visipruner.analysis.result import Result
 from visipruner.analysis.run import Analysis, analyze, find_stages
 from visipruner.analysis.scores import compare_scores, token_influence

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visipruner.analysis.arrays import Array, Told
-from visipruner.analysis.evidence import Budget, Evidence, tokens_of
-from visipruner.analysis.intervals import Bootstrap, Interval
+from visipruner.analysis.evidence import Bootstrap, Budget, Evidence, Interval, tokens_of
 from visipruner.words import spans
 
 

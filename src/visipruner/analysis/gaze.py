@@ -10,12 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visipruner.analysis.arrays import Array, Labelled
-from visipruner.analysis.outcome import ROWS_AT_ONCE
+from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
+from visipruner.analysis.rerun import ROWS_AT_ONCE
 from visipruner.analysis.result import Result
 from visipruner.errors import ConfigError
+
+_LOOKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "map": (("layer", "token"), "share of attention"),
+    "mass": (("layer",), "share of attention"),
+    "system_mass": (("layer",), "share of attention"),
+    "top": (("layer", "rank"), "token"),
+    "value_l1": (("layer", "token"), "L1 norm"),
+    "sink_l1": (("layer",), "L1 norm"),
+    "text_l1": (("layer",), "L1 norm"),
+}
 
 
 def attention_weights(reading: Reading, layer: int, rows: Rows = "last", heads: Iterable[int] | None = None) -> Tensor:
@@ -52,29 +62,25 @@ def visual_attention(reading: Reading, rows: Rows = "last", top: int = 10) -> Re
     chosen = reading.rows(rows)
     system, question = reading.rows("system"), reading.rows("question")
     count = min(top, len(visual))
-    maps, masses, system_masses, tops, values, sinks, texts = [], [], [], [], [], [], []
+    found: dict[str, list[Tensor]] = {name: [] for name in _LOOKS}
     for layer, states in enumerate(reading.layers):
         weights = attention_weights(reading, layer, chosen).mean((0, 1))
         l1 = states.values.float().abs().sum(-1).mean(0)
-        maps.append(weights[visual])
-        masses.append(weights[visual].sum())
-        system_masses.append(weights[system].sum())
-        tops.append(weights[visual].topk(count).indices)
-        values.append(l1[visual])
-        sinks.append(l1[weights.argmax()])
-        texts.append(l1[question].mean())
+        seen = weights[visual]
+        told = (
+            seen,
+            seen.sum(),
+            weights[system].sum(),
+            seen.topk(count).indices,
+            l1[visual],
+            l1[weights.argmax()],
+            l1[question].mean(),
+        )
+        for parts, value in zip(found.values(), told, strict=True):
+            parts.append(value)
+    arrays = {name: Labelled(torch.stack(found[name]).cpu().numpy(), *look) for name, look in _LOOKS.items()}
     return Result(
-        "attention",
-        {
-            "map": Labelled(_numbers(maps), ("layer", "token"), "share of attention"),
-            "mass": Labelled(_numbers(masses), ("layer",), "share of attention"),
-            "system_mass": Labelled(_numbers(system_masses), ("layer",), "share of attention"),
-            "top": Labelled(_numbers(tops), ("layer", "rank"), "token"),
-            "value_l1": Labelled(_numbers(values), ("layer", "token"), "L1 norm"),
-            "sink_l1": Labelled(_numbers(sinks), ("layer",), "L1 norm"),
-            "text_l1": Labelled(_numbers(texts), ("layer",), "L1 norm"),
-        },
-        ["An attention weight is no proof of use: see the knockouts.", "Heads are averaged."],
+        "attention", arrays, ["An attention weight is no proof of use: see the knockouts.", "Heads are averaged."]
     )
 
 
@@ -82,10 +88,6 @@ def overlap(first: Iterable[int], second: Iterable[int]) -> float:
     """Shared tokens of two choices, as a share of the larger one."""
     one, other = set(first), set(second)
     return len(one & other) / max(len(one), len(other), 1)
-
-
-def _numbers(parts: list[Tensor]) -> Array:
-    return torch.stack(parts).cpu().numpy()
 
 
 def logit_lens(probe: Probe, reading: Reading, row: int | None = None, top: int = 5) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from visipruner.analysis.arrays import Array
 from visipruner.analysis.boundaries import filter_choice, token_layers
-from visipruner.analysis.evidence import Evidence, Metric
-from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.evidence import Bootstrap, Evidence, Metric
 from visipruner.analysis.probe import greedy_logprobs
 from visipruner.analysis.stages import Attempt, Stages, settings_from, stages_from
 from visipruner.chat import chat_inputs, greedy_reply
@@ -46,17 +45,12 @@ def settle(
 ) -> Iterator[Stages]:
     """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
 
-    Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
-    more. The proposal is therefore run as a whole, and while it loses more than the tolerance, the next is tried, of
-    all combinations of parts found at this tolerance and at stricter ones: the cheapest that should be harmless, if
-    parts add up as they did in the worst attempt so far; where none should be, the least harmful. That may be too
-    cautious, as one part can be to blame: from a harmless attempt on, cheaper ones are tried that should be harmless if
-    parts add up as they did in it, and that are not as bold in every part as one that was harmful. The cheapest
-    harmless attempt stays, after `TRIES` the least harmful, and a note says so.
-
-    Args:
-        samples: what to run it on, those that `evidence` was measured on; with answers, where the metric is accuracy.
-        tolerance: see `stages_from`.
+    Parts of a proposal (shallow stage, filter, exit) that lose the tolerance each can lose more together. So the
+    proposal runs as a whole, and while it loses more than the tolerance, other combinations of parts are tried, found
+    at this tolerance and at stricter ones: the cheapest that should be harmless if parts add up as in the worst attempt
+    so far, else the least harmful. From a harmless attempt on, cheaper ones are tried that should be harmless if parts
+    add up as in it, and are not as bold in every part as a harmful one. The cheapest harmless attempt stays, after
+    `TRIES` the least harmful, and a note says so. `samples` are those that `evidence` was measured on.
     """
     found = stages_from(evidence, tolerance, seed)
     if found.pruner is None:
@@ -278,3 +272,42 @@ def check(
             "agreement": agreement,
             "flops_cut": float(np.mean(cuts)),
         }
+
+
+def idle_layers(
+    analysis: Mapping[str, Any], layers: range, end: Literal["mean", "low", "high"] = "mean"
+) -> tuple[int, ...]:
+    """Of `layers` the blocks that lose least, for as long as their losses add up to no more than the analysis allows.
+
+    A proposal to try: the analysis measures KL in each block by itself, and several lose more than the sum.
+
+    Args:
+        analysis: what `analysis.json` holds. layers: where blocks must lie as a whole.
+        end: of a block's interval, what is taken for its loss.
+
+    Returns layers, ascending; none where there is no such measurement, or stages are not read off KL.
+    """
+    blocks, stages = analysis.get("freeze_blocks"), analysis["stages"]
+    if blocks is None or stages["metric"] != "kl":
+        return ()
+    size = int(analysis["settings"]["plan"]["block"])
+    losses = blocks["kl"][end]
+    if None in losses:  # one image has no interval
+        losses = blocks["kl"]["mean"]
+    chosen: set[int] = set()
+    spent = 0.0
+    for loss, start in sorted(zip(losses, blocks["layer"], strict=True)):
+        block = range(start, start + size)
+        if start < layers.start or block.stop > layers.stop or not chosen.isdisjoint(block):
+            continue
+        spent += max(0.0, loss)
+        if spent > stages["tolerance"]:
+            break
+        chosen.update(block)
+    return tuple(sorted(chosen))
+
+
+def full_layers(pruner: VisiPruner) -> range:
+    """Layers that have every visual token: from the end of the shallow stage to the filter layer, if that is fixed."""
+    first = pruner.shallow_end if "shallow" in pruner.stages else 0
+    return range(first, first if pruner.filter_layer is None else pruner.filter_layer + 1)

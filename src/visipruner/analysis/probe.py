@@ -12,9 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from visipruner.adapters import Adapter, adapter_for
-from visipruner.analysis.outcome import Outcome, outcomes
 from visipruner.analysis.reading import Continuation, Reading, Recording
-from visipruner.analysis.rerun import Rerun, Variant, rows_to_run
+from visipruner.analysis.rerun import Outcome, Rerun, Variant, outcomes, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
 from visipruner.engine.attention import QKV
 from visipruner.engine.calls import bound

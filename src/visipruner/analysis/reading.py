@@ -14,7 +14,6 @@ from visipruner.engine.calls import CACHE_NAMES, seq_dim
 from visipruner.engine.masks import HostMask
 from visipruner.errors import ConfigError
 
-GROUPS = ("visual", "text", "system", "question", "last", "answer", "all")
 Rows = str | Tensor | Iterable[int]
 
 
@@ -118,17 +117,16 @@ class Reading:
                 "all": torch.ones_like(flags),
             }
             if which not in groups:
-                raise ConfigError(f"There is no group of rows called {which!r}; groups are {', '.join(GROUPS)}.")
+                raise ConfigError(f"There is no group of rows called {which!r}; groups are {', '.join(groups)}.")
             return groups[which]
         if isinstance(which, Tensor) and which.dtype == torch.bool:
             if which.shape != flags.shape:
                 raise ConfigError(f"A mask of rows must have shape [{self.length}], got {list(which.shape)}.")
             return which
         numbers = torch.as_tensor(which if isinstance(which, Tensor) else list(which), dtype=torch.long)
-        if numbers.numel() and (int(numbers.min()) < 0 or int(numbers.max()) >= self.length):
-            raise ConfigError(
-                f"Rows must lie in 0 .. {self.length - 1}, got {int(numbers.min())} .. {int(numbers.max())}."
-            )
+        low, high = (int(numbers.min()), int(numbers.max())) if numbers.numel() else (0, 0)
+        if low < 0 or high >= self.length:
+            raise ConfigError(f"Rows must lie in 0 .. {self.length - 1}, got {low} .. {high}.")
         flags[numbers] = True
         return flags
 

@@ -1,14 +1,15 @@
-"""What an experiment changes in a reading, and its run through the model's own layers: only what can differ."""
+"""What an experiment changes in a reading, its run through the model's own layers, and what becomes of the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from visipruner.analysis.arrays import Told
 from visipruner.analysis.reading import LayerStates, Reading, Rows
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.calls import seq_dim
@@ -16,7 +17,6 @@ from visipruner.engine.host import Host
 from visipruner.errors import ConfigError
 
 How = Literal["cut", "zero", "merge", "swap"]
-HOWS: tuple[How, ...] = ("cut", "zero", "merge", "swap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,8 @@ def knockout(
     reading whose visual tokens are not at the same rows.
     """
     chosen = sorted(set(layers))
-    if how not in HOWS:
-        raise ConfigError(f"how must be one of {', '.join(map(repr, HOWS))}, got {how!r}.")
+    if how not in get_args(How):
+        raise ConfigError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}.")
     if chosen and not 0 <= chosen[0] <= chosen[-1] < len(reading.layers):
         raise ConfigError(f"layers must lie in 0 .. {len(reading.layers) - 1}, got {chosen[0]} .. {chosen[-1]}.")
     if how == "merge" and (onto is None or not 0 <= onto < reading.length):
@@ -275,3 +275,52 @@ class Rerun:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         output, _ = self._kernel(module, *qkv, mask, **{**kwargs, "is_causal": False})
         return output.masked_fill(blind[:, :, None, None], 0)
+
+
+ROWS_AT_ONCE = 256  # 150 MB of logits for a vocabulary of 150,000
+
+
+@dataclass(frozen=True)
+class Outcome(Told):
+    """One variant's effect on the answer.
+
+    Attributes:
+        kl: KL(dense || variant) in nats, mean over the dense answer's tokens, each given the dense ones before it.
+        logprob: log-probability of the dense answer, in nats; dense_logprob: the same without the change.
+        agrees: greedy decoding would give the dense answer, token for token.
+        right: greedy decoding would give the right answer: the dense one where that is right, else the known one,
+            token for token. None where no right answer is known.
+    """
+
+    kl: float
+    logprob: float
+    dense_logprob: float
+    agrees: bool
+    right: bool | None
+
+
+def outcomes(
+    reading: Reading, final: Tensor, rows: Sequence[Tensor], unembed: Callable[[Tensor], Tensor]
+) -> list[Outcome]:
+    """Outcomes of states `final`, `[variants, r, d]`, of the rows `rows` (per variant `[r]`)."""
+    answer, right = reading.answer, reading.right
+    told_apart = right is not None and right is not answer
+    dense = reading.logprobs
+    picked = torch.arange(len(answer.tokens))
+    wanted = [answer.rows, right.rows] if right is not None and told_apart else [answer.rows]
+    places = [[torch.searchsorted(present, part) for part in wanted] for present in rows]  # among ascending rows
+    speaking = [states[torch.cat(found)] for states, found in zip(final, places, strict=True)]
+    result = []
+    # The head is as large as many layers: reading it once for many rows is what makes a sweep fast.
+    for first in range(0, len(speaking), at_once := max(1, ROWS_AT_ONCE // len(speaking[0]))):
+        for logits in unembed(torch.stack(speaking[first : first + at_once])):
+            logprobs = logits[: len(answer.tokens)].log_softmax(-1)
+            kl = (dense.exp() * (dense - logprobs)).sum(-1).mean()
+            agrees = bool((logprobs.argmax(-1) == answer.tokens).all())
+            is_right: bool | None = None
+            if right is not None:
+                said = logits[len(answer.tokens) :].argmax(-1)
+                is_right = bool((said == right.tokens).all()) if told_apart else agrees
+            logprob, dense_logprob = (float(told[picked, answer.tokens].sum()) for told in (logprobs, dense))
+            result.append(Outcome(max(0.0, float(kl)), logprob, dense_logprob, agrees, is_right))
+    return result

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from visipruner.analysis.arrays import Labelled, Told
-from visipruner.analysis.intervals import Bootstrap
+from visipruner.analysis.evidence import Bootstrap
 
 
 @dataclass(frozen=True, eq=False)

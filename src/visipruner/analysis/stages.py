@@ -17,8 +17,7 @@ from visipruner.analysis.boundaries import (
     layers_between,
     paper_exit,
 )
-from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
-from visipruner.analysis.intervals import Interval, few_images
+from visipruner.analysis.evidence import TOLERANCES, Evidence, Interval, Metric, few_images
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
 from visipruner.words import spans
@@ -65,13 +64,11 @@ class Stages(Told):
 
 
 def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 0) -> Stages:
-    """Reads the stages off the evidence.
+    """Reads the stages off the evidence; a loss within `tolerance` counts as none.
 
-    A loss within `tolerance` counts as none. `shallow_end` is the largest k such that no smaller one loses more;
-    `exit_layer` the smallest k such that no larger one does. Both come with the interval that 95 % of bootstrap
-    resamples (of images) give; nothing is assumed about how many places of fusion there are.
-
-    Raises ConfigError for a tolerance below 0 or without samples.
+    `shallow_end` is the largest k such that no smaller one loses more, `exit_layer` the smallest k such that no larger
+    one does, both with the interval that 95 % of bootstrap resamples (of images) give. There may be any number of
+    places of fusion. Raises ConfigError for a tolerance below 0 or without samples.
     """
     tolerance = TOLERANCES[evidence.metric] if tolerance is None else tolerance
     if tolerance < 0 or len(evidence.below) == 0:

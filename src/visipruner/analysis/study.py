@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from visipruner.analysis.arrays import Array, plain
-from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
+from visipruner.analysis.evidence import TOLERANCES, Bootstrap, Evidence, Metric
 from visipruner.analysis.gaze import overlap
-from visipruner.analysis.intervals import Bootstrap
 from visipruner.analysis.joint import settle
-from visipruner.analysis.measuring import Record
-from visipruner.analysis.parts import NEEDED_FOR_STAGES, SCORED, TRIED
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, SCORED, TRIED, Record
 from visipruner.analysis.result import Result
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.errors import ConfigError

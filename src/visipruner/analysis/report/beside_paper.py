@@ -30,9 +30,8 @@ def paper(document: Document) -> Section | None:
         ),
         rows,
         f"Ours: {words.MEASURE_NAMES[words.measure_of(document)]} unless said otherwise, with 95 % intervals. The "
-        "paper's column "
-        "is another model's on other data (GQA and averages over benchmarks), printed for orientation; only the "
-        "direction of a change compares. Layers counted from 0 in both columns.",
+        "paper's column is another model's on other data (GQA and averages over benchmarks), printed for orientation; "
+        "only the direction of a change compares. Layers counted from 0 in both columns.",
         numeric=False,
     )
     return Section("paper", "Beside the paper", tables=[table])
@@ -109,10 +108,8 @@ def _shallow(document: Document) -> Iterator[Row]:
 
 
 def _skip(document: Document) -> Iterator[Row]:
-    data = document.get("skip")
-    if not data:
-        return
-    for paper_layer, number in ((19, "61.66"), (25, "61.40")):
+    data = document.get("skip", {})
+    for paper_layer, number in ((19, "61.66"), (25, "61.40")) if data else ():
         place = _nearest(data["layer"], _same_depth(paper_layer, document))
         yield (
             f"visual tokens skip one layer at {words.percent(paper_layer / _PAPER_LAYERS)} of the depth",
@@ -179,9 +176,8 @@ def _stages(document: Document) -> Iterator[Row]:
     choice = stages["filter"]
     if choice:
         budget, whole = choice["budget"], document["model"]["visual_tokens"]
-        part = (
-            words.share(budget) if isinstance(budget, float) else f"{budget} of {whole} ({words.share(budget / whole)})"
-        )
+        is_share = isinstance(budget, float)
+        part = words.share(budget) if is_share else f"{budget} of {whole} ({words.share(budget / whole)})"
         yield (
             "visual tokens that go on after the filter layer",
             "10.3 of 576 (1.8 %), by a threshold",

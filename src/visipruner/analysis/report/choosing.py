@@ -32,8 +32,7 @@ def scores(document: Document) -> Section | None:
             "Influence at every budget",
             figures.budgets(document, "kl"),
             "KL divergence with only the most influential tokens left, nats, linear below 0.01. "
-            f"{words.basis(document)} "
-            "Budgets in between were not tried.",
+            f"{words.basis(document)} Budgets in between were not tried.",
         ),
         picture(
             f"Which tokens: overlap with influence's {words.budget(largest)}",
@@ -118,8 +117,7 @@ def _filter(choice: dict[str, Any], metric: str) -> str:
         )
     return (
         f"The filter by itself: after layer {choice['layer']} the {words.some(choice['budget'])} most influential "
-        "tokens "
-        f"can go on ({_loss(choice['loss'], metric)}); {fires}"
+        f"tokens can go on ({_loss(choice['loss'], metric)}); {fires}"
     )
 
 

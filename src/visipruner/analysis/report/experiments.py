@@ -49,8 +49,8 @@ def shallow(document: Document) -> Section | None:
         picture(
             f"{first.capitalize()} changed: {words.MEASURE_NAMES[measure]}",
             figures.conditions(document, measure, "shallow"),
-            f"Each row changes text → visual attention in {first} as named. {unit} {words.basis(document)} "
-            "Not shown: the same in other layers.",
+            f"Each row changes text → visual attention in {first} as named. {unit} {words.basis(document)} Not shown: "
+            "the same in other layers.",
         )
         for measure, unit in ((words.measure_of(document), _PAIRED), ("kl", "Mean, in nats; linear below 0.01."))
     ]
@@ -140,15 +140,14 @@ def sinks(document: Document) -> Section | None:
             picture(
                 "Where the last row's attention goes",
                 figures.seen(document, mass, "share of attention, %"),
-                f"Sum of the last prompt row's weights, heads averaged; the rest lies on the question. "
+                "Sum of the last prompt row's weights, heads averaged; the rest lies on the question. "
                 f"{words.basis(document)} A weight is no proof of use.",
             ),
             picture(
                 "Length of value vectors",
                 figures.seen(document, norms, "L1 norm of values"),
                 f"Mean over heads of ‖v_j‖₁, in the model's own units. {words.basis(document)} Lengths compare within "
-                "a "
-                "layer, not between layers.",
+                "a layer, not between layers.",
             ),
         ],
     )
@@ -162,10 +161,10 @@ def stability(document: Document) -> Section | None:
         questions = attention["overlap_of_questions"]
         if questions.get("same_image") or questions.get("other_image"):
             caption = (
-                "Share of the 10 most attended visual tokens that two samples have in common: "
-                f"{questions['pairs']} pairs of questions about one image (95 % over images), and neighbouring samples "
-                "with two images (mean only). High overlap for one image means that the question does not matter "
-                "there; high overlap for two images, that the place in the grid does."
+                f"Share of the 10 most attended visual tokens that two samples have in common: {questions['pairs']} "
+                "pairs of questions about one image (95 % over images), and neighbouring samples with two images (mean "
+                "only). High overlap for one image means that the question does not matter there; high overlap for two "
+                "images, that the place in the grid does."
             )
             drawn = figures.overlap_of_questions(document)
             pictures.append(picture("Does the question decide where the model looks?", drawn, caption))
@@ -177,8 +176,7 @@ def stability(document: Document) -> Section | None:
                 "Do the same tokens matter in the next layer?",
                 figures.seen(document, curves, "shared with the next layer, %"),
                 "Share of a layer's 10 top visual tokens that are also among the next layer's. "
-                f"{words.basis(document)} The "
-                "order within the ten is not looked at.",
+                f"{words.basis(document)} The order within the ten is not looked at.",
             )
         )
     return Section("stability", "Token stability", pictures=pictures) if pictures else None
@@ -207,7 +205,7 @@ def lens(document: Document) -> Section | None:
             picture(
                 "From where on it leads",
                 figures.counts({"samples": leads}, document["model"]["layers"], "layer from which the answer leads"),
-                f"First layer after which the answer's first token is the lens's favourite to the end; median "
+                "First layer after which the answer's first token is the lens's favourite to the end; median "
                 f"{data['median_leading_layer']:.0f}. {document['dense']['samples']} samples.",
             ),
         ],

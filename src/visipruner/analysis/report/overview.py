@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from visipruner.analysis.intervals import ENOUGH
+from visipruner.analysis.evidence import ENOUGH
 from visipruner.analysis.report import figures, style, words
 from visipruner.analysis.report.figures import sweep_line
 from visipruner.analysis.report.style import picture
@@ -190,31 +190,27 @@ def stages(document: Document) -> Section | None:
     if "sweeps" not in document:
         return None
     stages = document.get("stages")
-    measures = " and ".join(
-        dict.fromkeys(
-            (words.MEASURE_NAMES[words.evidence_of(document)], words.MEASURE_NAMES[words.measure_of(document)])
-        )
-    )
+    measures = dict.fromkeys((words.evidence_of(document), words.measure_of(document)))
+    names = " and ".join(words.MEASURE_NAMES[measure] for measure in measures)
     caption = (
-        f"Layer l lies between the ticks l and l + 1. Curves: {measures} with text → visual attention "
-        "cut in all layers below k, with all visual tokens discarded from layer k on, and with the attention cut in a "
-        f"moving window; the dashed line is the dense model. {words.basis(document)} "
+        f"Layer l lies between the ticks l and l + 1. Curves: {names} with text → visual attention cut in all "
+        "layers below k, with all visual tokens discarded from layer k on, and with the attention cut in a moving "
+        f"window; the dashed line is the dense model. {words.basis(document)} "
     )
     text = []
     if "control" in document:
         lost = words.point(document["control"]["swap_all"]["kl"], 0)
         text.append(
             f"Control: with another picture's tokens in all layers {words.interval(lost, 1, 2, ' nats')} are lost. "
-            "Stages "
-            "are claimed only where that is more than the tolerance, and fusion only where another picture makes a "
-            "difference in the same layers: an answer may need the weight of attention and not what the image says."
+            "Stages are claimed only where that is more than the tolerance, and fusion only where another picture "
+            "makes a difference in the same layers: an answer may need the weight of attention and not what the image "
+            "says."
         )
     if stages:
         caption += (
             f"Bar: up to where, and from where on, no more than {words.loss(stages['tolerance'], stages['metric'])} "
             f"({words.MEASURE_NAMES[stages['metric']]}) are lost; whiskers are the boundary's 95 % interval. Not "
-            "shown: what "
-            "pruning by these boundaries does (see the proposed settings). "
+            "shown: what pruning by these boundaries does (see the proposed settings). "
         )
     else:
         text += ["The parts that stages are read off were not all measured, so there are curves but no stages."]
@@ -256,9 +252,8 @@ def types(document: Document) -> Section | None:
         left = f" Of {len(order)} kinds those with most samples are drawn." if len(drawn) < len(order) else ""
         text = [
             f"Each panel: {words.MEASURE_NAMES[measure]} ({unit}) with text → visual attention cut below layer k "
-            "(blue, "
-            "circles) and with the image discarded from k on (purple, squares); dotted: the boundaries of this kind. "
-            f"Kinds with {ENOUGH} images or more have 95 % bands, those of fewer would only pile up.{left}"
+            "(blue, circles) and with the image discarded from k on (purple, squares); dotted: the boundaries of this "
+            f"kind. Kinds with {ENOUGH} images or more have 95 % bands, those of fewer would only pile up.{left}"
         ]
     return Section("kinds", "By kind of question", text if pictures else (), pictures, tables)
 

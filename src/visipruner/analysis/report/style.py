@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visipruner.analysis.intervals import ENOUGH
+from visipruner.analysis.evidence import ENOUGH
 from visipruner.analysis.report.words import MEASURE_NAMES, Document, Picture, dense_level
 
 INK, FAINT, RULE = "#1f2430", "#6b7280", "#d9dce1"

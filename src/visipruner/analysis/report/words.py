@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from visipruner.analysis.evidence import Budget
-from visipruner.analysis.intervals import ENOUGH, few_images
+from visipruner.analysis.evidence import ENOUGH, Budget, few_images
 
 Document = dict[str, Any]
 
