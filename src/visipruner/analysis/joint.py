@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -272,42 +272,3 @@ def check(
             "agreement": agreement,
             "flops_cut": float(np.mean(cuts)),
         }
-
-
-def idle_layers(
-    analysis: Mapping[str, Any], layers: range, end: Literal["mean", "low", "high"] = "mean"
-) -> tuple[int, ...]:
-    """Of `layers` the blocks that lose least, for as long as their losses add up to no more than the analysis allows.
-
-    A proposal to try: the analysis measures KL in each block by itself, and several lose more than the sum.
-
-    Args:
-        analysis: what `analysis.json` holds. layers: where blocks must lie as a whole.
-        end: of a block's interval, what is taken for its loss.
-
-    Returns layers, ascending; none where there is no such measurement, or stages are not read off KL.
-    """
-    blocks, stages = analysis.get("freeze_blocks"), analysis["stages"]
-    if blocks is None or stages["metric"] != "kl":
-        return ()
-    size = int(analysis["settings"]["plan"]["block"])
-    losses = blocks["kl"][end]
-    if None in losses:  # one image has no interval
-        losses = blocks["kl"]["mean"]
-    chosen: set[int] = set()
-    spent = 0.0
-    for loss, start in sorted(zip(losses, blocks["layer"], strict=True)):
-        block = range(start, start + size)
-        if start < layers.start or block.stop > layers.stop or not chosen.isdisjoint(block):
-            continue
-        spent += max(0.0, loss)
-        if spent > stages["tolerance"]:
-            break
-        chosen.update(block)
-    return tuple(sorted(chosen))
-
-
-def full_layers(pruner: VisiPruner) -> range:
-    """Layers that have every visual token: from the end of the shallow stage to the filter layer, if that is fixed."""
-    first = pruner.shallow_end if "shallow" in pruner.stages else 0
-    return range(first, first if pruner.filter_layer is None else pruner.filter_layer + 1)

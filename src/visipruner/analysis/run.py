@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from visipruner.analysis.evidence import Metric
-from visipruner.analysis.joint import TRIES, check, full_layers, idle_layers
+from visipruner.analysis.joint import TRIES, check
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, PARTS, Task, check_folder, check_parts, measure
-from visipruner.analysis.stages import Stages
+from visipruner.analysis.stages import Stages, full_layers, idle_layers
 from visipruner.analysis.study import Study
 from visipruner.contract.pruner import FILE_NAME, Pruner
 from visipruner.errors import ConfigError
@@ -213,6 +213,7 @@ class _Run:
         """How proposed settings do on samples whose images were not analysed; without any a note."""
         if stages.pruner is None:
             return
+        pruners = self._to_check(stages.pruner, document)
         images = {sample.image for sample in self.samples}
         others = [sample for sample in available if sample.image not in images]
         samples = spread(others, count, self.seed, per_image=4)
@@ -221,7 +222,6 @@ class _Run:
             note = f"The proposed settings were not tried on images that were not analysed ({why})."
             document["stages"]["notes"] = [*document["stages"]["notes"], note]
             return
-        pruners = self._to_check(stages.pruner, document)
         answered = check(self.model, self.processor, pruners, samples, self.task.max_new_tokens)
         document["check"] = self.watched(answered, len(pruners) + 1, "Checking on other images")
 
