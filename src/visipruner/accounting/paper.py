@@ -117,8 +117,8 @@ def visual_flops_cut(model: PaperModel, schedule: Schedule) -> float:
     Read as `1 - (visual_macs + cross_attention_macs of the schedule) / (the same, dense)`: the paper gives `n_t` beside
     `n_v` for this number, so the cross term is taken to count; it moves the result by 0.1 point. The paper sums
     shallow layers (`4 n_v d^2 + 3 n_v d m`) and middle layers (`n'` kept tokens) only; layers between the shallow stage
-    and the filter layer are in neither sum. `filtered_after` counts them as shallow. A filter layer of 12.0 then gives
-    62.8 %, the 14.8 that the 53.9 % implies gives 54.4 %: the two published numbers do not share one mean schedule.
+    and the filter layer are in neither sum. Counted as shallow, a filter layer of 12.0 gives 62.8 %, the 14.8 that the
+    53.9 % implies gives 54.4 %: the two published numbers do not share one mean schedule (tools/paper_costs.py).
     """
     dense = model.dense_schedule
     return _cut(
@@ -132,9 +132,9 @@ def visual_attention_cut(model: PaperModel, schedule: Schedule, *, as_printed: b
 
     Printed: `R = 1 - (L' 2 n'^2 d + L' n' n_t d) / (L 2 (n_v^2 + n_v n_t) d)`; above, the cross term lacks a
     factor 2. Read, with it restored, as `2 (n'^2 + n' n_t) d` on both sides; `as_printed=True` keeps the slip.
-    So read it gives every baseline of the paper's table within 0.1 point, `n'` being their mean token count over all
-    layers (see `published`). The 98.3 % is not reproduced: 10.3 tokens in L' = 9.1 layers give 99.9 %, and 75.6 % once
-    the layers between the shallow stage and the filter layer count with the 576 tokens that they attend to.
+    So read it gives every baseline of the paper's table within 0.1 point (tools/paper_costs.py), `n'` being their mean
+    token count over all layers. The 98.3 % is not reproduced: 10.3 tokens in L' = 9.1 layers give 99.9 %, and 75.6 %
+    once the layers between the shallow stage and the filter layer count with the 576 tokens that they attend to.
     """
     dense = model.dense_schedule
     cross = cross_attention_macs(model, schedule) / (2 if as_printed else 1)

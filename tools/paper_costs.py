@@ -1,7 +1,12 @@
-"""The paper's published costs beside what its formulas give: how near each comes, and under which reading."""
+"""`python tools/paper_costs.py [--json]`: the paper's published costs beside what its formulas give.
+
+It tells how near each comes, and under which reading of the formula.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -143,3 +148,18 @@ def format_table(rows: list[Comparison]) -> str:
             f"| {row.difference:+.{places}f} |"
         )
     return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the comparison, as a Markdown table or as JSON."""
+    parser = argparse.ArgumentParser(prog="python tools/paper_costs.py", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    rows = compare_with_paper()
+    if parser.parse_args(arguments).json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        print(format_table(rows))
+
+
+if __name__ == "__main__":
+    main()
