@@ -13,14 +13,32 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import ClassVar, Self
 
 from visipruner.errors import ConfigError, first_line
-from visipruner.evaluation.datasets.base import Benchmark
-from visipruner.evaluation.datasets.own import OwnQuestions
+from visipruner.evaluation.datasets.base import Benchmark, Record
+from visipruner.evaluation.samples import load_samples
+from visipruner.evaluation.scoring import right_by_any
 from visipruner.words import did_you_mean
 
 GROUP = "visipruner.datasets"
 Kind = type[Benchmark]
+
+
+class OwnQuestions(Benchmark):
+    """Image-question pairs of one's own in a JSONL file, as `load_samples` reads it; answers may be unknown."""
+
+    name = "own"
+    title = "own questions"
+    patterns: ClassVar[tuple[str, ...]] = ()
+    metric = "normalised exact match with any accepted answer"
+
+    @classmethod
+    def read(cls, questions: Path, images: Path | None = None) -> Self:
+        return cls(questions, load_samples(questions))
+
+    def score(self, record: Record, answer: str) -> float | None:
+        return right_by_any(answer, record["answers"])
 
 
 @cache
