@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visipruner.evaluation.chart import COLORS, MARKERS
+from visipruner.evaluation.pictures import COLORS, MARKERS
 from visipruner.files import write_atomic
 from visipruner.speed.rounds import DENSE, TEXT
 

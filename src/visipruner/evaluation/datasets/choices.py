@@ -131,6 +131,6 @@ class SeedBench(MultipleChoice):
 
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
         media = grouped(records, lambda record: str(record["id"]).partition("/")[0])
-        scores = {name: self.accuracy(media[name], method) for name in ("image", "video") if name in media}
-        every: dict[str, float] = {"all": self.accuracy(records, method), **scores}
-        return {"scores": every, "parts": self.accuracy_by_type(records, method)}
+        scores = {"all": self.accuracy(records, method)}
+        scores |= {name: self.accuracy(media[name], method) for name in ("image", "video") if name in media}
+        return {"scores": scores, "parts": self.accuracy_by_type(records, method)}
