@@ -97,7 +97,7 @@ def test_without_variation_there_is_no_interval(tmp_path: Path) -> None:
     assert "| dense | 100.0 % (no interval) |" in table
     assert "| -100.0 (no interval) n.s. | 1 | 1 |" in table
     draw_budgets(one, tmp_path / "chart.png")
-    pictures.draw(one, tmp_path / "ranking.png")
+    pictures.draw_ranking(one, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 
@@ -106,7 +106,7 @@ def test_a_long_path_leaves_room_for_the_chart(tmp_path: Path) -> None:
     rows[1]["method"] = "/home/" + 120 * "x" + "/pruner.json"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of axes without room
-        pictures.draw(rows, tmp_path / "ranking.png")
+        pictures.draw_ranking(rows, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 
@@ -131,7 +131,7 @@ def test_unknown_answers_leave_agreement(tmp_path: Path) -> None:
     assert "not known" in as_markdown(rows)
     draw_budgets(rows, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 600
-    pictures.draw(rows, tmp_path / "ranking.png")
+    pictures.draw_ranking(rows, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 

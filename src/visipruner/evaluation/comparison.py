@@ -256,7 +256,7 @@ def _save(out: Path, compared: Compared, progress: Progress) -> None:
 def _write_submissions(
     task: Benchmark, records: Sequence[Record], out: Path | None, progress: Progress
 ) -> dict[str, str]:
-    """One file a method in `out`/submission, for the server that knows the answers. By method its path relative to `out`.
+    """One file a method in `out`/submission, for the server that scores it; by method its path relative to `out`.
 
     Notes what the reader must do.
     """

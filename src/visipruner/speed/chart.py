@@ -19,10 +19,10 @@ def draw(points: Sequence[Point], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     seconds, memory = figure.subplots(1, 2)
-    names = [row["name"] for row in points[0]["rows"] if row["name"] != TEXT]
+    by_name = [{row["name"]: row for row in point["rows"]} for point in points]
     sizes = [point["visual"] for point in points]
-    for number, name in enumerate(names):
-        rows = [next(row for row in point["rows"] if row["name"] == name) for point in points]
+    for number, name in enumerate(name for name in by_name[0] if name != TEXT):
+        rows = [named[name] for named in by_name]
         style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "linewidth": 1}
         middle = [row["prefill"]["median"] for row in rows]
         reach = [
@@ -31,8 +31,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
         ]
         seconds.errorbar(sizes, middle, yerr=reach, label=name, capsize=2, elinewidth=0.6, **style)
         if name != DENSE:
-            dense = [next(row for row in point["rows"] if row["name"] == DENSE) for point in points]
-            limit = [base["prefill"]["median"] / row["flops_ratio"] for base, row in zip(dense, rows, strict=True)]
+            limit = [named[DENSE]["prefill"]["median"] / named[name]["flops_ratio"] for named in by_name]
             seconds.plot(sizes, limit, linestyle=":", linewidth=1, color=style["color"])
         peaks = [row["peak_bytes"]["median"] / 1e6 if row["peak_bytes"] else None for row in rows]
         if all(peak is not None for peak in peaks):
