@@ -26,7 +26,7 @@ def as_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
             f"here, {tested}. n.s.: no significant difference, p, Holm is above {LEVEL}. Each interval is of its row "
             "alone, and not exact where few answers change; none is given where images do not vary."
         )
-    tables = [Table(list(_COLUMNS), [[cell(row) for cell in _COLUMNS.values()] for row in rows], notes)]
+    tables = [Table.of(_COLUMNS, rows, notes)]
     if names := list(rows[0]["official"].get("scores", {})):
         scores = [[row["method"], *(f"{row['official']['scores'][name]:.2f}" for name in names)] for row in rows]
         tables.append(Table(["official score", *names], scores))

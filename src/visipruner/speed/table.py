@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 def as_table(point: Mapping[str, Any]) -> Table:
     """One line a contender. Seconds are medians with (lowest to highest); ratios are to dense."""
-    return Table(list(_COLUMNS), [[cell(row) for cell in _COLUMNS.values()] for row in point["rows"]])
+    return Table.of(_COLUMNS, point["rows"])
 
 
 def as_markdown(point: Mapping[str, Any]) -> str:
