@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.paper_costs import MEAN_SCHEDULE, compare_with_paper, filtered_after, format_table, main, mean_tokens
+from tools.paper_costs import (
+    MEAN_SCHEDULE,
+    compare_with_paper,
+    filtered_after,
+    format_table,
+    main,
+    mean_tokens,
+    total_cut,
+    visual_flops_cut,
+)
 from visipruner.accounting import (
     LLAVA_1_5_7B,
     LLAVA_1_5_13B,
@@ -15,9 +24,7 @@ from visipruner.accounting import (
     cross_attention_macs,
     model_from_trace,
     schedule_from_trace,
-    total_cut,
     visual_attention_cut,
-    visual_flops_cut,
     visual_layer_macs,
     visual_macs,
 )

@@ -99,10 +99,8 @@ def analyze(options: AnalyzeOptions) -> None:
     available = load_samples(options.data or packaged.data_of(options.model))
     choose(available, only, options.samples, options.metric.value, options.seed)
     prepare_folder(options.out)
-    loading.prepare(options.model)
     status = Status()
-    with status.busy(f"Loading {options.model}"):
-        loaded = loading.load(options.model, **options.loading())
+    loaded = loading.ready(options.model, options.loading(), status)
     found = analyze_model(
         loaded.model,
         loaded.processor,

@@ -115,20 +115,17 @@ def bench_model(
     if isinstance(model, str):
         models.check_name(model)
     picture = image if isinstance(image, Image.Image) else open_image(_photo(image))  # told before the model loads
-    if isinstance(model, str):
-        models.prepare(model)
-        with progress.busy(f"Loading {model}"):
-            model = models.load(model, **(load or {}))
-    found = Subject(model.name, model.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
+    loaded = models.ready(model, load, progress)
+    found = Subject(loaded.name, loaded.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
     pruners = {name: specs.resolve(spec, found.name, found.depth).pruner for name, spec in _named(methods).items()}
     for name, pruner in pruners.items():
         pruner.check(found.depth)
         if schedule is not None and type(pruner) is VisiPruner:
             pruners[name] = Schedule.parse(schedule).applied(pruner, found.depth)
-    prompt = about_picture(model.model, model.processor, picture, question)
+    prompt = about_picture(loaded.model, loaded.processor, picture, question)
     text = prompt.width - prompt.visual[0]
     effort = _Rounds(rounds, new_tokens, warm_up, progress)
-    measured = effort.measured(model.model, pruners, prompt, text_only(model.model, text))
+    measured = effort.measured(loaded.model, pruners, prompt, text_only(loaded.model, text))
     report.document["model"] = found.describe()
     report.add({"text_before": text, "visual": prompt.visual[0], "text_after": 0, "rows": measured})
     return report.document
