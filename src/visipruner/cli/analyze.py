@@ -89,7 +89,7 @@ def analyze(options: AnalyzeOptions) -> None:
     from visipruner.analysis.run import analyze as analyze_model
     from visipruner.analysis.run import choose
     from visipruner.cli.console import Status, output
-    from visipruner.evaluation.samples import load_samples
+    from visipruner.evaluation.samples import check_questions, load_samples
     from visipruner.files import prepare_folder
     from visipruner.models import loading, packaged
 
@@ -101,6 +101,7 @@ def analyze(options: AnalyzeOptions) -> None:
     prepare_folder(options.out)
     status = Status()
     loaded = loading.ready(options.model, options.loading(), status)
+    check_questions(available, loaded.processor)
     found = analyze_model(
         loaded.model,
         loaded.processor,

@@ -25,7 +25,7 @@ from visipruner.speed.checks import CHECKS, CheckResult, Effort
 from visipruner.speed.prompt import Prompt, Rows, about_picture, embedded, text_only
 from visipruner.speed.report import Report
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
-from visipruner.speed.schedule import Schedule
+from visipruner.speed.scheduled import Schedule
 from visipruner.speed.subject import Subject, from_shape
 from visipruner.speed.tower import tower_seconds
 from visipruner.words import did_you_mean

@@ -15,7 +15,7 @@ from visipruner.speed import subject
 from visipruner.speed.measure import Run, run_once, run_shared
 from visipruner.speed.prompt import Rows, asked, embedded, text_only
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
-from visipruner.speed.schedule import Schedule, Scheduled
+from visipruner.speed.scheduled import Schedule, Scheduled
 from visipruner.speed.subject import Subject
 
 Progress = Callable[[str], object]

@@ -43,13 +43,8 @@ class StagedVision(Pruner):
         self._alignment()
 
     def _alignment(self) -> Alignment:
-        return Alignment(
-            inject_layer=self.inject_layer,
-            exit_layer=self.exit_layer,
-            keep_tokens=self.keep_tokens,
-            filter_layer=self.filter_layer,
-            frozen_layers=self.frozen_layers,
-        )
+        names = ("inject_layer", "exit_layer", "keep_tokens", "filter_layer", "frozen_layers")
+        return Alignment(**{name: getattr(self, name) for name in names})
 
     def check(self, num_layers: int) -> None:
         self._alignment().check(num_layers)

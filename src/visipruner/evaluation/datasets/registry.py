@@ -139,15 +139,15 @@ def _in_folder(folder: Path, wanted: list[Kind], images: Path | None) -> Benchma
         return kind.read(file, images)
     if len(wanted) == 1:
         raise ConfigError(f"{folder} is not {wanted[0].title}'s: there is no {' or '.join(wanted[0].patterns)} in it.")
-    below = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_any(child)]
+    below = [
+        child.name
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and any(_questions(kind, child) for kind in kinds())
+    ]
     if below:
         raise ConfigError(f"{folder} holds benchmarks in folders; give one of them: --data {folder / below[0]}.")
     looked_for = ", ".join(f"{kind.patterns[0]} ({kind.name})" for kind in wanted if kind.patterns)
     raise ConfigError(f"{folder} holds no benchmark that is known; looked for {looked_for}.")
-
-
-def _holds_any(folder: Path) -> bool:
-    return any(_questions(kind, folder) for kind in kinds())
 
 
 def _questions(kind: Kind, folder: Path) -> list[Path]:
