@@ -74,7 +74,6 @@ def bench_shape(
     for spec in _named(methods).values():
         specs.resolve(spec, shape, specs.ANY_DEPTH)  # a wrong name is told before the model is built
     report = Report(out, progress)
-    effort = _Rounds(rounds, new_tokens, warm_up, progress)
     around = [Rows(before, count, after) for count in visual]
     with progress.busy("Building the model"):
         most = batch * max(one.total for one in around)
@@ -82,7 +81,7 @@ def bench_shape(
         pruners = _on_schedule(methods, schedule, found)
     report.document["model"] = found.describe()
     for one in around:
-        report.add(effort.at_size(found.model, pruners, one, batch))
+        report.add(_Rounds(rounds, new_tokens, warm_up, progress).at_size(found.model, pruners, one, batch))
         if each is not None:
             each(report.document)
     return report.document
