@@ -53,6 +53,11 @@ class PlanOptions:
 @command(PlanOptions, EXAMPLES)
 def plan(options: PlanOptions) -> None:
     """Plan a model that needs no pruning: which layers its visual rows should be in, and what each choice saves."""
+    execute(options)
+
+
+def execute(options: PlanOptions) -> None:
+    """Plans, saves and shows. Raises CliError."""
     from visipruner.cli.console import output, print_json
 
     result = planned(options.analysis, options.shape or [], options.visual, options.text)
