@@ -21,7 +21,7 @@ DEMO_PHOTOS = $(wildcard $(TESTBED)/src/visipruner_testbed/data/photos/*.jpg $(T
 DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo compare bench test browser-test vllm-test lint format clean
+.PHONY: help demo compare bench test families-test browser-test vllm-test lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -49,6 +49,9 @@ bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weight
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
+
+families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers; three minutes on two cores
+	$(BIN)/python -m pytest -m every_type tests/families
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/report

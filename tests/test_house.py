@@ -26,6 +26,7 @@ FORBIDDEN = {
     "evaluation": (("cli",), "the library is used without the command line"),
     "analysis": (("cli",), "the library is used without the command line"),
     "models": (("cli", "evaluation", "analysis"), "models are loaded by everybody"),
+    "checking": (("cli", "evaluation", "analysis"), "a check tries the engine alone"),
     "speed": (("cli",), "the library is used without the command line"),
     "training": (("cli",), "the library is used without the command line"),
     "integrations": (("cli",), "other tools bring their own command line"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from visipruner.adapters import Adapter as Adapter
     from visipruner.analysis.run import analyze as analyze
     from visipruner.asking.run import ask as ask
+    from visipruner.checking import check as check
     from visipruner.contract.pruner import PromptRun as PromptRun
     from visipruner.contract.pruner import Pruner as Pruner
     from visipruner.engine.attach import PruneHandle as PruneHandle
@@ -91,11 +92,12 @@ _PUBLIC = {
     "analyze": "analysis.run",
     "ask": "asking.run",
     "attach": "engine.attach",
+    "check": "checking",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "evaluation", "models", "speed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "checking", "evaluation", "models", "speed", "training")
 
 __all__ = list(_PUBLIC)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visipruner.adapters import adapter_for
+from visipruner.adapters import adapter_of
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import PruneHandle, attach
@@ -81,7 +81,7 @@ class ChatPrompt(dict[str, Any]):
     @cached_property
     def num_visual(self) -> int:
         """Visual rows among them."""
-        host = Host.of(self.model, adapter_for(self.model.config))
+        host = Host.of(self.model, adapter_of(self.model))
         assert host.embedder is not None
         assert host.adapter.locate is not None
         mask = host.adapter.locate(host.embedder, self)

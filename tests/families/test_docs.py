@@ -18,6 +18,7 @@ from tools.families.__main__ import main, with_table
 from tools.families.features import FEATURES, USES
 from visipruner import adapters
 from visipruner.adapters.base import FRAMES
+from visipruner.adapters.structure import check_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,8 +68,8 @@ def test_a_family_without_videos_says_so(name: str) -> None:
 
 def test_what_the_page_says_is_not_supported_is_not() -> None:
     assert not [kind for kind in CONFIG_MAPPING if "mobilevlm" in kind], "transformers has it now"
-    with pytest.raises(vp.UnsupportedModelError, match="'llama4' are not supported"):
-        adapters.adapter_for(Llama4Config())
+    with pytest.raises(vp.UnsupportedModelError, match="'llama4' are not supported: its attention scales queries"):
+        check_config(Llama4Config())
 
 
 def test_neither_engine_nor_layout_names_a_family() -> None:
@@ -127,9 +128,14 @@ def _visual_tokens(model: nn.Module, **settings: object) -> int:
     return handle.trace[0].num_visual
 
 
-def test_an_unknown_type_is_an_error_with_the_list(unknown: nn.Module) -> None:
-    with pytest.raises(vp.UnsupportedModelError, match=r"'my_llava' are not supported.*qwen3_vl.*adapter=Adapter"):
-        vp.attach(unknown, vp.NoPruning())
+def test_an_unknown_type_is_read_from_the_model_with_a_warning(unknown: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="'my_llava' are read from the model itself"):
+        assert _visual_tokens(unknown) == 16
+
+
+def test_an_own_adapter_says_no_more_than_it_must(unknown: nn.Module) -> None:
+    own = vp.Adapter(family="Mine", model_types=("my_llava",), locate=adapters.rows_of(adapters.IMAGE))
+    assert _visual_tokens(unknown, adapter=own) == 16
 
 
 def test_an_own_adapter_as_an_argument(unknown: nn.Module) -> None:

@@ -18,7 +18,7 @@ from tests.families.prompts import IMAGE, extended
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import held_back, oracle, pruned_edit
-from visipruner.adapters import adapter_for
+from visipruner.adapters import adapter_of
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.feather import Feather
@@ -87,7 +87,7 @@ def test_decoding_equals_the_full_model_with_edges_cut(name: str, attn: str, pru
 @each_cell
 def test_rows_that_come_in_late_are_the_full_model_with_edges_cut_before(name: str, attn: str) -> None:
     model, family, prepared = built(name, attn), FAMILIES[name], inputs(name, [prompt(name, [3, 0, 2, 0, 5])])
-    if adapter_for(model.config).added_features is not None:
+    if adapter_of(model).added_features is not None:
         with vp.attach(model, LATE), pytest.raises(vp.UnsupportedModelError, match="cannot come in later"):
             model(**prepared)
         return

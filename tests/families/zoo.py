@@ -65,7 +65,7 @@ from tests.families.prompts import (
     join_per_prompt,
     words,
 )
-from visipruner.adapters import Adapter, adapter_for
+from visipruner.adapters import Adapter, described
 
 LAYERS = 4
 _TEXT: dict[str, Any] = {
@@ -498,7 +498,9 @@ def inputs(name: str, prompts: list[Prompt], side: str = "left") -> dict[str, An
 
 
 def adapter_of(name: str) -> Adapter:
-    return adapter_for(FAMILIES[name].config())
+    found = described(FAMILIES[name].config())
+    assert found is not None
+    return found
 
 
 def visual_rows(ids: Tensor) -> Tensor:

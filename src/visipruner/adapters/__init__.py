@@ -1,43 +1,27 @@
-"""Model families, one declarative file each, looked up by `config.model_type`."""
+"""Model families: what a model says about itself, and beside it one file for each family that needs more words."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
-from visipruner.adapters import (
-    gemma,
-    glm4v,
-    idefics3,
-    internvl,
-    llava,
-    llava_next,
-    llava_onevision,
-    mistral3,
-    plugins,
-    qwen_vl,
-    text,
-)
+from torch import nn
+
+from visipruner.adapters import generic, plugins
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import IMAGE, VIDEO, Placeholder, rows_of
 from visipruner.contract.layout import ImageTokens
-from visipruner.errors import UnsupportedModelError
 
-BUILT_IN: tuple[Adapter, ...] = (
-    llava.ADAPTER,
-    llava_next.ADAPTER,
-    llava_next.VIDEO_ADAPTER,
-    llava_onevision.ADAPTER,
-    qwen_vl.QWEN2,
-    qwen_vl.QWEN3,
-    internvl.ADAPTER,
-    idefics3.ADAPTER,
-    mistral3.ADAPTER,
-    gemma.PALIGEMMA,
-    gemma.GEMMA3,
-    glm4v.ADAPTER,
-    text.ADAPTER,
-)
+
+def _discovered() -> tuple[Adapter, ...]:
+    """The adapters that the files beside this one declare."""
+    files = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return tuple(value for file in files for value in vars(file).values() if isinstance(value, Adapter))
+
+
+BUILT_IN = _discovered()
 
 
 def _serving(model_type: str | None, adapters: Iterable[Adapter]) -> Adapter | None:
@@ -45,25 +29,23 @@ def _serving(model_type: str | None, adapters: Iterable[Adapter]) -> Adapter | N
 
 
 def supported() -> dict[str, str]:
-    """`{model_type: family}` for every model type that can be attached to, those of other packages included."""
+    """`{model_type: family}` for every model type that somebody described, those of other packages included."""
     known = (*plugins.installed(), *BUILT_IN)
     return {model_type: adapter.family for adapter in known for model_type in adapter.model_types}
 
 
-def adapter_for(config: Any) -> Adapter:
-    """The adapter of a model's config, built in or of another package.
-
-    Raises UnsupportedModelError with the list of what is supported.
-    """
+def described(config: Any) -> Adapter | None:
+    """The adapter that somebody wrote for a model's config, here or in another package, None where nobody did."""
     model_type = getattr(config, "model_type", None)
-    found = _serving(model_type, BUILT_IN) or _serving(model_type, plugins.installed())
-    if found is not None:
-        return found
-    known = ", ".join(sorted(supported()))
-    raise UnsupportedModelError(
-        f"Models of type {model_type!r} are not supported; supported types are {known}. "
-        "Pass attach(..., adapter=Adapter(...)) to describe another family (docs/families.md)."
-    )
+    return _serving(model_type, BUILT_IN) or _serving(model_type, plugins.installed())
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter of a stock model: one that somebody wrote, else what the model says about itself.
+
+    Raises UnsupportedModelError with the reason where it has something that cannot be pruned.
+    """
+    return generic.completed(model, described(model.config))
 
 
 __all__ = [
@@ -73,7 +55,8 @@ __all__ = [
     "Adapter",
     "ImageTokens",
     "Placeholder",
-    "adapter_for",
+    "adapter_of",
+    "described",
     "rows_of",
     "supported",
 ]

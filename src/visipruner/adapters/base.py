@@ -29,6 +29,7 @@ class Adapter:
         family: name people use, for lists and errors.
         model_types: values of `config.model_type` it serves.
         decoder: dotted paths, tried in order, from the model to the text decoder stack (the module with the layers).
+            Empty: `decoder`, `embedder`, `layers`, `attention` and `added_features` are read from the model.
         embedder: dotted paths to the module whose forward is given `input_ids` and `pixel_values`; its keyword
             arguments go to `locate`. Empty for text models, whose visual rows the caller marks.
         locate: `(embedder, its keyword arguments)` to `[batch, seq]` bool, True on visual rows, or None when the
@@ -53,7 +54,7 @@ class Adapter:
 
     family: str
     model_types: tuple[str, ...]
-    decoder: tuple[str, ...]
+    decoder: tuple[str, ...] = ()
     embedder: tuple[str, ...] = ()
     locate: Locate | None = None
     images: Images | None = None

@@ -10,8 +10,6 @@ from visipruner.adapters.placeholders import IMAGE, equal_squares, rows_of
 PALIGEMMA = Adapter(
     family="PaliGemma, PaliGemma 2",
     model_types=("paligemma",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     vision=("model.vision_tower",),
     images=equal_squares,
@@ -26,8 +24,6 @@ PALIGEMMA = Adapter(
 GEMMA3 = Adapter(
     family="Gemma 3",
     model_types=("gemma3",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     vision=("model.vision_tower",),
     images=equal_squares,

@@ -7,8 +7,6 @@ from visipruner.adapters.placeholders import Placeholder, rows_of
 ADAPTER = Adapter(
     family="GLM-4.1V, 4.5V, 4.6V",
     model_types=("glm4v", "glm4v_moe", "glm46v"),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(Placeholder("image_token_id", (("pixel_values", "image"), ("pixel_values_videos", "video")))),
     images=frames,
     visual="merged patches of images and video frames; begin and end tokens and time stamps are text",

@@ -6,8 +6,6 @@ from visipruner.adapters.placeholders import IMAGE, rows_of
 ADAPTER = Adapter(
     family="Idefics3, SmolVLM",
     model_types=("idefics3", "smolvlm"),
-    decoder=("model.text_model", "text_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     vision=("model.vision_model",),
     visual="tokens of all crops and video frames; row, column and separator tokens are text",

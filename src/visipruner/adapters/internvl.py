@@ -6,8 +6,6 @@ from visipruner.adapters.placeholders import IMAGE, equal_squares, rows_of
 ADAPTER = Adapter(
     family="InternVL",
     model_types=("internvl",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     vision=("model.vision_tower",),
     images=equal_squares,

@@ -29,8 +29,6 @@ def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[Imag
 ADAPTER = Adapter(
     family="LLaVA-1.5, Pixtral",
     model_types=("llava",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     images=images,
     visual="all tokens of an image; Pixtral's break and end tokens are text",

@@ -12,8 +12,6 @@ from visipruner.adapters.placeholders import IMAGE, VIDEO, image_sizes, rows_of,
 ADAPTER = Adapter(
     family="LLaVA-NeXT",
     model_types=("llava_next",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     images=image_sizes,
     visual="tokens of all crops, and the newline feature after each row of them, which the usual 2880 leaves out",
@@ -22,8 +20,6 @@ ADAPTER = Adapter(
 VIDEO_ADAPTER = Adapter(
     family="LLaVA-NeXT-Video",
     model_types=("llava_next_video",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE, VIDEO),
     images=sizes_without_videos,
     visual="as LLaVA-NeXT, and the tokens of pooled video frames",

@@ -10,8 +10,6 @@ from visipruner.adapters.placeholders import IMAGE, VIDEO, rows_of, sizes_withou
 ADAPTER = Adapter(
     family="LLaVA-OneVision",
     model_types=("llava_onevision",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE, VIDEO),
     images=sizes_without_videos,
     visual="tokens of all crops and video frames, and the newline features among them",

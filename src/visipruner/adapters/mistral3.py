@@ -25,8 +25,6 @@ def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[Imag
 ADAPTER = Adapter(
     family="Mistral 3",
     model_types=("mistral3",),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE),
     images=images,
     visual="patches of an image; the break token after each row and the end token are text",

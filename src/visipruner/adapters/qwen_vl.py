@@ -15,8 +15,6 @@ from visipruner.adapters.placeholders import IMAGE, VIDEO, rows_of
 QWEN2 = Adapter(
     family="Qwen2-VL, Qwen2.5-VL",
     model_types=("qwen2_vl", "qwen2_5_vl"),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE, VIDEO),
     images=frames,
     visual="merged patches of images and video frames; the vision start and end tokens are text",
@@ -25,12 +23,9 @@ QWEN2 = Adapter(
 QWEN3 = Adapter(
     family="Qwen3-VL",
     model_types=("qwen3_vl", "qwen3_vl_moe"),
-    decoder=("model.language_model", "language_model"),
-    embedder=("model", ""),
     locate=rows_of(IMAGE, VIDEO),
     images=frames,
     visual="merged patches of images and video frames; vision start and end tokens and time stamps are text",
-    added_features=("visual_pos_masks", "deepstack_visual_embeds"),
     lacks={"late": "The family adds features of the image to its rows in the first layers; an error says so."},
     remarks={"new image": POSITIONS, "run": VIDEO_PROCESSOR},
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from visipruner.adapters import Adapter, adapter_for
+from visipruner.adapters import Adapter, adapter_of
 from visipruner.analysis.reading import Continuation, Reading, Recording
 from visipruner.analysis.rerun import Outcome, Rerun, Variant, outcomes, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
@@ -86,7 +86,7 @@ class Probe:
 
     def __init__(self, model: Any, visual_mask: Any = None, *, adapter: Adapter | None = None) -> None:
         self.model = model
-        self._adapter = adapter or adapter_for(model.config)
+        self._adapter = adapter or adapter_of(model)
         self.host = Host.of(model, self._adapter)
         if self.host.is_flash:  # variants are run by masks
             raise unsupported(self.host.implementation)

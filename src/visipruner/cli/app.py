@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visipruner.cli import analyze, bench, evaluate, listing, plan, run
+from visipruner.cli import analyze, bench, check, evaluate, listing, plan, run
 from visipruner.cli.mounted import mount
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ _add("run", run.run)
 _add("analyze", analyze.analyze)
 _add("eval", evaluate.evaluate)
 _add("bench", bench.bench)
+_add("check", check.check)
 _add("plan", plan.plan)
 _add("list", listing.list_)
 mount(app)

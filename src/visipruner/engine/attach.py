@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -9,7 +10,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from visipruner.adapters import Adapter, adapter_for
+from visipruner.adapters import Adapter, adapter_of, described
+from visipruner.adapters.generic import completed
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
@@ -23,6 +25,7 @@ from visipruner.engine.patch import Attachment, check_free
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
+from visipruner.models import checked
 
 
 def attach(
@@ -70,7 +73,7 @@ def attach(
             f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
             "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
         )
-    chosen = adapter or adapter_for(model.config)
+    chosen = _adapter_of(model) if adapter is None else completed(model, adapter)
     if visual_mask is not None:
         visual_mask = check_visual_mask(visual_mask)
     elif chosen.locate is None:
@@ -82,6 +85,14 @@ def attach(
     pruner.check(len(host.layers))
     check_free(host)
     return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner), clock)
+
+
+def _adapter_of(model: nn.Module) -> Adapter:
+    """The model's own adapter. Warns of one that nobody described and that did not pass `visipruner check` here."""
+    unchecked = None if described(model.config) else checked.warning(model.config)
+    if unchecked:
+        warnings.warn(unchecked, stacklevel=3)
+    return adapter_of(model)
 
 
 def _no_pruner(given: Any) -> str:

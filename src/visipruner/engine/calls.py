@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visipruner.adapters.structure import PER_ROW
 from visipruner.engine.rows import Rows
-
-# What a layer is given besides hidden states, per row of the sequence: (name's beginning, sequence dimension).
-_PER_ROW = (("position_embeddings", -2), ("position_ids", -1))
 
 # What hosts call their cache: from transformers 5.24 on, where callers may still use the older name, and before.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -24,6 +22,14 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M
         arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = {**arguments, **arguments.get("kwargs", {})}
     return {**given, "cache": cache_of(given)}
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's call with all but hidden states by name: some hosts give per-row arguments by position."""
+    if len(args) < 2:
+        return args, kwargs
+    names = list(inspect.signature(module.forward).parameters)[1 : len(args)]
+    return args[:1], {**dict(zip(names, args[1:], strict=True)), **kwargs}
 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
@@ -52,7 +58,7 @@ def cache_name(module: nn.Module) -> str:
 
 def seq_dim(name: str) -> int | None:
     """The sequence dimension of a per-row argument of a layer, None for other arguments."""
-    return next((dim for prefix, dim in _PER_ROW if name.startswith(prefix)), None)
+    return next((dim for prefix, dim in PER_ROW if name.startswith(prefix)), None)
 
 
 def per_row(kwargs: Mapping[str, Any]) -> list[tuple[str, Any, int]]:

@@ -15,7 +15,7 @@ from visipruner.contract.routing import Needed
 from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.attention import QKV, uncompiled
 from visipruner.engine.cache import PrunedLayer
-from visipruner.engine.calls import cache_of
+from visipruner.engine.calls import by_name, cache_of
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.host import Host
 from visipruner.engine.layer_plan import PLAN
@@ -159,6 +159,7 @@ class Hooks:
 
     def _layer_hook(self, layer: int) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            args, kwargs = by_name(module, args, kwargs)
             hidden = args[0] if args else kwargs["hidden_states"]
             if self._session is None:
                 return self._decode(layer, hidden, args, kwargs)

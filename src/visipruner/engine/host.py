@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from visipruner.adapters import adapter_for
+from visipruner.adapters import adapter_of
 from visipruner.adapters.base import Adapter, submodule
+from visipruner.adapters.generic import completed
 from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive, takes_lengths
 from visipruner.errors import UnsupportedModelError
 from visipruner.models.shape import ModelShape
@@ -42,6 +43,7 @@ class Host:
     def of(cls, model: nn.Module, adapter: Adapter) -> Host:
         """Takes `model` apart. Raises UnsupportedModelError where it is not what the adapter says, or its attention
         cannot be told which keys a row may see."""
+        adapter = completed(model, adapter)
         decoder, layers = _decoder(model, adapter)
         attentions = [getattr(layer, adapter.attention) for layer in layers]
         configs = {id(config): config for config in (decoder.config, *(part.config for part in attentions))}
@@ -86,7 +88,7 @@ class Host:
 
 def depth_of(model: nn.Module) -> int:
     """Layers of a model's text decoder. Raises UnsupportedModelError."""
-    return len(_decoder(model, adapter_for(model.config))[1])
+    return len(_decoder(model, adapter_of(model))[1])
 
 
 def _decoder(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[nn.Module]]:

@@ -24,6 +24,7 @@ from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
 from visipruner.engine.rows import Rows
 from visipruner.engine.soft import edge_bias, is_biased
+from visipruner.errors import UnsupportedModelError
 
 # The keyword argument with which a plan passes through a layer to its attention while gradients are recorded.
 PLAN = "visipruner_plan"
@@ -58,6 +59,12 @@ class LayerPlan:
 
     def attend(self, module: nn.Module, qkv: QKV, kwargs: Any) -> Tensor:
         """`[1, n, heads, head_dim]` of all examples' rows; then the pruner looks at those it asked for."""
+        queries, keys = (part.shape[-2] for part in qkv[:2])
+        if not queries == keys == self.rows.total:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} attends from {queries} rows to {keys} keys where {self.rows.total} rows run, "
+                "so it cannot be pruned (layers may share keys); choose another model."
+            )
         again, self.has_run = self.has_run, True
         if self.is_flash:
             flash.check_window(kwargs, self.mask)

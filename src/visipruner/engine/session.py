@@ -132,6 +132,11 @@ class PromptSession:
 
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Narrows a layer's inputs to the rows that run. Returns new objects; the host's tensors are not touched."""
+        if hidden.ndim != 3:
+            raise UnsupportedModelError(
+                f"Layer {layer} is given hidden states {list(hidden.shape)}, not [batch, seq, d], which cannot be "
+                "pruned; choose another model."
+            )
         self._routing = self._pruner.routing(layer)
         hidden, kwargs = self._on_its_device(layer, hidden, kwargs)
         hidden = self._rows_of(layer, hidden)

@@ -102,6 +102,26 @@ def ready(model: str | LoadedModel, options: Mapping[str, Any] | None, progress:
         return load(model, **(options or {}))
 
 
+def config_of(name: str, allow_download: bool = False) -> Any:
+    """A model's config, without its weights where no package brings it. Raises LoadError."""
+    from transformers import AutoConfig
+
+    check_name(name)
+    brought = packaged.find(name)
+    if brought is not None:
+        return brought.load("auto", "sdpa")[0].config
+    path = Path(name).expanduser()
+    local_only = not allow_download
+    try:
+        config = AutoConfig.from_pretrained(
+            str(path) if path.is_dir() else name, local_files_only=local_only, trust_remote_code=False
+        )
+    except Exception as error:
+        raise LoadError(_why_not_loaded(name, path.is_dir(), local_only, error)) from error
+    check_family(name, config)
+    return config
+
+
 def prepare(name: str) -> None:
     """Lets a packaged model do what it does once before it loads, which shows its own progress."""
     brought = packaged.find(name)
@@ -155,23 +175,18 @@ def _check_template(name: str, processor: Any) -> None:
 
 
 def check_family(name: str, config: Any) -> None:
-    """Raises LoadError for a model that reads no images or whose family is not supported."""
+    """Raises LoadError for a model that reads no images. Whether one of a type that nobody described can be pruned, it
+    says itself when something is attached."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as READS_IMAGES
 
     from visipruner import adapters
 
     kind = config.model_type
-    families = {known: family for known, family in adapters.supported().items() if known in READS_IMAGES}
-    listed = ", ".join(sorted(families))
     if kind not in READS_IMAGES:
+        listed = ", ".join(sorted(set(adapters.supported()) & set(READS_IMAGES)))
         raise LoadError(
             f"{name} is a text-only model ({kind}) and cannot look at an image; "
-            f"choose a multimodal one of type {listed}."
-        )
-    if kind not in families:
-        raise LoadError(
-            f"Models of type {kind!r} are not supported yet; supported types are: {listed}."
-            f"{did_you_mean(kind, families)} See: visipruner list"
+            f"choose a multimodal one of type {listed} (others: docs/families.md)."
         )
 
 

@@ -34,7 +34,7 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
         """Reads a transformers config; for a multimodal one, its text part."""
-        text = config.get_text_config(decoder=True)
+        text = _uniform(config.get_text_config(decoder=True))
         heads = text.num_attention_heads
         return cls(
             num_layers=text.num_hidden_layers,
@@ -52,11 +52,18 @@ class ModelShape:
         return asdict(self)
 
 
+def _uniform(text: Any) -> Any:
+    """A text config, or that of its first layer where layers have sizes of their own."""
+    return text.per_layer_config[0] if getattr(text, "is_heterogeneous", False) else text
+
+
 def _active_width(text: Any) -> int:
     chosen = getattr(text, "num_experts_per_tok", None)
     if not chosen:
-        return int(text.intermediate_size)
+        return int(getattr(text, "intermediate_size", None) or text.ffn_dim)
     width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+    if isinstance(width, (list, tuple)):  # of experts for text rows, then for visual ones
+        width = width[0]
     shared = (
         getattr(text, "shared_expert_intermediate_size", None) or (getattr(text, "n_shared_experts", None) or 0) * width
     )

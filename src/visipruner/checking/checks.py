@@ -1,0 +1,260 @@
+"""What must hold of a pruned model, each tried and measured against the plain model's own rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visipruner.checking.prompts import Asked, Side
+from visipruner.checking.report import Finding
+from visipruner.checking.subject import Subject
+from visipruner.engine.calls import cache_name, cache_of
+from visipruner.errors import first_line
+from visipruner.pruners.none import NoPruning
+from visipruner.pruners.schedule import FixedSchedule
+
+ONE, OTHER = Asked((1,), 7), Asked((2,), 11)
+TWO, TEXT = Asked((1, 2), 6), Asked((), 9)
+NEW_TOKENS = 5
+# How far an error may exceed what the plain model's two attention functions differ by, and the least it may be.
+TIMES_NOISE, TIMES_OWN, ROUNDING = 10, 3, 1e-5
+SEEN = 3  # an effect is seen that is so many times larger than what is allowed
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Attributes: noise, the plain model's own difference between its attention functions; scale, its largest logit."""
+
+    noise: float
+    scale: float
+
+    @classmethod
+    def of(cls, subject: Subject) -> Judge:
+        inputs = subject.prompts.inputs([ONE])
+        plain = subject.logits(inputs)
+        if not torch.isfinite(plain).all():
+            raise ValueError("the plain model's logits are not finite")
+        with subject.eager():
+            eager = subject.logits(inputs)
+        return cls(float((eager - plain).abs().max()), float(plain.abs().max()))
+
+    def of_rows(
+        self, check: str, where: str, got: Tensor, expected: Tensor, plain: Tensor | None = None, own: float = 0.0
+    ) -> Finding:
+        """Logits `[n, vocabulary]` of some rows against what they should be. `plain`: the unpruned ones. `own`: what
+        the plain model differs by in the same two ways."""
+        error = float((got - expected).abs().max())
+        effect = None if plain is None else float((plain - expected).abs().max())
+        allowed = max(TIMES_NOISE * self.noise, ROUNDING * max(self.scale, 1.0), TIMES_OWN * own)
+        if not error <= allowed:
+            row = int((got - expected).abs().amax(-1).argmax())
+            why = f"logits of text row {row} of {len(got)} are off by {error:.1e}"
+            return Finding(check, where, "fails", error, allowed, effect, why)
+        if effect is not None and effect < SEEN * allowed:
+            by = f"the plain model itself differs by {own:.1e}" if own > self.noise else "rounding"
+            why = f"the effect of pruning is hidden: {by}; try float32"
+            return Finding(check, where, "unseen", error, allowed, effect, why)
+        return Finding(check, where, "passes", error, allowed, effect)
+
+
+def run(subject: Subject) -> Iterator[Finding]:
+    """Every check, one after the other; an error is a finding, too."""
+    judge = Judge.of(subject)
+    yield from _tried("rows", "", partial(rows, subject))
+    yield from _tried("keep all", "", partial(keep_all, subject))
+    yield from _tried("text only", "", partial(text_only, subject))
+    for kind, layer in subject.kinds().items():
+        yield from _tried("drop = cut", f"layer {layer}: {kind}", partial(drop_is_cut, subject, judge, layer))
+    yield from _tried("several images", "", partial(several_images, subject, judge))
+    yield from _tried("cache", "", partial(cached, subject, judge))
+    yield from _tried("next turn", "", partial(next_turn, subject, judge))
+    for side in ("left", "right"):
+        yield from _tried("batch", f"padded {side}", partial(batch, subject, judge, side))
+
+
+def _tried(check: str, where: str, attempt: Callable[[str, str], Finding]) -> Iterator[Finding]:
+    try:
+        yield attempt(check, where)
+    except Exception as error:  # whatever stops a check is what it found
+        yield Finding(check, where, "fails", says=f"{type(error).__name__}: {first_line(error)}")
+
+
+def rows(subject: Subject, check: str, where: str) -> Finding:
+    """The rows found are those whose embeddings the model overwrites."""
+    inputs = subject.prompts.inputs([TWO])
+    given: list[Tensor] = []
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        given.append(kwargs["inputs_embeds"])
+
+    hook = subject.host.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        subject.logits(inputs)
+    finally:
+        hook.remove()
+    ids, found = inputs["input_ids"], subject.visual(inputs)
+    table = subject.model.get_input_embeddings()
+    with torch.no_grad():
+        plain = table(ids.clamp(max=table.weight.shape[0] - 1)).to(given[0])
+    changed = (given[0] != plain).any(-1)
+    wrong = (changed != found)[0].nonzero().flatten().tolist()
+    if wrong or not bool(found.any()):
+        kind = "overwritten, but not found" if wrong and bool(changed[0, wrong[0]]) else "found, but not overwritten"
+        why = f"rows {wrong[:8]} are {kind}" if wrong else "no row is found"
+        return Finding(check, where, "fails", says=why)
+    return Finding(check, where, "passes", says=f"{int(found.sum())} of {ids.shape[1]} rows")
+
+
+def _identical(subject: Subject, asked: Asked, check: str, where: str) -> Finding:
+    inputs = subject.prompts.inputs([asked])
+    plain = subject.logits(inputs)
+    with subject.attach(NoPruning() if asked.images else _third(subject, 12, 0)):
+        error = float((subject.logits(inputs) - plain).abs().max())
+    if error == 0:
+        return Finding(check, where, "passes", error, 0.0)
+    return Finding(check, where, "fails", error, 0.0, says=f"logits differ from the plain model's by {error:.1e}")
+
+
+def keep_all(subject: Subject, check: str, where: str) -> Finding:
+    """Attached and nothing dropped: the plain model to the last bit."""
+    return _identical(subject, ONE, check, where)
+
+
+def text_only(subject: Subject, check: str, where: str) -> Finding:
+    """A prompt without images: the plain model to the last bit."""
+    return _identical(subject, TEXT, check, where)
+
+
+def _third(subject: Subject, tokens: int, after: int) -> FixedSchedule:
+    """A third of the tokens stays after one layer."""
+    return FixedSchedule(layers=(after,), keep=(max(1, tokens // 3),))
+
+
+def _against_cut(subject: Subject, judge: Judge, asked: Asked, after: int, check: str, where: str) -> Finding:
+    inputs = subject.prompts.inputs([asked])
+    visual = subject.visual(inputs)[0]
+    plain = subject.logits(inputs)[0]
+    with subject.attach(_third(subject, int(visual.sum()), after)) as handle:
+        got = subject.logits(inputs)[0]
+        kept = handle.trace[0].kept
+    expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0]
+    return judge.of_rows(check, where, got[~visual], expected[~visual], plain[~visual])
+
+
+def drop_is_cut(subject: Subject, judge: Judge, layer: int, check: str, where: str) -> Finding:
+    """Rows that leave before `layer` are, to all others, attention edges that are cut from there on."""
+    return _against_cut(subject, judge, ONE, layer - 1, check, where)
+
+
+def several_images(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
+    """The same with two unlike images in a prompt."""
+    return _against_cut(subject, judge, TWO, 0, check, where)
+
+
+def cached(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
+    """An answer that is decoded with a cache is the one without, or where the type cannot decode without one, what one
+    forward over prompt and answer with the same edges cut reads."""
+    inputs = subject.prompts.inputs([ONE])
+    plain = _answer(subject, inputs, True)
+    try:
+        own = _largest(plain, _answer(subject, inputs, False))
+    except (IndexError, ValueError, RuntimeError):
+        return _cached_is_cut(subject, judge, inputs, plain[0], check, where)
+    with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)):
+        got, expected = (_answer(subject, inputs, use_cache) for use_cache in (True, False))
+    same = _first_words(got, expected)
+    found = judge.of_rows(check, where, got[0][:same], expected[0][:same], None, own)
+    if found.state == "passes" and same < NEW_TOKENS:
+        return Finding(check, where, "fails", found.error, found.allowed, says=f"word {same} of the answer differs")
+    # All answers read their first word from the same prompt.
+    effect = float((plain[0][:1] - expected[0][:1]).abs().max())
+    return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
+
+
+def _cached_is_cut(
+    subject: Subject, judge: Judge, inputs: dict[str, Any], plain: Tensor, check: str, where: str
+) -> Finding:
+    with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
+        got, words = _answer(subject, inputs, True)
+        kept = handle.trace[0].kept
+    whole = _longer(inputs, words[None, :-1])
+    expected = subject.cut(inputs, kept, lambda: subject.logits(whole))[0, -NEW_TOKENS:]
+    found = judge.of_rows(check, where, got, expected)
+    effect = float((plain[:1] - expected[:1]).abs().max())
+    return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
+
+
+def _longer(inputs: dict[str, Any], more: Tensor) -> dict[str, Any]:
+    """A prompt with text after it: everything with one entry per row grows."""
+    rows, grown = inputs["input_ids"].shape, dict(inputs)
+    for name, given in inputs.items():
+        if isinstance(given, Tensor) and given.shape == rows:
+            ones = torch.ones_like(more) if name == "attention_mask" else torch.zeros_like(more)
+            grown[name] = torch.cat([given, more if name == "input_ids" else ones.to(given)], dim=1)
+    return grown
+
+
+def _answer(subject: Subject, inputs: dict[str, Any], use_cache: bool) -> tuple[Tensor, Tensor]:
+    """Logits `[n, vocabulary]` and ids `[n]` of a greedy answer."""
+    given = {"suppress_tokens": subject.prompts.suppressed(), "output_logits": True, "return_dict_in_generate": True}
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    output = subject.model.generate(**inputs, **length, use_cache=use_cache, **given)
+    return torch.stack([step[0].float() for step in output.logits]), output.sequences[0, -NEW_TOKENS:]
+
+
+def _first_words(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> int:
+    """How many words two answers read from the same text: those up to the first that differs, it included."""
+    differ = (one[1] != other[1]).nonzero().flatten()
+    return int(differ[0]) + 1 if len(differ) else len(one[1])
+
+
+def _largest(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    same = _first_words(one, other)
+    return float((one[0][:same] - other[0][:same]).abs().max())
+
+
+def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
+    """Further text on the cache of a pruned prompt reads what it reads with the same edges cut."""
+    inputs, more = subject.prompts.inputs([ONE]), subject.prompts.more()
+    plain = _in_turns(subject, inputs, more)
+    with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
+        got = _in_turns(subject, inputs, more)
+        kept = handle.trace[0].kept
+    expected = subject.cut(inputs, kept, lambda: _in_turns(subject, inputs, more))
+    return judge.of_rows(check, where, got, expected, plain)
+
+
+def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
+    """`[k, vocabulary]`: logits of further text on the cache of a prompt."""
+    with torch.no_grad():
+        first = subject.model(**inputs, use_cache=True)
+        given = {"input_ids": more, cache_name(subject.model): cache_of(first)}
+        if "token_type_ids" in inputs:
+            given["token_type_ids"] = torch.zeros_like(more)
+        return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]
+
+
+def batch(subject: Subject, judge: Judge, side: Side, check: str, where: str) -> Finding:
+    """Two unlike prompts, padded, read what each reads alone."""
+    asked = [ONE, OTHER]
+    together = subject.prompts.inputs(asked, side)
+    alone = [subject.prompts.inputs([each]) for each in asked]
+    tokens = [int(subject.visual(each).sum()) for each in alone]
+    real = together["attention_mask"].bool()
+    text = [~subject.visual(each)[0] for each in alone]
+
+    def read() -> tuple[Tensor, Tensor]:
+        rows = subject.logits(together)
+        joined = [rows[number][real[number]][text[number]] for number in range(len(asked))]
+        each = [subject.logits(inputs)[0][text[number]] for number, inputs in enumerate(alone)]
+        return torch.cat(joined), torch.cat(each)
+
+    plain, plain_alone = read()
+    with subject.attach(_third(subject, min(tokens), 0)):
+        got, expected = read()
+    return judge.of_rows(check, where, got, expected, plain_alone, float((plain - plain_alone).abs().max()))

@@ -1,0 +1,196 @@
+"""Prompts for a check: of a processor, or for a tiny model made up with features in place of its vision tower."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from visipruner.checking.tiny import END, IMAGE, START
+
+Side = Literal["left", "right"]
+TOKENS = 12  # of an image of a tiny model
+GRIDS = (
+    [1, 6, 8],
+    [1, 6, 6],
+)  # time, height and width of its patches, four of which make a token; or a line's end, too
+FEATURES_OF = ("get_image_features",)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt. Attributes: images: their numbers, which tell them apart. words: how much text it has."""
+
+    images: tuple[int, ...]
+    words: int
+
+
+class Prompts(Protocol):
+    """Makes a model's inputs."""
+
+    def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
+        """Of one prompt or several, padded on `side`."""
+
+    def more(self) -> Tensor:
+        """`[1, k]` long: ids of a second turn."""
+
+    def suppressed(self) -> list[int]:
+        """Ids that an answer must not have."""
+
+
+class ProcessorPrompts:
+    """Chat prompts of the model's own processor, about pictures that are drawn."""
+
+    def __init__(self, model: Any, processor: Any, ids: Sequence[int]) -> None:
+        self._model, self._processor, self._ids = model, processor, list(ids)
+
+    def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
+        conversations = []
+        for each in asked:
+            content: list[dict[str, Any]] = [{"type": "image", "image": picture(number)} for number in each.images]
+            text = "What is in the picture, and where is it? " + "Name every shape. " * each.words
+            conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+        options: dict[str, Any] = {"padding": True} if len(asked) > 1 else {}
+        self._processor.tokenizer.padding_side = side
+        made = self._processor.apply_chat_template(
+            conversations if len(asked) > 1 else conversations[0],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **options,
+        )
+        return dict(made.to(self._model.device, self._model.dtype))
+
+    def more(self) -> Tensor:
+        ids = self._processor.tokenizer("And what else can be seen?", add_special_tokens=False, return_tensors="pt")
+        return ids["input_ids"].to(self._model.device)  # type: ignore[no-any-return]
+
+    def suppressed(self) -> list[int]:
+        return self._ids
+
+
+def picture(number: int) -> Image.Image:
+    """Coloured shapes, other ones for every number."""
+    image = Image.new("RGB", (336, 336), (235, 235, 225))
+    draw = ImageDraw.Draw(image)
+    for shape in range(5):
+        left, top = (61 * (shape + number)) % 240, (97 * shape + 43 * number) % 240
+        colour = tuple((50 + 71 * (shape + part + number)) % 256 for part in range(3))
+        (draw.ellipse if (shape + number) % 2 else draw.rectangle)((left, top, left + 80, top + 70), fill=colour)
+    return image
+
+
+class TinyPrompts:
+    """Made-up prompts of a tiny model, whose image features are random ones that the pixels' first number names."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._width = model.config.get_text_config(decoder=True).hidden_size
+        self._form, self._grid = "", GRIDS[0]
+        parts = [model, *([model.model] if hasattr(model, "model") else [])]
+        self._reads = set().union(*(inspect.signature(part.forward).parameters for part in parts))
+        self._top = set(inspect.signature(model.forward).parameters)
+        for part in parts:
+            for name in FEATURES_OF:
+                if hasattr(type(part), name):
+                    self._give_features(part, name)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finds the form in which this type wants the features: its own `get_image_features` gives them so."""
+        told = []
+        for self._form, self._grid in product(("list", "stacked", "joined"), GRIDS):
+            try:
+                with torch.no_grad():
+                    self._model(**self.inputs([Asked((1,), 5)]), use_cache=False)
+                return
+            except Exception as error:  # whatever a type raises for features of another form
+                told.append(f"{self._form}: {type(error).__name__}: {error}")
+        raise ValueError("the plain model takes no features in place of its tower (" + "; ".join(told) + ")")
+
+    def _give_features(self, part: Any, name: str) -> None:
+        def features(*args: Any, **kwargs: Any) -> Any:
+            pixels = args[0] if args else kwargs["pixel_values"]
+            numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
+            return self._features(numbers)
+
+        known = inspect.signature(getattr(type(part), name))
+        own = [parameter for name, parameter in known.parameters.items() if name != "self"]
+        features.__signature__ = known.replace(parameters=own)  # type: ignore[attr-defined]
+        setattr(part, name, features)
+
+    def _features(self, numbers: Sequence[int]) -> Any:
+        made = [torch.randn(4, TOKENS, self._width, generator=torch.Generator().manual_seed(each)) for each in numbers]
+        each = [image[0] for image in made]
+        levels = [tuple(image[level] for image in made) for level in (1, 2, 3)]
+        forms = {"list": tuple(each), "joined": torch.cat(each), "stacked": torch.stack(each)}
+        return Features(
+            pooler_output=forms[self._form],
+            last_hidden_state=torch.stack(each),
+            deepstack_features=[deep if self._form == "list" else torch.cat(deep) for deep in levels],
+        )
+
+    def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
+        rows = [self._ids(each) for each in asked]
+        longest = max(map(len, rows))
+        pads = [[0] * (longest - len(row)) for row in rows]
+        ones = [[1] * len(row) for row in rows]
+        left = side == "left"
+        ids = torch.tensor([pad + row if left else row + pad for pad, row in zip(pads, rows, strict=True)])
+        mask = torch.tensor([pad + one if left else one + pad for pad, one in zip(pads, ones, strict=True)])
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        types = (ids == IMAGE).long()
+        kinds = [name for name in self._reads if name.endswith("mm_token_type_ids")]
+        if not kinds and "token_type_ids" in self._top:
+            kinds = ["token_type_ids"]
+        given.update(dict.fromkeys(kinds, types))
+        numbers = [number for each in asked for number in each.images]
+        return {**given, **self._pictures(numbers)} if numbers else given
+
+    def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
+        pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
+        given: dict[str, Any] = {"pixel_values": pixels.contiguous()}
+        if "image_grid_thw" in self._reads:
+            given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
+        if "image_sizes" in self._reads:
+            given["image_sizes"] = torch.tensor([[32, 32]] * len(numbers))
+        if "qformer_input_ids" in self._reads:
+            given["qformer_input_ids"] = torch.full((len(numbers), 3), 5)
+        if "high_res_pixel_values" in self._reads:
+            given["high_res_pixel_values"] = pixels
+        return given
+
+    def _ids(self, asked: Asked) -> list[int]:
+        draw = torch.Generator().manual_seed(asked.words)
+        ids = torch.randint(3, 79, (5,), generator=draw).tolist()
+        for _ in asked.images:
+            ids += [START, *[IMAGE] * TOKENS, END, *torch.randint(3, 79, (2,), generator=draw).tolist()]
+        return ids + torch.randint(3, 79, (asked.words,), generator=draw).tolist()
+
+    def more(self) -> Tensor:
+        return torch.tensor([[11, 37, 23, 64]])
+
+    def suppressed(self) -> list[int]:
+        return list(range(79, 100))
+
+
+class Features(dict[str, Any]):
+    """What an encoder gives, whichever of its fields a type asks for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.get(name)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self.values())
+
+    def __getitem__(self, key: Any) -> Any:
+        return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
