@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -47,6 +47,11 @@ PLAINLY: dict[str, Any] = {
 than the logits by which an altered run is judged."""
 
 
+def _generated(model: Any, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None) -> Any:
+    length, forced = (max_new_tokens, []) if dictated is None else (len(dictated), [Dictate(dictated)])
+    return model.generate(**inputs, **PLAINLY, max_new_tokens=length, logits_processor=LogitsProcessorList(forced))
+
+
 @torch.no_grad()
 def greedy_logprobs(
     model: Any, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None = None
@@ -59,13 +64,7 @@ def greedy_logprobs(
     Returns:
         tokens `[t]` long, and log-probabilities `[t, vocabulary]` float32 of the model itself, on the CPU.
     """
-    forced = [] if dictated is None else [Dictate(dictated)]
-    out = model.generate(
-        **inputs,
-        **PLAINLY,
-        max_new_tokens=max_new_tokens if dictated is None else len(dictated),
-        logits_processor=LogitsProcessorList(forced),
-    )
+    out = _generated(model, inputs, max_new_tokens, dictated)
     logits = torch.cat([part.float().cpu() for part in out.logits])
     return out.sequences[0, -len(out.logits) :].cpu(), logits.log_softmax(-1)
 
@@ -108,9 +107,7 @@ class Probe:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ---- dense reading ----------------------------------------------------------------------------------------------
@@ -153,7 +150,7 @@ class Probe:
             is_right = judge(_decode(tokens, tokenizer), right)
         other = wanted if not is_right else None
         if other is not None and len(other) > 1:
-            recording.add_chain(self._generate(inputs, len(other), [Dictate(other)])[0])
+            recording.add_chain(self._generate(inputs, max_new_tokens, other)[0])
         layout = self._layout(prompt)
         answer_rows = torch.arange(prompt - 1, prompt - 1 + len(tokens))
         answer = Continuation(tokens, answer_rows, _decode(tokens, tokenizer))
@@ -167,21 +164,15 @@ class Probe:
         return Reading(layers, final, layout, prompt, answer, known, is_right, logprobs)
 
     def _generate(
-        self, inputs: Mapping[str, Any], max_new_tokens: int, processors: Sequence[LogitsProcessor] = ()
+        self, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None = None
     ) -> tuple[Recording, Any]:
         """Greedy generation, recorded."""
         recording = self._recording = Recording(self.num_layers)
         self._found = None
         try:
-            out = self.model.generate(
-                **inputs,
-                **PLAINLY,
-                max_new_tokens=max_new_tokens,
-                logits_processor=LogitsProcessorList(processors),
-            )
+            return recording, _generated(self.model, inputs, max_new_tokens, dictated)
         finally:
             self._recording = None
-        return recording, out
 
     def _layout(self, prompt: int) -> Any:
         found = self._found
@@ -236,8 +227,7 @@ class Probe:
         """Logits `[..., vocabulary]` float32 of states `[..., d]` leaving a layer: the logit lens."""
         norm = getattr(self.host.decoder, self._adapter.final_norm)
         logits = self.head(norm(hidden)).float()
-        config = self.host.decoder.config
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = getattr(self.host.decoder.config, "final_logit_softcapping", None)
         return (torch.tanh(logits / cap) * cap if cap else logits).cpu()
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -250,8 +240,8 @@ class Probe:
         if self.host.embedder is not None and self._adapter.locate is not None:
             yield self.host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True)
         for layer, module in enumerate(self.host.layers):
-            yield module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
-            yield module.register_forward_hook(self._leaving(layer))
+            yield module.register_forward_pre_hook(partial(self._enter, layer), with_kwargs=True)
+            yield module.register_forward_hook(partial(self._leave, layer))
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording is not None and not self._recording.lengths:
@@ -260,25 +250,19 @@ class Probe:
             mask = self._adapter.locate(module, call)
             self._found = None if mask is None else self._adapter.arranged(module, call, mask)
 
-    def _entering(self, layer: int) -> Any:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._recording is None:
-                return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if hidden.shape[0] != 1:
-                raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
-            if layer == 0:
-                self._recording.begin_segment(hidden.shape[1])
-            self._recording.layers[layer].enter(hidden, kwargs)
+    def _enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recording is None:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[0] != 1:
+            raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
+        if layer == 0:
+            self._recording.begin_segment(hidden.shape[1])
+        self._recording.layers[layer].enter(hidden, kwargs)
 
-        return enter
-
-    def _leaving(self, layer: int) -> Any:
-        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._recording is not None:
-                self._recording.layers[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
-
-        return leave
+    def _leave(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recording is not None:
+            self._recording.layers[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
 
     def attend(
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any

@@ -177,18 +177,13 @@ class LayerRecord:
 
     def states(self, allowed: Tensor, per_row: dict[str, Any]) -> LayerStates:
         """All segments as one sequence."""
-        queries = torch.cat(self.queries, dim=-2)
-        scaling = self.attention_arguments.get("scaling")
+        hidden, queries, keys, values = (
+            torch.cat(parts, dim=-2) for parts in (self.hidden, self.queries, self.keys, self.values)
+        )
+        scaling, softcap = (self.attention_arguments.get(name) for name in ("scaling", "softcap"))
+        scaling = queries.shape[-1] ** -0.5 if scaling is None else float(scaling)
         return LayerStates(
-            hidden=torch.cat(self.hidden),
-            queries=queries,
-            keys=torch.cat(self.keys, dim=-2),
-            values=torch.cat(self.values, dim=-2),
-            allowed=allowed,
-            scaling=queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            softcap=self.attention_arguments.get("softcap"),
-            arguments=self.arguments,
-            per_row=per_row,
+            hidden, queries, keys, values, allowed, scaling, softcap, arguments=self.arguments, per_row=per_row
         )
 
 

@@ -99,7 +99,13 @@ def rows_to_run(reading: Reading, variants: Sequence[Variant]) -> Tensor:
     In a causal model these are all rows from the first that loses or gains an edge; earlier ones need not run again.
     """
     first = reading.last
-    for edit, allowed in _distinct_edits(reading, variants):
+    edges = {  # each once, however many layers and variants share it
+        (id(edit), id(reading.layers[layer].allowed)): (edit, reading.layers[layer].allowed)
+        for variant in variants
+        for layer, edits in variant.edits.items()
+        for edit in edits
+    }
+    for edit, allowed in edges.values():
         touched = (edit.src & (allowed & edit.dst).any(-1)).nonzero()
         first = min(first, int(touched[0]) if touched.numel() else first)
     for variant in variants:
@@ -110,25 +116,12 @@ def rows_to_run(reading: Reading, variants: Sequence[Variant]) -> Tensor:
     return torch.arange(0 if sees_later else first, reading.length)
 
 
-def _distinct_edits(reading: Reading, variants: Sequence[Variant]) -> list[tuple[EdgeEdit, Tensor]]:
-    found = {}
-    for variant in variants:
-        for layer, edits in variant.edits.items():
-            allowed = reading.layers[layer].allowed
-            found.update({(id(edit), id(allowed)): (edit, allowed) for edit in edits})
-    return list(found.values())
-
-
 class Rerun:
     """One sweep: several variants of one reading, layer by layer in one growing batch.
 
-    A variant joins the batch at its first layer, with the states its parent (or the dense reading) has there, so no
-    layer below the first change is computed again. Rows outside `rows` and `context` do not exist for it; those of
-    `context` are seen, with the dense reading's keys and values, and not run.
-
-    Args:
-        rows: per variant `[r]` long, ascending, rows to run; all of one length.
-        context: `[c]` long, rows that are seen only.
+    A variant joins the batch at its first layer, with the states its parent (or the dense reading) has there. It runs
+    `rows` (`[r]` long, ascending, as many for each variant), sees those of `context` (`[c]` long) with the dense
+    reading's keys and values, and no others.
     """
 
     def __init__(
@@ -146,8 +139,7 @@ class Rerun:
         """`[variants, r, d]`, states leaving the last layer."""
         layers = len(self._reading.layers)
         hidden: Tensor | None = None
-        order = sorted(range(len(self._variants)), key=lambda number: self._variants[number].start)
-        for layer in range(self._variants[order[0]].start if order else layers, layers):
+        for layer in range(min(variant.start for variant in self._variants), layers):
             hidden = self._join(layer, hidden)
             states = self._reading.layers[layer]
             output = self._host.layers[layer](hidden, **self._arguments(states))
@@ -156,13 +148,11 @@ class Rerun:
             if states.added is not None:  # by the host between layers: rows that rested get it, too
                 hidden = hidden + torch.stack([states.added[self._rows[number]] for number in self._alive])
         hidden = self._join(layers, hidden)
-        place = {number: position for position, number in enumerate(self._alive)}
-        return hidden[[place[number] for number in range(len(self._variants))]]
+        return hidden[[self._alive.index(number) for number in range(len(self._variants))]]
 
     def _join(self, layer: int, hidden: Tensor | None) -> Tensor:
         """The batch entering a layer, with the variants that begin there."""
         parts = [] if hidden is None else [hidden]
-        place = {number: position for position, number in enumerate(self._alive)}
         dense = self._reading.final if layer == len(self._reading.layers) else self._reading.layers[layer].hidden
         for number, variant in enumerate(self._variants):
             if variant.start != layer:
@@ -171,7 +161,7 @@ class Rerun:
                 parts.append(dense[self._rows[number]][None])
             else:
                 assert hidden is not None, "a parent starts below its children"
-                parts.append(hidden[place[variant.parent]][None])
+                parts.append(hidden[self._alive.index(variant.parent)][None])
             self._alive.append(number)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

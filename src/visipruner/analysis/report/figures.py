@@ -64,6 +64,7 @@ def over_layers(
     what: str,
     label: str = "layer",
     *,
+    points: Iterable[Line] = (),
     height: float = 3.1,
     band: float = 0.18,
     limits: tuple[float, float | None] | None = None,
@@ -72,11 +73,14 @@ def over_layers(
 
     Args:
         what: a measure, whose dense level is drawn too, or the name of the y axis, with `limits`. label: of the x axis;
-            with k in it, layer k lies between the ticks k and k + 1.
+            with k in it, layer k lies between the ticks k and k + 1. points: drawn as dots with whiskers.
     """
     figure, axes = style.new_figure(5.0, height)
     for line in lines:
         style.draw_line(axes, line, style.factor(what), band)
+    for name, layers, curve, color, marker, _ in points:
+        mean, reach = style.whiskers(curve, style.factor(what))
+        axes.errorbar(layers, mean, yerr=reach, fmt=marker, color=color, capsize=2.5, label=name)
     if what in MEASURE_NAMES:
         style.measure_axis(axes, document, what)
     else:
@@ -158,21 +162,16 @@ def frozen_blocks(document: Document, measure: str) -> Figure:
 
 def skip_and_discard(document: Document, measure: str) -> Figure:
     """Visual rows skipped or frozen in one layer, against discarded from that layer on."""
-    figure, axes = style.new_figure()
-    scale = style.factor(measure)
-    if "sweeps" in document:
-        style.draw_line(axes, sweep_line(document, "discard", "discarded from k on", measure), scale)
-    for part, mark, color, label in (
-        ("skip", "o", style.GREEN, "only layer k skipped"),
-        ("freeze", "D", style.BLUE, "only layer k frozen"),
-    ):
-        if part in document:
-            mean, reach = style.whiskers(document[part][measure], scale)
-            axes.errorbar(document[part]["layer"], mean, yerr=reach, fmt=mark, color=color, capsize=2.5, label=label)
-    style.measure_axis(axes, document, measure)
-    style.layer_axis(axes, document["model"]["layers"], "layer k")
-    style.legend_above(axes)
-    return figure
+    lines = [sweep_line(document, "discard", "discarded from k on", measure)] if "sweeps" in document else []
+    points = [
+        Line(label, document[part]["layer"], document[part][measure], color, marker)
+        for part, label, color, marker in (
+            ("skip", "only layer k skipped", style.GREEN, "o"),
+            ("freeze", "only layer k frozen", style.BLUE, "D"),
+        )
+        if part in document
+    ]
+    return over_layers(document, lines, measure, "layer k", points=points)
 
 
 def scores(document: Document, budget: Budget, measure: str) -> Figure:
