@@ -35,7 +35,7 @@ class ShortV(Pruner):
 
     name: ClassVar[str] = "shortv"
     about: ClassVar[About] = About(
-        "ShortV: visual tokens are frozen in the layers that change the answer least",
+        "ShortV: visual tokens pause in the layers that change the answer least",
         paper="Yuan et al., ICCV 2025, arXiv 2504.00502",
         acts="19 of 32 layers",
     )
