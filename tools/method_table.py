@@ -1,4 +1,4 @@
-"""`python tools/method_table.py docs/methods.md` writes the table of methods into that page; without a page, prints it."""
+"""`python tools/method_table.py docs/methods.md` writes the table of methods there; without a page, prints it."""
 
 from __future__ import annotations
 
