@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _LEVEL, _RESAMPLES, SEED = 0.95, 4000, 0
-# How intervals are made, for readers who repeat them.
+# How intervals are made, for whoever repeats them.
 INTERVALS = {"level": _LEVEL, "method": "BCa", "resampled": "images", "resamples": _RESAMPLES, "seed": SEED}
 _MOST_NUMBERS = 2**24  # in memory at once; resampling tens of thousands of images would need gigabytes
 

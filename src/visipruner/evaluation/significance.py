@@ -13,7 +13,7 @@ LEVEL = 0.05
 _DRAWS, _SEED = 100_000, 0
 _MOST_TOTALS = 2**20  # enumerated below, drawn above
 _DIGITS = 9  # differences are shares; what is equal but for rounding must tie
-# How p is made, for readers who repeat it.
+# How p is made, for whoever repeats it.
 TEST = {
     "level": LEVEL,
     "method": "sign flips, two-sided",
