@@ -58,11 +58,16 @@ USES: dict[str, tuple[str, str]] = {
         "`output_attentions` under eager attention, as soon as a layer runs on fewer rows; attach `NoPruning()` to see "
         "the plain model's",
     ),
-    "flash and flex attention": (
+    "flash attention": (
+        "yes",
+        "`flash_attention_2` and kernels registered with its masks: packed rows are one call of variable length. Tried "
+        "with a stand-in for the kernel in plain torch, never on a GPU. What takes a mask is an error: "
+        '`shallow_visual="ffn"`, frozen rows, training, sliding windows shorter than the prompt',
+    ),
+    "flex attention": (
         "error",
-        "`flash_attention_2` and the like, `flex_attention`: such kernels are not told row by row which keys to see; "
-        "load with `attn_implementation='sdpa'` (or `'eager'`). A function of your own works if it is registered with "
-        "the mask function of one of the two and takes the masks that it takes",
+        "`flex_attention`: load with `attn_implementation='sdpa'`. A function of your own works if it is registered "
+        "with the mask function of sdpa, eager or flash attention and takes the masks that it takes",
     ),
     "assisted decoding": (
         "error",

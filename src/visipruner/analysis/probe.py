@@ -19,7 +19,7 @@ from visipruner.analysis.recorder import Recording
 from visipruner.analysis.rerun import Rerun
 from visipruner.analysis.variants import Variant, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
-from visipruner.engine.attention import QKV
+from visipruner.engine.attention import QKV, unsupported
 from visipruner.engine.calls import bound
 from visipruner.engine.host import Host
 from visipruner.engine.patch import Attachment, check_free
@@ -44,6 +44,8 @@ class Probe:
         self.model = model
         self._adapter = adapter or adapter_for(model.config)
         self.host = Host.of(model, self._adapter)
+        if self.host.is_flash:  # variants are run by masks
+            raise unsupported(self.host.implementation)
         self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
         check_free(self.host)
         self._recording: Recording | None = None

@@ -11,7 +11,7 @@ from visipruner.accounting import dense_decode_macs
 from visipruner.errors import VisiPrunerError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
-from visipruner.speed import subject
+from visipruner.speed import host_work, subject
 from visipruner.speed.measure import run_once, run_shared
 from visipruner.speed.prompt import Rows, asked, embedded, text_only
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
@@ -233,6 +233,23 @@ def questions(effort: Effort, tell: Progress) -> CheckResult:
     return CheckResult("questions", found.describe(), targets, [])
 
 
+def host(effort: Effort, tell: Progress) -> CheckResult:
+    """Tensor operations and reads from the device that pruning adds, counted on a tiny decoder without a clock."""
+    targets = []
+    for row in host_work.count(tell):
+        bound = host_work.BOUNDS.get(row.method)
+        if bound is None:
+            continue
+        for what, value, limit in (
+            ("operations of a prefill / plain", row.prefill_ratio, bound.prefill),
+            ("operations of a decode step / plain", row.decode_ratio, bound.decode),
+            ("reads of a prefill", row.reads, bound.reads),
+            ("operations of 8 unlike examples / one", row.batch_ratio, bound.batch),
+        ):
+            targets.append(Target(f"{row.method}: {what}", value, limit, at_least=False))
+    return CheckResult("host", host_work.MODEL, targets, [])
+
+
 def _point(shape: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**shape.to_dict(), "rows": list(table)}
 
@@ -243,4 +260,5 @@ CHECKS: dict[str, Callable[[Effort, Progress], CheckResult]] = {
     "scaling": scaling,
     "batch": batch,
     "questions": questions,
+    "host": host,
 }
