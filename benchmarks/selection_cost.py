@@ -3,8 +3,8 @@
     python benchmarks/selection_cost.py [--layers 3] [--rounds 5] [--json FILE]
 
 Builds a few decoder layers of the 7B shape with random bfloat16 weights (about 0.4 GB a layer), runs a prompt of
-35 + 576 + 13 rows through them, and times each layer and the pruner's look at it in the same run. It looks at all layers
-but the first and the last; a real prompt pays for it only up to the filter layer, so the share is an upper bound.
+35 + 576 + 13 rows through them, and times each layer and the pruner's look at it in the same run. It looks at all
+layers but the first and the last; a real prompt pays only up to the filter layer, so the share is an upper bound.
 """
 
 from __future__ import annotations
