@@ -85,7 +85,7 @@ def analyze(options: AnalyzeOptions) -> None:
     Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
     frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
     """
-    from visipruner.analysis.parts import check_parts
+    from visipruner.analysis.measuring import check_parts
     from visipruner.analysis.run import analyze as analyze_model
     from visipruner.analysis.run import choose
     from visipruner.cli.console import Status, output
@@ -123,8 +123,7 @@ def analyze(options: AnalyzeOptions) -> None:
 
 
 def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> None:
-    from visipruner.analysis.report.notes import notes
-    from visipruner.analysis.report.words import interval
+    from visipruner.analysis.report.words import interval, notes
 
     if (stages := found.stages) is not None:
         overall = stages.overall
