@@ -16,7 +16,7 @@ from visipruner.speed.checks import Target
 from visipruner.speed.measure import run_once
 from visipruner.speed.prompt import Rows, embedded, text_only
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
-from visipruner.speed.schedule import Schedule
+from visipruner.speed.scheduled import Schedule
 
 SCHEDULE = Schedule(filter=2, keep=5, exit=4)
 

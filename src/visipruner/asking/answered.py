@@ -1,19 +1,67 @@
-"""What an answer cost and what pruning saved, as plain records: the same on screen, in `--json` and in results.json."""
+"""One question about one picture: asked, timed, perhaps beside the dense model, and told as a plain record.
+
+The record is the same on screen, in `--json` and in results.json.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
 from visipruner.accounting.record import ExampleTrace
-from visipruner.asking.exchange import Exchange
-from visipruner.chat import Reply
+from visipruner.chat import ChatPrompt, Reply, attached, greedy_reply
+from visipruner.contract.pruner import Pruner
+from visipruner.engine.trace import PruneTrace
 from visipruner.models.loading import LoadedModel
 from visipruner.specs import Chosen
 
 SCHEMA = "visipruner.run/1"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question answered with pruning, and densely too when that was asked for."""
+
+    reply: Reply
+    trace: PruneTrace
+    dense: Reply | None = None
+
+
+def exchange(
+    loaded: LoadedModel, pruner: Pruner, prompt: ChatPrompt, max_new_tokens: int, repeats: int | None
+) -> Exchange:
+    """The pruned answer; with `repeats` the dense one in turns, so many times after one warm-up of each; seconds are
+    medians.
+
+    Taking turns keeps whatever else the machine does from favouring one side.
+    """
+    if repeats is None:
+        return _pruned(loaded, pruner, prompt, max_new_tokens)
+    dense: list[Reply] = []
+    pruned: list[Exchange] = []
+    for _ in range(1 + repeats):
+        dense.append(greedy_reply(loaded.model, loaded.processor.tokenizer, prompt, max_new_tokens))
+        pruned.append(_pruned(loaded, pruner, prompt, max_new_tokens))
+    return Exchange(_median([one.reply for one in pruned[1:]]), pruned[-1].trace, _median(dense[1:]))
+
+
+def _pruned(loaded: LoadedModel, pruner: Pruner, prompt: ChatPrompt, max_new_tokens: int) -> Exchange:
+    with attached(loaded.model, pruner, prompt) as turn:
+        reply = greedy_reply(loaded.model, loaded.processor.tokenizer, turn.inputs, max_new_tokens)
+        return Exchange(reply, turn.trace)
+
+
+def _median(replies: list[Reply]) -> Reply:
+    """The (greedy, hence equal) answer with the median of its times."""
+    seconds = statistics.median(reply.seconds for reply in replies)
+    return replace(
+        replies[0],
+        seconds=seconds,
+        first_token_seconds=statistics.median(reply.first_token_seconds for reply in replies),
+    )
 
 
 @dataclass
