@@ -46,7 +46,7 @@ USES: dict[str, tuple[str, str]] = {
     "streaming": (
         "yes",
         "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`; ask for `handle.trace` in "
-        "the thread that runs `generate`, as another one that read a prompt before is told of its own",
+        "the thread that runs `generate`, as another thread has a trace of its own",
     ),
     "hidden states": (
         "yes",
@@ -87,7 +87,7 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "8- and 4-bit weights": (
         "yes",
-        "nothing is asked of a linear layer but to be called; the tests replace LLaVA's by int8 layers of their own. "
+        "the engine only calls linear layers; the tests replace LLaVA's by int8 layers of their own. "
         "Those with torchao (0.18.0, int8) and bitsandbytes (0.50.2, 8 and 4 bits), on a CPU, run only where these are "
         "installed, which no extra does: they were run by hand",
     ),

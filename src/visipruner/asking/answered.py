@@ -132,7 +132,7 @@ def recorded(image: str, question: str, exchange: Exchange) -> Answered:
 
 def _cuts(example: ExampleTrace) -> list[tuple[int, int]]:
     counts = [len(kept) for kept in example.kept[:-1]]
-    first = next((layer for layer, count in enumerate(counts) if count), 0)  # they may come in late
+    first = next((layer for layer, count in enumerate(counts) if count), 0)  # they may be paused at first
     before = [example.dense_visual, *counts[first:]]
     steps = zip(range(first, len(counts)), counts[first:], before, strict=False)
     return [(layer, count) for layer, count, earlier in steps if count < earlier]

@@ -23,7 +23,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class MachineError(VisiPrunerError):
-    """What this machine would measure is not worth having."""
+    """This machine cannot measure reliably now."""
 
 
 def check_room(needed: int, what: str) -> None:

@@ -44,7 +44,7 @@ def fit_entry(
 
     Raises:
         UnsupportedModelError: the model is not a stock LLaVA, or its projector has no bias.
-        ConfigError: `layer` is none that rows can come in late at, or `batches` hold no visual rows.
+        ConfigError: `layer` is out of range, or `batches` hold no visual rows.
         VisiPrunerError: a pruner is attached to the model.
     """
     reached, last = _fittable(model, layer)

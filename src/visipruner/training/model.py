@@ -79,7 +79,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """What every way to switch checkpointing on comes to. Raises ConfigError for `use_reentrant=True`, which would
-        not pass the gradient on to rows that come in between two layers."""
+        not pass the gradient on to rows that enter between two layers."""
         function = kwargs.get("gradient_checkpointing_func", args[1] if len(args) > 1 else None)
         if getattr(function, "keywords", {}).get("use_reentrant"):
             raise ConfigError("Aligned models need use_reentrant=False for gradient checkpointing.")

@@ -26,7 +26,7 @@ class Suggestion:
     Attributes:
         name: "estimate" takes the point estimates; "cautious" the ends of the 95 % intervals that keep more.
         inject_layer, exit_layer, filter_layer, keep_tokens: see `Alignment`; None where there is no evidence.
-        frozen_layers: those visual rows may pass by, see `Alignment`; empty where there is no evidence.
+        frozen_layers: those in which visual rows may pause, see `Alignment`; empty where there is no evidence.
     """
 
     name: str

@@ -20,7 +20,7 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class StagedVision(Pruner):
-    """Visual rows come in before `inject_layer`, pass `frozen_layers` by, `keep_tokens` of them go on after
+    """Visual rows enter before `inject_layer`, pause in `frozen_layers`, `keep_tokens` of them go on after
     `filter_layer`, and they leave before `exit_layer` (the guidelines of section 6, "VisiPruner", EMNLP 2025).
 
     Meant for models trained that way (`visipruner.training.align`); attached to another it shows what the training is

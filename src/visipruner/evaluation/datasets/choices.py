@@ -57,7 +57,7 @@ def letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 class MultipleChoice(Benchmark):
-    """Right is who names the right letter. The right letter is the record's answer."""
+    """An answer is right when it names the right letter, which is the record's answer."""
 
     def score(self, record: Record, answer: str) -> float | None:
         if not record["answers"]:

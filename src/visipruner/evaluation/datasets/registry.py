@@ -63,7 +63,7 @@ def _plugged_in() -> Iterator[Kind]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             kind = entry.load()
-        except Exception as error:  # whatever a stranger's file does when it is imported
+        except Exception as error:  # another package's file can raise anything
             raise ConfigError(
                 f"The benchmark {entry.value!r} of an installed package cannot be loaded ({first_line(error)}); repair "
                 "or uninstall that package."
