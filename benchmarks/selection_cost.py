@@ -1,10 +1,10 @@
 """What the selection costs beside the layer it looks at, at LLaVA-1.5-7B's shape.
 
-    python benchmarks/selection_cost.py [--layers 2] [--rounds 5] [--json FILE]
+    python benchmarks/selection_cost.py [--layers 3] [--rounds 5] [--json FILE]
 
 Builds a few decoder layers of the 7B shape with random bfloat16 weights (about 0.4 GB a layer), runs a prompt of
-35 + 576 + 13 rows through them, and times each layer and the pruner's look at it in the same run. The look happens in
-every layer here; a real prompt pays for it only between the shallow stage and the exit, so the share is an upper bound.
+35 + 576 + 13 rows through them, and times each layer and the pruner's look at it in the same run. It looks at all
+layers but the first and the last; a real prompt pays only up to the filter layer, so the share is an upper bound.
 """
 
 from __future__ import annotations
@@ -63,28 +63,33 @@ def measure(layers: int, rounds: int) -> dict[str, float]:
     model = build(layers)
     mask = torch.zeros(1, BEFORE + VISUAL + AFTER, dtype=torch.bool)
     mask[:, BEFORE : BEFORE + VISUAL] = True
-    embeds = torch.randn(*mask.shape, 4096, dtype=torch.bfloat16)
+    embeds = torch.randn(*mask.shape, model.config.hidden_size, dtype=model.dtype)
     # Nothing is below a cosine of -1: every layer is looked at, none triggers, all rows stay.
     pruner = vp.VisiPruner(stages=("middle",), shallow_end=0, filter_threshold=-1.0)
     looks: list[float] = []
     whole: list[float] = []
-    original = PromptSession._look
-    PromptSession._look = timed(original, looks)  # type: ignore[method-assign]
+    original = PromptSession._ask
+    PromptSession._ask = timed(original, looks)  # type: ignore[method-assign]
     try:
         with vp.attach(model, pruner, mask), torch.inference_mode():
             run = timed(lambda: model(inputs_embeds=embeds, logits_to_keep=1), whole)
             for _ in range(1 + rounds):
                 run()
     finally:
-        PromptSession._look = original  # type: ignore[method-assign]
-    look = statistics.median(looks[-rounds * (layers - 1) :])
+        PromptSession._ask = original  # type: ignore[method-assign]
+    look = statistics.median(looks[len(looks) // (1 + rounds) :])  # without the first run's, which warms up
     layer = statistics.median(whole[1:]) / layers
     return {"layer_seconds": layer, "look_seconds": look, "share": look / layer}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=3, help="decoder layers to build, 0.4 GB each")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=3,
+        help="decoder layers to build, 0.4 GB each; at least 3",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", help="write the result here")
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from visipruner.evaluation.scoring import is_right, majority_right, normalize, wilson_interval
+from visipruner.evaluation.scoring import is_right, normalize
+from visipruner_testbed.evaluate import majority_right, wilson_interval
 
 
 @pytest.mark.parametrize(

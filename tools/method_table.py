@@ -1,4 +1,4 @@
-"""`python tools/method_table.py README.md` writes the table of methods into that page; without a page, prints it."""
+"""`python tools/method_table.py docs/methods.md` writes the table of methods there; without a page, prints it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from visipruner.contract.pruner import DroppingPruner
 from visipruner.pruners.registry import available, method_class
 
-BEGIN = "<!-- Written by `python tools/method_table.py README.md`; do not edit by hand. -->\n"
+BEGIN = "<!-- Written by `python tools/method_table.py docs/methods.md`; do not edit by hand. -->\n"
 END = "<!-- End of the table. -->"
 
 

@@ -97,7 +97,7 @@ class Stages:
 class Arm:
     """One of the compared trainings; `letters` are the guidelines it follows.
 
-    `fitted`: before the training its projector is fitted to the layer where rows come in (`training.fit_entry`).
+    `fitted`: before the training its projector is fitted to the layer that rows enter at (`training.fit_entry`).
     `trains`: else it answers with what it begins with.
     """
 

@@ -6,7 +6,8 @@ import pytest
 
 from research.scenes import MIXES, SCOPES, TRAIN_STYLES, LayoutOptions, draw_example
 from research.scenes.vocabulary import NUMBER_WORDS, plural
-from visipruner.evaluation.scoring import is_right, majority_right, normalize
+from visipruner.evaluation.scoring import is_right, normalize
+from visipruner_testbed.evaluate import majority_right
 
 OPTIONS = LayoutOptions(styles=TRAIN_STYLES)
 

@@ -97,4 +97,4 @@ def use_packed_attention(language_model: PreTrainedModel) -> None:
 
 
 def _no_mask(*_: object, **__: object) -> None:
-    """`Blocks` say who sees whom."""
+    """`Blocks` say which rows see which."""

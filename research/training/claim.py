@@ -1,4 +1,4 @@
-"""Whose a training folder is: what its weights follow from is recorded there, and it goes on with nothing else."""
+"""Which training a folder belongs to: it records what made its weights, and only the same training may go on there."""
 
 import json
 from dataclasses import asdict

@@ -16,40 +16,45 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visipruner.accounting.record import ExampleTrace
-    from visipruner.adapters import Adapter
-    from visipruner.analysis.run import analyze
-    from visipruner.asking.run import ask
-    from visipruner.checking import check
-    from visipruner.contract.pruner import PromptRun, Pruner
-    from visipruner.engine.attach import PruneHandle, attach
-    from visipruner.engine.trace import PruneTrace
-    from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
-    from visipruner.evaluation.comparison import compare
-    from visipruner.evaluation.runner import evaluate
-    from visipruner.pruners.capa import Capa
-    from visipruner.pruners.cdpruner import CDPruner
-    from visipruner.pruners.composed import Composed
-    from visipruner.pruners.dart import Dart
-    from visipruner.pruners.divprune import DivPrune
-    from visipruner.pruners.downsample import Downsample
-    from visipruner.pruners.fastervlm import FasterVLM
-    from visipruner.pruners.fastv import FastV
-    from visipruner.pruners.feather import Feather
-    from visipruner.pruners.fitprune import FitPrune
-    from visipruner.pruners.hiprune import HiPrune
-    from visipruner.pruners.none import NoPruning
-    from visipruner.pruners.pool import Pool
-    from visipruner.pruners.pyramiddrop import PyramidDrop
-    from visipruner.pruners.random import RandomPruner
-    from visipruner.pruners.registry import load_pruner
-    from visipruner.pruners.schedule import FixedSchedule
-    from visipruner.pruners.sparsevlm import SparseVLM
-    from visipruner.pruners.uniform import UniformPruner
-    from visipruner.pruners.visionzip import VisionZip
-    from visipruner.pruners.visipruner import VisiPruner
-    from visipruner.pruners.vispruner import VisPruner
-    from visipruner.pruners.vtw import VTW
+    from visipruner.accounting.record import ExampleTrace as ExampleTrace
+    from visipruner.adapters import Adapter as Adapter
+    from visipruner.analysis.run import analyze as analyze
+    from visipruner.asking.run import ask as ask
+    from visipruner.checking import check as check
+    from visipruner.contract.pruner import PromptRun as PromptRun
+    from visipruner.contract.pruner import Pruner as Pruner
+    from visipruner.engine.attach import PruneHandle as PruneHandle
+    from visipruner.engine.attach import attach as attach
+    from visipruner.engine.trace import PruneTrace as PruneTrace
+    from visipruner.errors import ConfigError as ConfigError
+    from visipruner.errors import LayoutError as LayoutError
+    from visipruner.errors import UnsupportedModelError as UnsupportedModelError
+    from visipruner.errors import VisiPrunerError as VisiPrunerError
+    from visipruner.evaluation.comparison import compare as compare
+    from visipruner.evaluation.runner import evaluate as evaluate
+    from visipruner.pruners.capa import Capa as Capa
+    from visipruner.pruners.cdpruner import CDPruner as CDPruner
+    from visipruner.pruners.composed import Composed as Composed
+    from visipruner.pruners.dart import Dart as Dart
+    from visipruner.pruners.divprune import DivPrune as DivPrune
+    from visipruner.pruners.downsample import Downsample as Downsample
+    from visipruner.pruners.fastervlm import FasterVLM as FasterVLM
+    from visipruner.pruners.fastv import FastV as FastV
+    from visipruner.pruners.feather import Feather as Feather
+    from visipruner.pruners.fitprune import FitPrune as FitPrune
+    from visipruner.pruners.hiprune import HiPrune as HiPrune
+    from visipruner.pruners.none import NoPruning as NoPruning
+    from visipruner.pruners.pool import Pool as Pool
+    from visipruner.pruners.pyramiddrop import PyramidDrop as PyramidDrop
+    from visipruner.pruners.random import RandomPruner as RandomPruner
+    from visipruner.pruners.registry import load_pruner as load_pruner
+    from visipruner.pruners.schedule import FixedSchedule as FixedSchedule
+    from visipruner.pruners.sparsevlm import SparseVLM as SparseVLM
+    from visipruner.pruners.uniform import UniformPruner as UniformPruner
+    from visipruner.pruners.visionzip import VisionZip as VisionZip
+    from visipruner.pruners.visipruner import VisiPruner as VisiPruner
+    from visipruner.pruners.vispruner import VisPruner as VisPruner
+    from visipruner.pruners.vtw import VTW as VTW
 
 _PUBLIC = {
     "Adapter": "adapters",
@@ -94,47 +99,7 @@ _PUBLIC = {
 }
 _ROOMS = ("accounting", "adapters", "analysis", "checking", "evaluation", "models", "speed", "training")
 
-__all__ = [
-    "VTW",
-    "Adapter",
-    "CDPruner",
-    "Capa",
-    "Composed",
-    "ConfigError",
-    "Dart",
-    "DivPrune",
-    "Downsample",
-    "ExampleTrace",
-    "FastV",
-    "FasterVLM",
-    "Feather",
-    "FitPrune",
-    "FixedSchedule",
-    "HiPrune",
-    "LayoutError",
-    "NoPruning",
-    "Pool",
-    "PromptRun",
-    "PruneHandle",
-    "PruneTrace",
-    "Pruner",
-    "PyramidDrop",
-    "RandomPruner",
-    "SparseVLM",
-    "UniformPruner",
-    "UnsupportedModelError",
-    "VisPruner",
-    "VisiPruner",
-    "VisiPrunerError",
-    "VisionZip",
-    "analyze",
-    "ask",
-    "attach",
-    "check",
-    "compare",
-    "evaluate",
-    "load_pruner",
-]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from visipruner.adapters import adapter_of
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import PruneHandle, attach
-from visipruner.engine.clock import synchronize
+from visipruner.engine.clock import EngineClock, synchronize
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
@@ -145,9 +145,9 @@ def attachable(pruner: Pruner) -> Pruner:
 
 
 @contextmanager
-def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[Turn]:
+def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any], clock: EngineClock | None = None) -> Iterator[Turn]:
     """`attach`, also for methods that read the question or show the picture smaller, for one prompt, which must then be
-    a `ChatPrompt`.
+    a `ChatPrompt`. `clock` times the engine.
 
     Raises ConfigError where the prompt, or the model, cannot have the picture smaller; and what `attach` raises.
     """
@@ -155,7 +155,7 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[
         pruner = pruner.asked(prompt.question)
     changes = picture_methods(pruner)
     if not changes:
-        with attach(model, pruner) as handle:
+        with attach(model, pruner, clock=clock) as handle:
             yield Turn(handle, prompt)
         return
     if not isinstance(prompt, ChatPrompt):
@@ -164,7 +164,7 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any]) -> Iterator[
     for method in changes:
         shown = method.shown(shown)
     try:
-        with attach(model, attachable(pruner)) as handle:
+        with attach(model, attachable(pruner), clock=clock) as handle:
             yield Turn(handle, shown)
     except (VisiPrunerError, torch.OutOfMemoryError):
         raise

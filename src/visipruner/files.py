@@ -19,6 +19,14 @@ ESCAPED = "backslashreplace"
 """How JSON is encoded: a file name that is not UTF-8 becomes an escape that JSON knows, and comes back as it was."""
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; no for a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a name beside `path` and moves the result there, so that nobody sees half a file."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)

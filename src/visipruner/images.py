@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from visipruner.errors import ConfigError
+from visipruner.files import exists
 
 MAX_ASPECT = 100
 
@@ -17,7 +18,7 @@ def open_image(path: Path) -> Image.Image:
     """The picture as a viewer shows it: upright, transparent parts on white, RGB. Raises ConfigError."""
     if str(path).startswith(("http:", "https:")):
         raise ConfigError(f"{path} is an address; save the image to a file first and give the file.")
-    if not _exists(path):
+    if not exists(path):
         raise ConfigError(f"There is no file {path}; check the path.")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name the image files in it, for instance {path}/*.jpg.")
@@ -32,14 +33,10 @@ def open_image(path: Path) -> Image.Image:
         if isinstance(error, PermissionError):
             raise
         raise ConfigError(f"{path} is damaged or cut short ({error}); save or download it again.") from None
-    return _check_shape(path, picture)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    width, height = picture.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ConfigError(f"{path} is {width} x {height} pixels, too narrow to make sense of; crop it first.")
+    return picture
 
 
 def _opened(path: Path) -> Image.Image:
@@ -63,10 +60,3 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return picture.convert("RGB")
-
-
-def _check_shape(path: Path, picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ConfigError(f"{path} is {width} x {height} pixels, too narrow to make sense of; crop it first.")
-    return picture

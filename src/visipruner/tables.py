@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Callable[[Any], str]], rows: Iterable[Any], notes: Sequence[str] = ()) -> Table:
+        """A row for each of `rows`, whose cells `columns` make of it."""
+        return cls(list(columns), [[cell(row) for cell in columns.values()] for row in rows], notes)
 
     def markdown(self, numbers_right: bool = False) -> str:
         """As people paste it; `numbers_right` aligns all but the first column."""

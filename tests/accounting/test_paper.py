@@ -6,26 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.paper_costs import (
+    MEAN_SCHEDULE,
+    compare_with_paper,
+    filtered_after,
+    format_table,
+    main,
+    mean_tokens,
+    total_cut,
+    visual_flops_cut,
+)
 from visipruner.accounting import (
     LLAVA_1_5_7B,
     LLAVA_1_5_13B,
-    MEAN_SCHEDULE,
     LayerSpan,
     PaperModel,
-    compare_with_paper,
     cross_attention_macs,
-    filtered_after,
-    format_table,
-    mean_tokens,
     model_from_trace,
     schedule_from_trace,
-    total_cut,
     visual_attention_cut,
-    visual_flops_cut,
     visual_layer_macs,
     visual_macs,
 )
-from visipruner.accounting.__main__ import main
 from visipruner.accounting.record import ExampleTrace
 from visipruner.models.shape import ModelShape
 

@@ -9,7 +9,7 @@ import torch
 from tests.analysis.cases import NO_LOSS, edited, kl, near, oracle_logprobs, read, resting
 from tests.models import LAYERS, VOCAB
 from tests.oracle import oracle, pruned_edit, softmax
-from visipruner.analysis import gaze, knockout, lens, removal, scores
+from visipruner.analysis import gaze, knockout, scores
 from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.result import Result
@@ -83,10 +83,10 @@ def test_an_empty_answer_needs_an_end() -> None:
 def test_a_lens_names_no_more_words_than_there_are(top: int) -> None:
     model, _, reading = read([5, 0, 6])
     with Probe(model) as probe:
-        for look in (lens.logit_lens, lens.value_lens):
+        for look in (gaze.logit_lens, gaze.value_lens):
             with pytest.raises(ConfigError, match=f"top must be 1 to {VOCAB}"):
                 look(probe, reading, top=top)
-        assert lens.logit_lens(probe, reading, top=VOCAB)["top"].values.shape == (LAYERS, VOCAB)
+        assert gaze.logit_lens(probe, reading, top=VOCAB)["top"].values.shape == (LAYERS, VOCAB)
 
 
 def test_visual_attention_sums_and_ranks() -> None:
@@ -106,16 +106,16 @@ def test_lens_of_the_last_layer_is_the_model() -> None:
         logits = model(**inputs).logits[0]
     with Probe(model) as probe:
         for row in (reading.last, 3):
-            found = lens.logit_lens(probe, reading, row)
+            found = gaze.logit_lens(probe, reading, row)
             expected = logits[row].softmax(-1).topk(5)
             assert found["top"].values[-1].tolist() == expected.indices.tolist()
             np.testing.assert_allclose(found["probability"].values[-1], expected.values.numpy(), rtol=1e-3)
-        found = lens.logit_lens(probe, reading)
-        leads = lens.leading_layer(found)
+        found = gaze.logit_lens(probe, reading)
+        leads = gaze.leading_layer(found)
         answer = found["top"].values[-1, 0]
         assert (found["top"].values[leads:, 0] == answer).all()
         assert leads == 0 or found["top"].values[leads - 1, 0] != answer
-        words = lens.value_lens(probe, reading)
+        words = gaze.value_lens(probe, reading)
     module = model.model.language_model.layers[3].self_attn
     value = reading.layers[3].values[1, reading.last]  # heads 2 and 3 share value head 1
     alone = torch.zeros(4, value.shape[0])
@@ -140,7 +140,7 @@ def test_sweeps_equal_single_knockouts() -> None:
             assert above["kl"].values[k] == (near(single.kl) if k < LAYERS else NO_LOSS)
         single = knockout.attention_knockout(probe, reading, layers=[3, 4])
         assert window["kl"].values[3] == near(single.kl)
-        discarded = removal.discard(probe, reading)
+        discarded = knockout.discard(probe, reading)
     assert below["kl"].labels("layer") == list(range(LAYERS + 1))
     assert len(window["kl"].values) == LAYERS - 1
     np.testing.assert_array_equal(discarded["kl"].values, above["kl"].values)
@@ -197,7 +197,7 @@ def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
     model, inputs, reading = read([5, 0, 6])
     layers = model.model.language_model.layers
     for layer in (0, 3, LAYERS - 1):
-        for measure, cut in ((removal.skip, [layer]), (removal.freeze, [])):
+        for measure, cut in ((knockout.skip, [layer]), (knockout.freeze, [])):
             hook = layers[layer].register_forward_hook(resting(reading.visual))
             weights = edited(cut, reading.rows("all"), reading.rows("visual"), "cut")
             expected = kl(reading.logprobs, oracle_logprobs(model, inputs, reading, weights))
@@ -206,16 +206,16 @@ def test_visual_rows_rest_in_one_layer_unseen_or_seen() -> None:
                 found = measure(probe, reading, [layer])
             assert found.name == measure.__name__
             # After the last layer no row sees what became of visual rows.
-            is_idle = measure is removal.freeze and layer == LAYERS - 1
+            is_idle = measure is knockout.freeze and layer == LAYERS - 1
             assert found["kl"].values[0] == (NO_LOSS if is_idle else near(expected))
 
 
 def test_visual_rows_rest_in_a_block_of_layers() -> None:
     model, inputs, reading = read([5, 0, 6])
     with Probe(model) as probe:
-        found = removal.freeze_blocks(probe, reading, [0, 2], 3)
+        found = knockout.freeze_blocks(probe, reading, [0, 2], 3)
         with pytest.raises(ConfigError, match="must lie within"):
-            removal.freeze_blocks(probe, reading, [LAYERS - 2], 3)
+            knockout.freeze_blocks(probe, reading, [LAYERS - 2], 3)
     assert found["kl"].labels("layer") == [0, 2]
     for place, start in enumerate([0, 2]):
         layers = model.model.language_model.layers[start : start + 3]
@@ -231,9 +231,9 @@ def test_keeping_tokens_equals_pruned_maps() -> None:
     model, inputs, reading = read([5, 0, 6])
     tokens = torch.tensor([1, 6, 11])
     with Probe(model) as probe:
-        outcomes = removal.keep_only(probe, reading, [(1, tokens), (3, tokens), (LAYERS - 1, tokens)])
+        outcomes = knockout.keep_only(probe, reading, [(1, tokens), (3, tokens), (LAYERS - 1, tokens)])
         with pytest.raises(ConfigError, match="same number"):
-            removal.keep_only(probe, reading, [(1, tokens), (1, tokens[:2])])
+            knockout.keep_only(probe, reading, [(1, tokens), (1, tokens[:2])])
     for layer, outcome in zip((1, 3, LAYERS - 1), outcomes, strict=True):
         kept = [list(range(16)) if at <= layer else tokens.tolist() for at in range(LAYERS + 1)]
         mask = reading.rows("visual")[: reading.prompt_length]
@@ -245,7 +245,7 @@ def test_keeping_tokens_equals_pruned_maps() -> None:
 def test_cache_removal_leaves_the_first_token_alone() -> None:
     model, inputs, reading = read([5, 0, 6])
     with Probe(model) as probe:
-        found = removal.remove_from_cache(probe, reading, [(0, 2), (2, LAYERS), (0, LAYERS)])
+        found = knockout.remove_from_cache(probe, reading, [(0, 2), (2, LAYERS), (0, LAYERS)])
     for place, layers in enumerate(([0, 1], range(2, LAYERS), range(LAYERS))):
         weights = edited(layers, reading.rows("answer"), reading.rows("visual"), "cut")
         expected = oracle_logprobs(model, inputs, reading, weights)
@@ -273,8 +273,8 @@ def test_scores_compared_at_equal_budget() -> None:
     model, _, reading = read([5, 0, 6], right=RIGHT)
     with Probe(model) as probe:
         found = scores.compare_scores(probe, reading, [1, 3], [2, 99], seed=3)
-        order = scores.by_last_row(reading, 3, torch.tensor(0)).argsort(descending=True, stable=True)
-        single = removal.keep_only(probe, reading, [(3, order[:2])])[0]
+        order = scores.SCORES["last_row"](reading, 3, 0).argsort(descending=True, stable=True)
+        single = knockout.keep_only(probe, reading, [(3, order[:2])])[0]
     names = found["kl"].labels("score")
     assert found["kl"].labels("budget") == [2, 16]
     assert found["kl"].values[names.index("last_row"), 0, 1] == near(single.kl)

@@ -11,12 +11,11 @@ from tests.analysis.cases import edited, kl, near, resting
 from tests.families.prompts import extended
 from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt
 from tests.oracle import oracle
-from visipruner.analysis.knockout import attention_knockout
-from visipruner.analysis.lens import logit_lens, value_lens
+from visipruner.analysis.gaze import logit_lens, value_lens
+from visipruner.analysis.knockout import attention_knockout, keep_only, skip
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.removal import keep_only, skip
-from visipruner.analysis.variants import Variant
+from visipruner.analysis.rerun import Variant
 
 CELLS = [(name, attn) for name in FAMILIES for attn in ("sdpa", "eager") if (name, attn) != ("paligemma2", "sdpa")]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from visipruner.analysis.idle import full_layers, idle_layers
+from visipruner.analysis.stages import full_layers, idle_layers
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.shortv import ShortV
 from visipruner.pruners.visipruner import VisiPruner

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visipruner.analysis.arrays import Array
-from visipruner.analysis.intervals import ENOUGH, Bootstrap
+from visipruner.analysis.evidence import ENOUGH, Bootstrap
 
 DRAWS = 4000
 

@@ -13,11 +13,10 @@ from PIL import Image
 from tests.analysis.planted import pictures, planted
 from tests.models import llava_inputs, llava_model
 from visipruner.analysis import Probe, Stages, discard
-from visipruner.analysis.dictation import greedy_logprobs
 from visipruner.analysis.evidence import Evidence
 from visipruner.analysis.joint import TRIES, Trial, settle
-from visipruner.analysis.measuring import Task, measure
-from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Task, measure
+from visipruner.analysis.probe import greedy_logprobs
 from visipruner.analysis.study import Study
 from visipruner.chat import chat_inputs
 from visipruner.evaluation.samples import Sample

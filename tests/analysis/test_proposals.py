@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.test_stages import staged_evidence
-from visipruner.analysis.proposals import proposals
+from visipruner.analysis.joint import proposals
 from visipruner.analysis.stages import stages_from
 
 

@@ -9,7 +9,7 @@ from tests.analysis.cases import LAYOUTS, edited, kl, oracle_logprobs, read
 from tests.models import LAYERS, llava_inputs, llava_model
 from visipruner import FixedSchedule, VisiPrunerError, attach
 from visipruner.analysis.probe import Probe
-from visipruner.analysis.variants import Variant, combined, knockout
+from visipruner.analysis.rerun import Variant, combined, knockout
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
 GROUPS = [("text", "visual"), ("last", "visual"), ("visual", "visual"), ("question", "system"), ("answer", "visual")]

@@ -12,9 +12,8 @@ from PIL import Image
 from tests.families.checkpoints import processor_of
 from tests.families.zoo import LAYERS, built
 from visipruner import attach
-from visipruner.analysis.filtering import filter_choice
-from visipruner.analysis.measuring import Task, measure
-from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.boundaries import filter_choice
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Task, measure
 from visipruner.analysis.stages import settings_from
 from visipruner.analysis.study import Study
 from visipruner.chat import chat_inputs

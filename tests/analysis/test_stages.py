@@ -12,11 +12,9 @@ import torch
 from tests.analysis.planted import make_blind, pictures, planted
 from visipruner.analysis import find_stages
 from visipruner.analysis.boundaries import fusion_places
-from visipruner.analysis.evidence import Evidence
-from visipruner.analysis.intervals import Bootstrap
-from visipruner.analysis.measuring import Task, measure
-from visipruner.analysis.parts import NEEDED_FOR_STAGES
-from visipruner.analysis.proposals import proposals
+from visipruner.analysis.evidence import Bootstrap, Evidence
+from visipruner.analysis.joint import proposals
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Task, measure
 from visipruner.analysis.stages import stages_from
 from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError

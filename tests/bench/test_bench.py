@@ -10,15 +10,13 @@ from transformers import AutoModelForImageTextToText
 
 from visipruner import VisiPruner, attach
 from visipruner.engine.clock import EngineClock
-from visipruner.engine.hooks import Hooks
-from visipruner.engine.session import PromptSession
 from visipruner.errors import ConfigError
 from visipruner.speed import build, machine, shapes, subject
 from visipruner.speed.checks import Target
 from visipruner.speed.measure import run_once
 from visipruner.speed.prompt import Rows, embedded, text_only
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
-from visipruner.speed.schedule import Schedule
+from visipruner.speed.scheduled import Schedule
 
 SCHEDULE = Schedule(filter=2, keep=5, exit=4)
 
@@ -109,21 +107,18 @@ def test_counted_flops_are_those_that_torch_counts(tiny):
         assert run.measured_flops == pytest.approx(run.flops, rel=0.01)
 
 
-def test_the_clock_leaves_nothing_behind(tiny):
-    before = (Hooks.attend, PromptSession.enter_layer, PromptSession.__init__, VisiPruner.start)
+def test_a_prefill_is_split_into_selection_and_overhead(tiny):
     pruner = SCHEDULE.applied(VisiPruner(shallow_end=0), 6)
     run = run_once(tiny, embedded(tiny, [Rows(5, 20, 4)]), pruner, 2)
     assert 0 < run.selection < run.prefill
     assert 0 < run.bookkeeping < run.prefill
-    assert (Hooks.attend, PromptSession.enter_layer, PromptSession.__init__, VisiPruner.start) == before
-    assert "start" not in vars(EngineClock)
 
 
 @pytest.mark.parametrize("visual", [0, 20])
 def test_the_hosts_own_attention_is_not_our_time(tiny, visual):
     prompt = embedded(tiny, [Rows(5, visual, 4)]) if visual else text_only(tiny, 9)
     pruner, clock = SCHEDULE.applied(VisiPruner(shallow_end=0), 6), EngineClock()
-    with clock.running(pruner), attach(tiny, pruner, visual_mask=prompt.visual_mask):
+    with attach(tiny, pruner, visual_mask=prompt.visual_mask, clock=clock):
         tiny(**prompt.inputs)
     assert clock.kernel.seconds > 0
     assert 0 < clock.bookkeeping < clock.engine.seconds - clock.kernel.seconds + 1e-9

@@ -10,7 +10,7 @@ import pytest
 from tests.analysis.planted import planted
 from tests.benchmarks.folders import SHORT, jsonl, picture, pope_folder
 from visipruner.evaluation.datasets.pope import rates, yes_or_no
-from visipruner.evaluation.datasets.vizwiz import VizWiz
+from visipruner.evaluation.datasets.vqa import VizWiz
 from visipruner.models import loading as models
 
 

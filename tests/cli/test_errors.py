@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.cli.tiny_llava import save_llava
 from visipruner import files
-from visipruner.asking import exchange as asking
+from visipruner.asking import answered as asking
 from visipruner.cli.errors import explain
 from visipruner.models import loading as models
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FastV, VisiPruner
-from visipruner.evaluation.matches import Matches
+from visipruner.evaluation.contenders import Matches
 from visipruner.models import loading as models
 
 

@@ -33,7 +33,7 @@ def pairs(tmp_path, photo):
 @pytest.fixture
 def asks_nothing(monkeypatch):
     """Fails the test as soon as a model is asked."""
-    for place in ("visipruner.asking.exchange.greedy_reply", "visipruner.evaluation.runner.greedy_reply"):
+    for place in ("visipruner.asking.answered.greedy_reply", "visipruner.evaluation.runner.greedy_reply"):
         monkeypatch.setattr(place, lambda *_: pytest.fail("asked the model"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from visipruner.evaluation import chart, ranking
+from visipruner.evaluation import pictures
 
 ROOT = Path(__file__).parents[2]
 LONG = "visipruner:shallow_end=0,filter_layer=0,keep_tokens=144,exit_layer=24"
@@ -38,7 +38,7 @@ def test_the_chart_names_its_band_and_every_whole_setting(
     rows: list[dict[str, Any]], drawn: list[Figure], tmp_path: Path
 ) -> None:
     two = [{**row, "method": f"fastv:layer={number}"} for number, row in zip((2, 9), rows[1:3], strict=True)]
-    chart.draw([*rows, *two], tmp_path / "c.png")
+    pictures.draw_budgets([*rows, *two], tmp_path / "c.png")
     [legend] = drawn[0].legends
     told = {text.get_text().replace("\n", " ").replace(", ", ",") for text in legend.get_texts()}
     assert {"dense", "dense,95 % interval", LONG, "fastv:layer=2", "fastv:layer=9"} <= told
@@ -51,7 +51,7 @@ def test_the_chart_names_its_band_and_every_whole_setting(
 def test_a_ranking_has_one_panel_a_budget_below_the_other(
     rows: list[dict[str, Any]], drawn: list[Figure], tmp_path: Path
 ) -> None:
-    ranking.draw(rows, tmp_path / "r.png")
+    pictures.draw_ranking(rows, tmp_path / "r.png")
     [figure] = drawn
     assert [panel.get_title("left") for panel in figure.axes] == [
         "settings as given", "50% cut", "70% cut", "85% cut"
@@ -62,7 +62,7 @@ def test_a_ranking_has_one_panel_a_budget_below_the_other(
 
 
 def test_a_point_without_an_interval_says_so(rows: list[dict[str, Any]], drawn: list[Figure], tmp_path: Path) -> None:
-    ranking.draw(rows, tmp_path / "r.png")
+    pictures.draw_ranking(rows, tmp_path / "r.png")
     without = sum(row["difference"] is not None and row["difference"]["low"] is None for row in rows)
     assert without > 0
     said = [text.get_text() for panel in drawn[0].axes for text in panel.texts]

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from visipruner.evaluation import significance
-from visipruner.evaluation.significance import LEVEL, holm, sign_flip_p
+from visipruner.evaluation import certainty
+from visipruner.evaluation.certainty import LEVEL, holm, sign_flip_p
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_counting_by_size_is_counting_all_flips(monkeypatch: pytest.MonkeyPatch)
     exact = np.mean(np.array(totals) >= abs(differences.sum()) - 1e-9)
     assert 0 < exact < 1
     assert sign_flip_p(differences) == pytest.approx(exact)
-    monkeypatch.setattr(significance, "_MOST_TOTALS", 1)  # drawn instead
+    monkeypatch.setattr(certainty, "_MOST_TOTALS", 1)  # drawn instead
     assert sign_flip_p(differences) == pytest.approx(exact, abs=0.005)
     assert sign_flip_p(differences) == sign_flip_p(differences)
     assert sign_flip_p(-np.ones(60)) == 1 / 100_001

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visipruner.evaluation import as_markdown, ranking, summarize
-from visipruner.evaluation.bootstrap import interval
-from visipruner.evaluation.chart import draw
+from visipruner.evaluation import as_markdown, pictures, summarize
+from visipruner.evaluation.certainty import interval
+from visipruner.evaluation.pictures import draw_budgets
 
 
 def _record(number: int, dense: str, other: str, answers: tuple[str, ...] = ("cat",)) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def test_without_variation_there_is_no_interval(tmp_path: Path) -> None:
     table = as_markdown(one)
     assert "| dense | 100.0 % (no interval) |" in table
     assert "| -100.0 (no interval) n.s. | 1 | 1 |" in table
-    draw(one, tmp_path / "chart.png")
-    ranking.draw(one, tmp_path / "ranking.png")
+    draw_budgets(one, tmp_path / "chart.png")
+    pictures.draw_ranking(one, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 
@@ -106,7 +106,7 @@ def test_a_long_path_leaves_room_for_the_chart(tmp_path: Path) -> None:
     rows[1]["method"] = "/home/" + 120 * "x" + "/pruner.json"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of axes without room
-        ranking.draw(rows, tmp_path / "ranking.png")
+        pictures.draw_ranking(rows, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 
@@ -129,9 +129,9 @@ def test_unknown_answers_leave_agreement(tmp_path: Path) -> None:
     assert rows[1]["accuracy"] is None
     assert rows[1]["agreement"]["value"] == 0.5
     assert "not known" in as_markdown(rows)
-    draw(rows, tmp_path / "chart.png")
+    draw_budgets(rows, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 600
-    ranking.draw(rows, tmp_path / "ranking.png")
+    pictures.draw_ranking(rows, tmp_path / "ranking.png")
     assert Image.open(tmp_path / "ranking.png").size[0] > 400
 
 

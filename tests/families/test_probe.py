@@ -11,9 +11,9 @@ from tests.families.test_matrix import each_cell
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, built, inputs, prompt
 from tests.oracle import oracle
+from visipruner.analysis.knockout import freeze
 from visipruner.analysis.probe import Probe
-from visipruner.analysis.removal import freeze
-from visipruner.analysis.variants import knockout
+from visipruner.analysis.rerun import knockout
 from visipruner.engine.attach import attach
 from visipruner.fitting import next_token
 from visipruner.pruners.shortv import ShortV

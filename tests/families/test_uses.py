@@ -27,12 +27,17 @@ from tests.families.prompts import extended
 from tests.families.test_matrix import CLOSE, KEEPS_ALL, PRUNERS
 from tests.families.tried import tries
 from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, peaked, prompt, visual_rows
+from tests.flash import use_stand_in, with_flash
 from tests.oracle import oracle, pruned_edit
 from visipruner.analysis.probe import Probe
 from visipruner.pruners.fastervlm import FasterVLM
 
 ONE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": list(range(80, 99))}
 each_family = pytest.mark.parametrize("name", DISTINCT)
+
+
+# Families with a sliding window that is shorter than the prompts here.
+WINDOWED = {"gemma3"}
 
 
 def _attn(name: str) -> str:
@@ -197,8 +202,31 @@ def test_router_logits_are_of_every_row_or_an_error(name: str, by: str) -> None:
         model.config.text_config.output_router_logits = False
 
 
-@tries("flash and flex attention")
-@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3", "flex_attention", "paged|eager"])
+@tries("flash attention")
+@each_family
+def test_flash_kernels_prune_as_sdpa_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_stand_in(monkeypatch)
+    prepared = inputs(name, [prompt(name, [3, 0, 5]), prompt(name, [2, 0, 4], 2)])
+    model, flash = built(name, _attn(name)), with_flash(copy.deepcopy(built(name, _attn(name))))
+    with torch.no_grad():
+        plain = flash(**prepared).logits
+        with vp.attach(flash, vp.NoPruning()):
+            assert torch.equal(flash(**prepared).logits, plain)
+        if name in WINDOWED:
+            with vp.attach(flash, PRUNERS["schedule"]), pytest.raises(vp.UnsupportedModelError, match="sliding window"):
+                flash(**prepared)
+            return
+        with vp.attach(model, PRUNERS["schedule"]) as handle:
+            expected, kept = model(**prepared).logits, handle.trace.kept
+        with vp.attach(flash, PRUNERS["schedule"]) as handle:
+            logits = flash(**prepared).logits
+            assert handle.trace.kept == kept
+    real = prepared["attention_mask"].bool()
+    torch.testing.assert_close(logits[real], expected[real], **CLOSE)
+
+
+@tries("flex attention")
+@pytest.mark.parametrize("kernel", ["flex_attention", "paged|eager"])
 @each_family
 def test_kernels_without_masks_by_row_are_refused(name: str, kernel: str) -> None:
     model = copy.deepcopy(built(name, _attn(name)))

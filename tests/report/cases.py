@@ -11,8 +11,7 @@ from PIL import Image
 
 from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.evidence import Metric
-from visipruner.analysis.measuring import Record
-from visipruner.analysis.parts import NEEDED_FOR_STAGES
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Record
 from visipruner.analysis.result import Result
 from visipruner.analysis.study import Study
 

@@ -12,7 +12,7 @@ from tests.models import LAYERS, llava_inputs, llava_model
 from tests.training.test_align import aligned, with_labels
 from visipruner.errors import ConfigError
 from visipruner.training import AnnealGates, Asked, align, gates_of
-from visipruner.training.sparse import log_gates, log_influence, top_tokens
+from visipruner.training.staged import log_gates, log_influence, top_tokens
 
 
 def test_log_influence_is_the_papers() -> None:

@@ -46,7 +46,7 @@ USES: dict[str, tuple[str, str]] = {
     "streaming": (
         "yes",
         "`TextStreamer`, `TextIteratorStreamer`: the words are those of plain `generate`; ask for `handle.trace` in "
-        "the thread that runs `generate`, as another one that read a prompt before is told of its own",
+        "the thread that runs `generate`, as another thread has a trace of its own",
     ),
     "hidden states": (
         "yes",
@@ -58,11 +58,16 @@ USES: dict[str, tuple[str, str]] = {
         "`output_attentions` under eager attention, as soon as a layer runs on fewer rows; attach `NoPruning()` to see "
         "the plain model's",
     ),
-    "flash and flex attention": (
+    "flash attention": (
+        "yes",
+        "`flash_attention_2` and kernels registered with its masks: packed rows are one call of variable length. Tried "
+        "with a stand-in for the kernel in plain torch, never on a GPU. What takes a mask is an error: "
+        '`shallow_visual="ffn"`, frozen rows, training, sliding windows shorter than the prompt',
+    ),
+    "flex attention": (
         "error",
-        "`flash_attention_2` and the like, `flex_attention`: such kernels are not told row by row which keys to see; "
-        "load with `attn_implementation='sdpa'` (or `'eager'`). A function of your own works if it is registered with "
-        "the mask function of one of the two and takes the masks that it takes",
+        "`flex_attention`: load with `attn_implementation='sdpa'`. A function of your own works if it is registered "
+        "with the mask function of sdpa, eager or flash attention and takes the masks that it takes",
     ),
     "assisted decoding": (
         "error",
@@ -82,7 +87,7 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "8- and 4-bit weights": (
         "yes",
-        "nothing is asked of a linear layer but to be called; the tests replace LLaVA's by int8 layers of their own. "
+        "the engine only calls linear layers; the tests replace LLaVA's by int8 layers of their own. "
         "Those with torchao (0.18.0, int8) and bitsandbytes (0.50.2, 8 and 4 bits), on a CPU, run only where these are "
         "installed, which no extra does: they were run by hand",
     ),

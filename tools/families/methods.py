@@ -30,7 +30,7 @@ NOT_ASKED: dict[tuple[str, int], str] = {
     ("vtw", 4): "No setting keeps everything; of 4, prompts without images are checked.",
 }
 MERGES = "Of 5: the full-length model's rows are overwritten with what the method merged where it merges."
-FREEZES = "Of 5: no token leaves; the full-length model's visual rows are put back as they were after a frozen layer."
+FREEZES = "Of 5: no token leaves; the full-length model's visual rows are put back after a layer in which they pause."
 SHRINKS = (
     "Not attached: an error that names `visipruner.chat.attached`. What it can do depends on the processor and the "
     "vision tower ([docs/evaluation.md](evaluation.md))."

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 import visipruner
 from visipruner import VisiPruner
 from visipruner.cli.app import app
-from visipruner.cli.data import samples_of
-from visipruner.cli.settings import make_pruner, pruner_for
+from visipruner.evaluation.samples import load_samples
 from visipruner.models import packaged
+from visipruner.specs import adjusted, resolve
 from visipruner_testbed import models
 from visipruner_testbed.build import IMAGE_SIZE
 
@@ -25,7 +25,7 @@ def test_both_models_are_found_and_the_larger_is_the_default():
 
 
 def test_its_samples_and_pictures_are_taken_where_none_are_given():
-    assert len(samples_of("testbed", None)) > 2900
+    assert len(load_samples(packaged.data_of("testbed"))) > 2900
     assert packaged.picture("some/other").name == "cat.jpg"
 
 
@@ -58,8 +58,7 @@ def test_its_old_name_works_and_warns():
 
 
 def test_both_sizes_of_the_small_model_have_its_own_settings_and_the_same_share_of_tokens():
-    large, small = (make_pruner(None, [], None, model) for model in ("testbed", "testbed-224"))
+    large, small = (resolve("visipruner", model, 30).pruner for model in ("testbed", "testbed-224"))
     assert large != VisiPruner()
     assert large.keep_tokens / 576 == pytest.approx(small.keep_tokens / 256, abs=1 / 256)
-    assert pruner_for("visipruner", "testbed-224", 30) == small
-    assert make_pruner(None, ["keep_tokens=9"], None, "testbed-224").keep_tokens == 9
+    assert adjusted("visipruner", {"keep_tokens": 9}, "testbed-224", 30).pruner.keep_tokens == 9

@@ -5,8 +5,15 @@ from collections import Counter
 from PIL import Image
 
 from visipruner.evaluation.samples import load_samples, spread
-from visipruner.evaluation.scoring import majority_right
-from visipruner_testbed.evaluate import MAX_NEW_TOKENS, answer, as_records, batch_inputs, decode, tabulate
+from visipruner_testbed.evaluate import (
+    MAX_NEW_TOKENS,
+    answer,
+    as_records,
+    batch_inputs,
+    decode,
+    majority_right,
+    tabulate,
+)
 from visipruner_testbed.testset import (
     DATA_FOLDER,
     KNOWN,

@@ -1,6 +1,6 @@
 """What pruning saves, counted in three ways that are never to be mixed, and the memory of the key/value cache.
 
-* `paper`, `published`: the paper's formulas. Visual tokens only, multiply-adds called FLOPs; for its percentages.
+* `paper`: the paper's formulas. Visual tokens only, multiply-adds called FLOPs; for its percentages.
 * `exact`: multiply-adds of the matrix products that a trace says were executed, all rows, any model shape.
 * `measured`: FLOPs that torch counted while the model ran. Agrees with `exact` (2 FLOPs per multiply-add) within 1 %.
 
@@ -24,43 +24,28 @@ from visipruner.accounting.measured import FlopCount, count_flops
 from visipruner.accounting.paper import (
     LLAVA_1_5_7B,
     LLAVA_1_5_13B,
-    MOBILEVLM_V2_3B,
     LayerSpan,
     PaperModel,
     Schedule,
     cross_attention_macs,
     model_from_trace,
     schedule_from_trace,
-    total_cut,
     visual_attention_cut,
-    visual_flops_cut,
     visual_layer_macs,
     visual_macs,
     visual_self_attention_macs,
-)
-from visipruner.accounting.published import (
-    MEAN_SCHEDULE,
-    Comparison,
-    compare_with_paper,
-    filtered_after,
-    format_table,
-    mean_tokens,
 )
 
 __all__ = [
     "LLAVA_1_5_7B",
     "LLAVA_1_5_13B",
-    "MEAN_SCHEDULE",
-    "MOBILEVLM_V2_3B",
     "CacheBytes",
-    "Comparison",
     "FlopCount",
     "LayerSpan",
     "Macs",
     "PaperModel",
     "Schedule",
     "cache_bytes",
-    "compare_with_paper",
     "count_flops",
     "cross_attention_macs",
     "decode_macs",
@@ -69,17 +54,12 @@ __all__ = [
     "dense_macs",
     "dense_work",
     "expected_kv_bytes",
-    "filtered_after",
-    "format_table",
     "layer_macs",
-    "mean_tokens",
     "model_from_trace",
     "prompt_cut",
     "prompt_macs",
     "schedule_from_trace",
-    "total_cut",
     "visual_attention_cut",
-    "visual_flops_cut",
     "visual_layer_macs",
     "visual_macs",
     "visual_self_attention_macs",

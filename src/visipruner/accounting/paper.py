@@ -65,8 +65,6 @@ def _llama(layers: int, hidden: int, heads: int, intermediate: int, vocab: int =
 
 LLAVA_1_5_7B = PaperModel("LLaVA-1.5-7B", _llama(32, 4096, 32, 11008), visual_tokens=576, text_tokens=74)
 LLAVA_1_5_13B = PaperModel("LLaVA-1.5-13B", _llama(40, 5120, 40, 13824), visual_tokens=576, text_tokens=74)
-# Sizes and the 144 tokens are those of the public MobileVLM V2 3B; VisiPruner prints only the 0.37 T.
-MOBILEVLM_V2_3B = PaperModel("MobileVLM-v2-3B", _llama(32, 2560, 32, 6912), visual_tokens=144, text_tokens=74)
 
 
 def visual_layer_macs(shape: ModelShape, span: LayerSpan) -> float:
@@ -86,15 +84,6 @@ def visual_macs(shape: ModelShape, schedule: Schedule) -> float:
     return sum(span.layers * visual_layer_macs(shape, span) for span in schedule)
 
 
-def total_cut(model: PaperModel, schedule: Schedule) -> float:
-    """What the paper calls the reduction of total FLOPs (53.9 % on 7B), a fraction: `1 - visual_macs / dense`.
-
-    53.9 % is `1 - 1.76 / 3.82`, and 3.82 T holds no text: "total" means all terms, not all rows. Every layer counts,
-    the ones between the shallow stage and the filter layer at full length. 0 for a prompt without visual tokens.
-    """
-    return _cut(visual_macs(model.shape, schedule), visual_macs(model.shape, model.dense_schedule))
-
-
 def cross_attention_macs(model: PaperModel, schedule: Schedule) -> float:
     """Multiply-adds between text rows and visual tokens: `2 n n_t d` per layer with visual attention.
 
@@ -111,30 +100,14 @@ def visual_self_attention_macs(model: PaperModel, schedule: Schedule) -> float:
     return sum(span.layers * 2 * span.visual_tokens**2 * d for span in attending)
 
 
-def visual_flops_cut(model: PaperModel, schedule: Schedule) -> float:
-    """The paper's cut of *visual* FLOPs (62.8 % on 7B), a fraction.
-
-    Read as `1 - (visual_macs + cross_attention_macs of the schedule) / (the same, dense)`: the paper gives `n_t` beside
-    `n_v` for this number, so the cross term is taken to count; it moves the result by 0.1 point. The paper sums
-    shallow layers (`4 n_v d^2 + 3 n_v d m`) and middle layers (`n'` kept tokens) only; layers between the shallow stage
-    and the filter layer are in neither sum. `filtered_after` counts them as shallow. A filter layer of 12.0 then gives
-    62.8 %, the 14.8 that the 53.9 % implies gives 54.4 %: the two published numbers do not share one mean schedule.
-    """
-    dense = model.dense_schedule
-    return _cut(
-        visual_macs(model.shape, schedule) + cross_attention_macs(model, schedule),
-        visual_macs(model.shape, dense) + cross_attention_macs(model, dense),
-    )
-
-
 def visual_attention_cut(model: PaperModel, schedule: Schedule, *, as_printed: bool = False) -> float:
     """The paper's cut of visual attention, a fraction (98.3 % on average, 99 % at best, on 7B).
 
     Printed: `R = 1 - (L' 2 n'^2 d + L' n' n_t d) / (L 2 (n_v^2 + n_v n_t) d)`; above, the cross term lacks a
     factor 2. Read, with it restored, as `2 (n'^2 + n' n_t) d` on both sides; `as_printed=True` keeps the slip.
-    So read it gives every baseline of the paper's table within 0.1 point, `n'` being their mean token count over all
-    layers (see `published`). The 98.3 % is not reproduced: 10.3 tokens in L' = 9.1 layers give 99.9 %, and 75.6 % once
-    the layers between the shallow stage and the filter layer count with the 576 tokens that they attend to.
+    So read it gives every baseline of the paper's table within 0.1 point (tools/paper_costs.py), `n'` being their mean
+    token count over all layers. The 98.3 % is not reproduced: 10.3 tokens in L' = 9.1 layers give 99.9 %, and 75.6 %
+    once the layers between the shallow stage and the filter layer count with the 576 tokens that they attend to.
     """
     dense = model.dense_schedule
     cross = cross_attention_macs(model, schedule) / (2 if as_printed else 1)

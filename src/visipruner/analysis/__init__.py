@@ -14,13 +14,21 @@ data and writes a report.
 """
 
 from visipruner.analysis.arrays import Labelled
-from visipruner.analysis.gaze import attention_weights, visual_attention
-from visipruner.analysis.knockout import attention_knockout, shallow_ablations, sweep
-from visipruner.analysis.lens import leading_layer, logit_lens, value_lens
-from visipruner.analysis.outcome import Outcome
+from visipruner.analysis.gaze import attention_weights, leading_layer, logit_lens, value_lens, visual_attention
+from visipruner.analysis.knockout import (
+    attention_knockout,
+    discard,
+    freeze,
+    freeze_blocks,
+    keep_only,
+    remove_from_cache,
+    shallow_ablations,
+    skip,
+    sweep,
+)
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.removal import discard, freeze, freeze_blocks, keep_only, remove_from_cache, skip
+from visipruner.analysis.rerun import Outcome
 from visipruner.analysis.result import Result
 from visipruner.analysis.run import Analysis, analyze, find_stages
 from visipruner.analysis.scores import compare_scores, token_influence

@@ -1,20 +1,18 @@
-"""Where losses begin and end over the layers, with intervals; nothing is assumed about how many places there are."""
+"""Where losses begin and end over the layers, where to filter there, and how many tokens to keep."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from visipruner.analysis.arrays import Array
-from visipruner.analysis.evidence import Evidence
-from visipruner.analysis.intervals import Bootstrap, Interval
+from visipruner.analysis.arrays import Array, Told
+from visipruner.analysis.evidence import Bootstrap, Budget, Evidence, Interval, tokens_of
 from visipruner.words import spans
 
 
 @dataclass(frozen=True)
-class Fusion:
+class Fusion(Told):
     """Neighbouring layers whose windows the answers need; `loss` is that of the worst window."""
 
     first_layer: int
@@ -28,24 +26,24 @@ class Fusion:
 
 
 @dataclass(frozen=True)
-class Boundaries:
+class Boundaries(Told):
     """Stage boundaries of one kind of questions (or all).
 
     Attributes:
-        samples: how many. shallow_end: text need not see the image in layers below it; None where not even layer 0
-            can be spared. exit_layer: visual rows can leave before it; None where the last layer still needs them.
+        samples: how many. needs_image: False where nothing is lost without any text -> visual edge, or with another
+            picture in place of the image: then no stage can be told.
+        shallow_end: text need not see the image in layers below it; None where not even layer 0 can be spared.
+        exit_layer: visual rows can leave before it; None where the last layer still needs them.
         fusion: layers in between whose content is needed. weight_only: layers in between that answers need too, but
             not what the image says there: another picture does as well.
-        needs_image: False where nothing is lost without any text -> visual edge, or with another picture in place of
-            the image: then no stage can be told.
     """
 
     samples: int
+    needs_image: bool
     shallow_end: Interval | None
     exit_layer: Interval | None
     fusion: list[Fusion]
-    needs_image: bool
-    weight_only: list[int] = field(default_factory=list)
+    weight_only: list[int]
 
     @property
     def sure_shallow_end(self) -> int:
@@ -55,17 +53,6 @@ class Boundaries:
     def sure_exit(self, num_layers: int) -> int:
         """The cautious exit: visual rows can leave before this layer; `num_layers` where they stay."""
         return int(self.exit_layer.ends[1]) if self.exit_layer else num_layers
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "samples": self.samples,
-            "needs_image": self.needs_image,
-            "shallow_end": None if self.shallow_end is None else self.shallow_end.to_dict(),
-            "exit_layer": None if self.exit_layer is None else self.exit_layer.to_dict(),
-            "fusion": [{**vars(part), "loss": part.loss.to_dict()} for part in self.fusion],
-            "weight_only": self.weight_only,
-        }
 
 
 def boundaries(evidence: Evidence, members: Array, tolerance: float, seed: int) -> Boundaries:
@@ -84,8 +71,8 @@ def boundaries(evidence: Evidence, members: Array, tolerance: float, seed: int) 
 
     shallow = bootstrap.interval(last_harmless, evidence.below[members])
     leave = bootstrap.interval(first_harmless, evidence.discard[members])
-    lost = min(float(np.nanmean(losses[members])) for losses in (evidence.discard[:, 0], evidence.swapped))
-    needs_image = lost > tolerance
+    if min(float(np.nanmean(losses[members])) for losses in (evidence.discard[:, 0], evidence.swapped)) <= tolerance:
+        return Boundaries(len(members), False, None, None, [], [])
     between = range(int(shallow.value), int(leave.value))
     curve, swapped = (bootstrap.curve(losses[members]) for losses in (evidence.window, evidence.swapped_window))
     needed = _is_lost(curve, tolerance)
@@ -94,11 +81,11 @@ def boundaries(evidence: Evidence, members: Array, tolerance: float, seed: int) 
     weight_only = set(_own_layers(needed, size)) - set(_own_layers(of_content, size))
     return Boundaries(
         samples=len(members),
-        shallow_end=shallow if needs_image and shallow.value > 0 else None,
-        exit_layer=leave if needs_image and leave.value < layers else None,
-        fusion=fusion_places(curve, of_content, size, between) if needs_image else [],
-        needs_image=needs_image,
-        weight_only=sorted(weight_only.intersection(between)) if needs_image else [],
+        needs_image=True,
+        shallow_end=shallow if shallow.value > 0 else None,
+        exit_layer=leave if leave.value < layers else None,
+        fusion=fusion_places(curve, of_content, size, between),
+        weight_only=sorted(weight_only.intersection(between)),
     )
 
 
@@ -136,3 +123,96 @@ def _runs(numbers: list[int]) -> list[range]:
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
     return [range(start, end + 1) for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class FilterChoice(Told):
+    """Where to filter, and how many tokens to keep.
+
+    Attributes:
+        layer: the filter layer; budget: tokens that go on, or their share; loss: against dense, of this step alone.
+        threshold: the `filter_threshold` that fires at this layer (give or take one) most often; hits: how often. None
+            where `layer` is the first that is looked at after the shallow stage: any threshold fires there or later.
+        token_threshold: relative length ||c_j|| / ||o|| that keeps `budget` in the median sample.
+    """
+
+    layer: int
+    budget: Budget
+    loss: Interval
+    threshold: float | None
+    hits: float | None
+    token_threshold: float
+
+
+def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: float, seed: int) -> FilterChoice | None:
+    """The choice with the fewest visual token-layers that is within the tolerance, of the `layers_between`; None where
+    there is none.
+
+    Two things count as evidence for that: the whole interval of its own loss is, or the loss is at its layer and at
+    every later one.
+    """
+    if evidence.kept.size == 0:
+        return None
+    bootstrap = Bootstrap(evidence.images, seed)
+    whole = evidence.relative_norm.shape[-1]
+    between = layers_between(evidence, shallow_end, leave)
+    harmless: list[tuple[float, int, int]] = []
+    for b, budget in enumerate(evidence.budgets):
+        curve = bootstrap.curve(evidence.kept[:, b])
+        for place, layer in enumerate(evidence.layers):
+            # Where a later layer loses more, an early mean that does not could be an accident.
+            is_sure = curve["high"][place] <= tolerance or bool((curve["mean"][place:] <= tolerance).all())
+            if is_sure and layer in between:
+                harmless.append((token_layers(layer, budget, leave, whole), b, place))
+    if not harmless:
+        return None
+    _, b, place = min(harmless)
+    layer, budget = evidence.layers[place], evidence.budgets[b]
+    loss = bootstrap.mean(evidence.kept[:, b, place])
+    threshold, hits = None, None
+    if layer > shallow_end + 1:
+        threshold, hits = _filter_threshold(evidence.distance, layer, shallow_end)
+    return FilterChoice(layer, budget, loss, threshold, hits, _token_threshold(evidence, layer, budget))
+
+
+def token_layers(layer: int, budget: Budget, leave: int, whole: int) -> int:
+    """Visual tokens summed over layers: `whole` up to `layer`, `budget` of them from there to before `leave`."""
+    return (layer + 1) * whole + (leave - layer - 1) * tokens_of(budget, whole)
+
+
+def layers_between(evidence: Evidence, shallow_end: int, leave: int) -> list[int]:
+    """Layers that were tried, from layer `shallow_end` on and at least two before `leave`."""
+    return [layer for layer in evidence.layers if shallow_end <= layer < leave - 1]
+
+
+def _token_threshold(evidence: Evidence, layer: int, budget: Budget) -> float:
+    """The relative length of the last token within the budget, in the median sample."""
+    ranked = -np.sort(-evidence.relative_norm[:, layer], axis=-1)  # NaN, last, beyond a sample's own tokens
+    counts = (~np.isnan(ranked)).sum(-1).tolist()
+    last = [min(tokens_of(budget, count), ranked.shape[-1]) - 1 for count in counts]
+    return float(np.nanmedian(ranked[np.arange(len(ranked)), last]))
+
+
+def _filter_threshold(distance: Array, layer: int, shallow_end: int) -> tuple[float, float]:
+    """The cosine threshold that fires at `layer`, give or take one, in the most samples."""
+    best = (0.995, -1.0)
+    for candidate in np.unique(distance[:, layer].clip(min=1e-6)):
+        threshold = candidate * (1 - 1e-6)
+        fired = np.array([first_layer(row > threshold, shallow_end + 1) for row in distance])
+        hits = float((np.abs(fired - layer) <= 1).mean())
+        if hits > best[1]:
+            best = (float(1 - threshold), hits)
+    return best
+
+
+def paper_exit(distance: Array, filter_layer: int) -> int:
+    """The first layer without vision by the paper's two consecutive votes, over all tokens; L where they fail."""
+    quiet = distance < 0.001
+    twice = np.append(False, quiet[1:] & quiet[:-1])
+    return min(first_layer(twice, filter_layer + 2) + 1, len(distance))
+
+
+def first_layer(fires: Array, start: int) -> int:
+    """The first place from `start` on, or the length."""
+    later = np.flatnonzero(fires[start:])
+    return int(later[0]) + start if len(later) else len(fires)

@@ -1,9 +1,10 @@
-"""Settings whose parts were found one at a time: run as a whole, and made more cautious until that is harmless."""
+"""Settings run for real: as a whole, made more cautious until that is harmless, and on other images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,25 @@ import torch
 from torch import Tensor
 
 from visipruner.analysis.arrays import Array
-from visipruner.analysis.dictation import greedy_logprobs
-from visipruner.analysis.evidence import Evidence, Metric
-from visipruner.analysis.intervals import Bootstrap
-from visipruner.analysis.proposals import Proposal, proposals
-from visipruner.analysis.stages import Attempt, Stages, stages_from
-from visipruner.chat import chat_inputs
+from visipruner.analysis.boundaries import filter_choice, token_layers
+from visipruner.analysis.evidence import Bootstrap, Evidence, Metric
+from visipruner.analysis.probe import greedy_logprobs
+from visipruner.analysis.stages import Attempt, Stages, settings_from, stages_from
+from visipruner.chat import chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
 from visipruner.evaluation.samples import Sample
-from visipruner.evaluation.scoring import is_right
+from visipruner.evaluation.scoring import is_right, normalize
 from visipruner.images import open_image
+from visipruner.pruners.none import NoPruning
+from visipruner.pruners.visipruner import VisiPruner
 
 TRIES = 12
 # Parts are found at the tolerance, and at 0.7 of it, 0.5, ... down to a sixteenth.
 _STRICTER = 0.5**0.5
 _TOLERANCES = 9
+# A part that loses nothing by itself may still lose something beside others.
+_LEAST = 0.01
 
 
 def settle(
@@ -41,17 +45,12 @@ def settle(
 ) -> Iterator[Stages]:
     """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
 
-    Each part of a proposal (shallow stage, filter, exit) may lose the tolerance by itself, so together they can lose
-    more. The proposal is therefore run as a whole, and while it loses more than the tolerance, the next is tried, of
-    all combinations of parts found at this tolerance and at stricter ones: the cheapest that should be harmless, if
-    parts add up as they did in the worst attempt so far; where none should be, the least harmful. That may be too
-    cautious, as one part can be to blame: from a harmless attempt on, cheaper ones are tried that should be harmless if
-    parts add up as they did in it, and that are not as bold in every part as one that was harmful. The cheapest
-    harmless attempt stays, after `TRIES` the least harmful, and a note says so.
-
-    Args:
-        samples: what to run it on, those that `evidence` was measured on; with answers, where the metric is accuracy.
-        tolerance: see `stages_from`.
+    Parts of a proposal (shallow stage, filter, exit) that lose the tolerance each can lose more together. So the
+    proposal runs as a whole, and while it loses more than the tolerance, other combinations of parts are tried, found
+    at this tolerance and at stricter ones: the cheapest that should be harmless if parts add up as in the worst attempt
+    so far, else the least harmful. From a harmless attempt on, cheaper ones are tried that should be harmless if parts
+    add up as in it, and are not as bold in every part as a harmful one. The cheapest harmless attempt stays, after
+    `TRIES` the least harmful, and a note says so. `samples` are those that `evidence` was measured on.
     """
     found = stages_from(evidence, tolerance, seed)
     if found.pruner is None:
@@ -64,7 +63,7 @@ def settle(
     tried: list[_Tried] = []
     while len(tried) < TRIES and (proposal := _next(left, tried, found.tolerance)) is not None:
         left.remove(proposal)
-        loss = bootstrap.interval(lambda curve: float(curve[0]), trial.losses(proposal.pruner)[:, None])
+        loss = bootstrap.mean(trial.losses(proposal.pruner))
         tried.append(_Tried(proposal, Attempt(proposal.pruner, proposal.parts_loss, loss)))
         attempts = [one.attempt for one in tried]
         best = _best(tried, found.tolerance).attempt
@@ -122,6 +121,75 @@ def _told(found: Stages, attempts: Sequence[Attempt], best: Attempt) -> list[str
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """Settings to try.
+
+    Attributes:
+        token_layers: visual tokens, summed over the layers they pass; of the largest image, where they differ.
+        parts_loss: what shallow stage, filter and exit lose by themselves, summed; a hundredth of the tolerance at
+            least.
+    """
+
+    pruner: VisiPruner
+    token_layers: int
+    parts_loss: float
+
+    def is_as_bold_as(self, other: Proposal) -> bool:
+        """Whether no part of it, shallow stage, filter or exit, takes less away than the other's."""
+        return all(mine >= theirs for mine, theirs in zip(self._boldness(), other._boldness(), strict=True))
+
+    def _boldness(self) -> tuple[float, ...]:
+        """Larger is bolder, for shallow stage, filter layer, budget and exit."""
+        pruner = self.pruner
+        assert pruner.filter_layer is not None
+        kept = pruner.keep_ratio if pruner.keep_tokens is None else pruner.keep_tokens
+        assert kept is not None
+        leave = float("inf") if pruner.exit_layer is None else pruner.exit_layer
+        return pruner.shallow_end, -pruner.filter_layer, -kept, -leave
+
+
+def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal]:
+    """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
+
+    A filter comes after the shallow stage it was found with, so filters are also looked for from the ends of the
+    shorter ones on. The cheapest combinations come first; of those that cost the same, the one with the longest
+    shallow stage.
+    """
+    staged = [stages for stages in found if stages.filter is not None]
+    if not staged:
+        return []
+    num_layers, tolerance = found[0].num_layers, found[0].tolerance
+    shallow_ends = {stages.overall.sure_shallow_end for stages in staged}
+    leaves = {stages.overall.sure_exit(num_layers) for stages in staged}
+    choices = [stages.filter for stages in staged]
+    choices += [
+        filter_choice(evidence, shallow_end, stages.overall.sure_exit(num_layers), stages.tolerance, seed)
+        for stages in staged
+        for shallow_end in sorted(shallow_ends)
+    ]
+    # The first of those that differ only in thresholds, which a fixed layer and budget do not use.
+    filters = {(choice.layer, choice.budget): choice for choice in reversed(choices) if choice is not None}
+    whole = evidence.relative_norm.shape[-1]
+    made = []
+    for shallow_end, choice, leave in product(shallow_ends, filters.values(), leaves):
+        if not shallow_end <= choice.layer < leave - 1:
+            continue
+        alone = (
+            float(np.nanmean(evidence.below[:, shallow_end])),
+            choice.loss.value,
+            float(np.nanmean(evidence.discard[:, leave])),
+        )
+        made.append(
+            Proposal(
+                pruner=settings_from(shallow_end, choice, leave, num_layers),
+                token_layers=token_layers(choice.layer, choice.budget, leave, whole),
+                parts_loss=max(sum(max(0.0, loss) for loss in alone), _LEAST * tolerance),
+            )
+        )
+    return sorted(made, key=lambda one: (one.token_layers, -one.pruner.shallow_end))
+
+
+@dataclass(frozen=True)
 class _Dense:
     """The dense model's answer: tokens `[t]`, log-probabilities `[t, vocabulary]`, whether it is right."""
 
@@ -164,3 +232,43 @@ class Trial:
     def _is_right(self, sample: Sample, tokens: Tensor) -> bool:
         text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(is_right(text, answer) for answer in sample.answers)
+
+
+def check(
+    model: Any,
+    processor: Any,
+    pruners: Mapping[str, Pruner],
+    samples: Sequence[Sample],
+    max_new_tokens: int = 32,
+) -> Iterator[dict[str, Any]]:
+    """Yields one row a method, the dense model first: accuracy, agreement with dense, FLOPs cut.
+
+    Accuracy (None where an answer is not known) and agreement come with 95 % intervals over images; `flops_cut` is
+    the mean share of the prompt's multiply-adds that was not done.
+    """
+    images = [sample.image for sample in samples]
+    bootstrap = Bootstrap(images)
+    dense: list[str] = []
+    for name, pruner in {"dense": NoPruning(), **pruners}.items():
+        texts, cuts = [], []
+        for sample in samples:
+            inputs = chat_inputs(model, processor, open_image(sample.image), sample.question)
+            with attach(model, pruner) as handle:
+                texts.append(greedy_reply(model, processor.tokenizer, inputs, max_new_tokens).text)
+                cuts.append(handle.trace.flops_cut(0))
+        dense = dense or texts
+        same = [float(normalize(a) == normalize(b)) for a, b in zip(texts, dense, strict=True)]
+        accuracy = None
+        if all(sample.answers for sample in samples):
+            right = [float(any(is_right(t, a) for a in s.answers)) for t, s in zip(texts, samples, strict=True)]
+            accuracy = bootstrap.mean(np.array(right)).to_dict()
+        agreement = bootstrap.mean(np.array(same)).to_dict()
+        yield {
+            "name": name,
+            "samples": len(samples),
+            "images": len(set(images)),
+            "settings": pruner.settings(),
+            "accuracy": accuracy,
+            "agreement": agreement,
+            "flops_cut": float(np.mean(cuts)),
+        }

@@ -1,24 +1,23 @@
-"""Attention knockout: which edges, in which layers, does the answer need?"""
+"""Experiments: edges cut (which ones, in which layers, does the answer need?), and visual rows taken away."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights
-from visipruner.analysis.outcome import Outcome
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
+from visipruner.analysis.rerun import How, Outcome, Variant, combined, knockout
 from visipruner.analysis.result import Result
-from visipruner.analysis.variants import How, Variant, combined, knockout
 from visipruner.errors import ConfigError
 
 Tokens = Literal["all", "top", "bottom", "first_half", "second_half", "random"]
-TOKENS: tuple[Tokens, ...] = ("all", "top", "bottom", "first_half", "second_half", "random")
 Direction = Literal["window", "shallow_to_deep", "deep_to_shallow"]
 
 _TEACHER_FORCED = (
@@ -77,8 +76,8 @@ def edit_of(
     rows = reading.rows(dst).nonzero().flatten()
     if not 0 <= share <= 1:
         raise ConfigError(f"share must lie in 0 .. 1, got {share}.")
-    if tokens not in TOKENS:
-        raise ConfigError(f"tokens must be one of {', '.join(map(repr, TOKENS))}, got {tokens!r}.")
+    if tokens not in get_args(Tokens):
+        raise ConfigError(f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, got {tokens!r}.")
     if how == "merge" and onto is None:
         onto = int(rows[0])
     if tokens in ("top", "bottom"):
@@ -122,21 +121,19 @@ def sweep(
     if direction == "window":
         if not 1 <= window <= layers:
             raise ConfigError(f"window must lie in 1 .. {layers}, got {window}.")
-        ks = list(range(layers - window + 1))
-        variants = [knockout(reading, src, dst, range(k, k + window), how, other=other) for k in ks]
+        changed = [range(k, k + window) for k in range(layers - window + 1)]
     elif direction == "deep_to_shallow":
-        ks = list(range(layers + 1))
-        variants = [knockout(reading, src, dst, range(k, layers), how, other=other) for k in ks]
+        changed = [range(k, layers) for k in range(layers + 1)]
     elif direction == "shallow_to_deep":
-        ks = list(range(layers + 1))
-        # All share the run that never has the edges; each leaves it at its layer k.
-        whole = knockout(reading, src, dst, range(layers), how, other=other)
-        variants = [Variant(start=layers), *(Variant(start=k, parent=0) for k in ks[1:])]
-        outcomes = probe.rerun(reading, [whole, *variants])[1:]
-        return outcome_arrays(f"sweep_{direction}", outcomes, ks)
+        changed = [range(layers)]
     else:
         raise ConfigError(f"direction must be window, shallow_to_deep or deep_to_shallow, got {direction!r}.")
-    return outcome_arrays(f"sweep_{direction}", probe.rerun(reading, variants), ks)
+    variants = [knockout(reading, src, dst, part, how, other=other) for part in changed]
+    if direction == "shallow_to_deep":
+        # All share the run that never has the edges; each leaves it at its layer k.
+        variants += [Variant(start=layers), *(Variant(start=k, parent=0) for k in range(1, layers + 1))]
+        return outcome_arrays(f"sweep_{direction}", probe.rerun(reading, variants)[1:], range(layers + 1))
+    return outcome_arrays(f"sweep_{direction}", probe.rerun(reading, variants), range(len(variants)))
 
 
 def shallow_ablations(probe: Probe, reading: Reading, window: int, seed: int = 0) -> Result:
@@ -150,16 +147,15 @@ def shallow_ablations(probe: Probe, reading: Reading, window: int, seed: int = 0
 
     Arrays `[condition]`: kl, agrees, right, logprob.
     """
-    layers = range(window)
     visual = reading.visual
 
-    def edit(layers: Iterable[int] = layers, **kwargs: object) -> Variant:
+    def edit(layers: Iterable[int] = range(window), **kwargs: object) -> Variant:
         return edit_of(reading, "text", "visual", layers, seed=seed, **kwargs)  # type: ignore[arg-type]
 
     places = {percent: int(visual[min(len(visual) - 1, len(visual) * percent // 100)]) for percent in (0, 25, 50, 99)}
     merged = {f"merge_{percent}": edit(how="merge", onto=row) for percent, row in places.items()}
     # A visual row without any visual edge still sees the text before it; the diagonal is cut too, as in the paper.
-    blind = knockout(reading, "visual", "visual", layers)
+    blind = knockout(reading, "visual", "visual", range(window))
     cheap = {
         "cut": edit(),
         "zero": edit(how="zero"),
@@ -180,21 +176,116 @@ def shallow_ablations(probe: Probe, reading: Reading, window: int, seed: int = 0
 
 def outcome_arrays(name: str, outcomes: Sequence[Outcome], labels: Sequence[object], dim: str = "layer") -> Result:
     """Outcomes of a row of variants as arrays."""
-    dims, coords = (dim,), {dim: list(labels)}
     known = all(outcome.right is not None for outcome in outcomes)
-    right = [float(bool(outcome.right)) if known else np.nan for outcome in outcomes]
-    return Result(
-        name,
-        {
-            "kl": Labelled(np.array([outcome.kl for outcome in outcomes]), dims, "nats", coords),
-            "agrees": Labelled(np.array([float(outcome.agrees) for outcome in outcomes]), dims, "0 or 1", coords),
-            "right": Labelled(np.array(right), dims, "0 or 1", coords),
-            "logprob": Labelled(
-                np.array([outcome.logprob - outcome.dense_logprob for outcome in outcomes]),
-                dims,
-                "nats, variant minus dense",
-                coords,
-            ),
-        },
-        [_TEACHER_FORCED],
-    )
+    columns = {
+        "kl": ([outcome.kl for outcome in outcomes], "nats"),
+        "agrees": ([outcome.agrees for outcome in outcomes], "0 or 1"),
+        "right": ([bool(outcome.right) if known else np.nan for outcome in outcomes], "0 or 1"),
+        "logprob": ([outcome.logprob - outcome.dense_logprob for outcome in outcomes], "nats, variant minus dense"),
+    }
+    coords = {dim: list(labels)}
+    arrays = {name: Labelled(np.array(column, float), (dim,), unit, coords) for name, (column, unit) in columns.items()}
+    return Result(name, arrays, [_TEACHER_FORCED])
+
+
+def discard(probe: Probe, reading: Reading) -> Result:
+    """Visual rows leave before layer k and do not come back, for k = 0 .. L (paper, section 3: the deep stage).
+
+    By the design's invariant this is the same as cutting every edge to them from layer k on, and is computed so.
+    Arrays `[layer]`: kl, agrees, right, logprob.
+    """
+    result = sweep(probe, reading, "deep_to_shallow")
+    return Result("discard", result.arrays, result.not_covered)
+
+
+def skip(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, batch: int = 8) -> Result:
+    """Visual rows pass one layer by, unseen in it and unchanged by it, and are back in the next.
+
+    Args:
+        layers: which to try, one at a time; all by default. batch: how many run at once (every row runs again).
+
+    Arrays `[layer]`: kl, agrees, right, logprob.
+    """
+    chosen = range(probe.num_layers) if layers is None else list(layers)
+    unseen = [combined(knockout(reading, "all", "visual", [k]), _paused(reading, [k])) for k in chosen]
+    return outcome_arrays("skip", _outcomes(probe, reading, unseen, batch), chosen)
+
+
+def freeze(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, batch: int = 8) -> Result:
+    """Visual rows pass one layer by unchanged, but text rows see them in it: what is lost is the layer's work on them.
+
+    ShortV (Yuan et al., ICCV 2025, arXiv 2504.00502) measures a layer's contribution so. Arguments and arrays are those
+    of `skip`.
+    """
+    chosen = range(probe.num_layers) if layers is None else list(layers)
+    paused = [_paused(reading, [k]) for k in chosen]
+    return outcome_arrays("freeze", _outcomes(probe, reading, paused, batch), chosen)
+
+
+def freeze_blocks(probe: Probe, reading: Reading, starts: Iterable[int], size: int, batch: int = 8) -> Result:
+    """Visual rows pass layers k .. k + size - 1 by unchanged, seen by text rows, for every k of `starts`.
+
+    What layers lose together is more than the sum of what each loses alone, so blocks are tried as blocks. Arrays
+    `[layer]`, labelled by k: kl, agrees, right, logprob.
+
+    Raises ConfigError for a block that reaches beyond the last layer, or is empty.
+    """
+    chosen = list(starts)
+    if size < 1 or any(not 0 <= start <= probe.num_layers - size for start in chosen):
+        raise ConfigError(f"Blocks of {size} layers must lie within the model's {probe.num_layers}.")
+    variants = [_paused(reading, range(start, start + size)) for start in chosen]
+    return outcome_arrays("freeze_blocks", _outcomes(probe, reading, variants, batch), chosen)
+
+
+def _paused(reading: Reading, layers: Sequence[int]) -> Variant:
+    """Visual rows leave these layers, in ascending order, as they entered them."""
+    visual = reading.rows("visual")
+    return Variant(start=layers[0], resting=dict.fromkeys(layers, visual))
+
+
+def _outcomes(probe: Probe, reading: Reading, variants: Sequence[Variant], batch: int) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for first in range(0, len(variants), batch):
+        outcomes += probe.rerun(reading, variants[first : first + batch])
+    return outcomes
+
+
+def remove_from_cache(probe: Probe, reading: Reading, windows: Sequence[tuple[int, int]]) -> Result:
+    """Visual keys and values of layers first .. end-1 are gone once the prompt is read (paper: visual KV in decoding).
+
+    Only rows after the prompt are affected, so answers of a single token cannot change.
+
+    Arrays `[window]`, a window being "first-end": kl, agrees, right, logprob.
+    """
+    variants = [knockout(reading, "answer", "visual", range(*window)) for window in windows]
+    labels = [f"{first}-{end}" for first, end in windows]
+    result = outcome_arrays("cache", probe.rerun(reading, variants), labels, "window")
+    covered = ["The first answer token is predicted while the prompt is read and cannot change."]
+    return Result("cache", result.arrays, [*result.not_covered, *covered])
+
+
+def keep_only(probe: Probe, reading: Reading, choices: Sequence[tuple[int, Tensor]], batch: int = 32) -> list[Outcome]:
+    """Only some visual tokens go on from a layer: what a pruner does, computed as one.
+
+    Args:
+        choices: pairs (layer, tokens): after `layer`, of the prompt's visual tokens only `tokens`, `[k]` long, are
+            left. All choices must have equally many tokens.
+
+    Raises ConfigError for unlike or doubled tokens.
+    """
+    counts = {len(tokens) for _, tokens in choices}
+    if len(counts) > 1 or any(len(set(tokens.tolist())) != len(tokens) for _, tokens in choices):
+        raise ConfigError("Every choice must keep the same number of distinct visual tokens.")
+    first = int(reading.visual[0])
+    context = torch.arange(first)
+    text = reading.rows("text")
+    outcomes: list[Outcome] = []
+    for begin in range(0, len(choices), batch):
+        rows, variants = [], []
+        for layer, tokens in choices[begin : begin + batch]:
+            present = text.clone()
+            present[reading.visual[tokens]] = True
+            rows.append(present[first:].nonzero().flatten() + first)
+            variants.append(Variant(start=layer + 1))
+        outcomes += probe.rerun(reading, variants, rows, context)
+    return outcomes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,18 +12,61 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from visipruner.adapters import Adapter, adapter_of
-from visipruner.analysis.dictation import PLAINLY, Dictate
-from visipruner.analysis.outcome import Outcome, outcomes
-from visipruner.analysis.reading import Continuation, Reading
-from visipruner.analysis.recorder import Recording
-from visipruner.analysis.rerun import Rerun
-from visipruner.analysis.variants import Variant, rows_to_run
+from visipruner.analysis.reading import Continuation, Reading, Recording
+from visipruner.analysis.rerun import Outcome, Rerun, Variant, outcomes, rows_to_run
 from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
-from visipruner.engine.attention import QKV
+from visipruner.engine.attention import QKV, unsupported
 from visipruner.engine.calls import bound
 from visipruner.engine.host import Host
 from visipruner.engine.patch import Attachment, check_free
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError
+
+
+class Dictate(LogitsProcessor):  # type: ignore[misc]
+    """Makes generation say `tokens`, `[t]` long, whatever the model would rather say."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens, self._said = tokens, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self._tokens[self._said]] = 0
+        self._said += 1
+        return forced
+
+
+PLAINLY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+"""Greedy decoding of what the model itself holds most likely: a checkpoint's own penalties would say something else
+than the logits by which an altered run is judged."""
+
+
+def _generated(model: Any, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None) -> Any:
+    length, forced = (max_new_tokens, []) if dictated is None else (len(dictated), [Dictate(dictated)])
+    return model.generate(**inputs, **PLAINLY, max_new_tokens=length, logits_processor=LogitsProcessorList(forced))
+
+
+@torch.no_grad()
+def greedy_logprobs(
+    model: Any, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `generate` says to one prompt, or is made to say, and how likely it held every token.
+
+    Args:
+        dictated: `[t]` long, said instead of the model's own answer.
+
+    Returns:
+        tokens `[t]` long, and log-probabilities `[t, vocabulary]` float32 of the model itself, on the CPU.
+    """
+    out = _generated(model, inputs, max_new_tokens, dictated)
+    logits = torch.cat([part.float().cpu() for part in out.logits])
+    return out.sequences[0, -len(out.logits) :].cpu(), logits.log_softmax(-1)
 
 
 class Probe:
@@ -44,6 +87,8 @@ class Probe:
         self.model = model
         self._adapter = adapter or adapter_of(model)
         self.host = Host.of(model, self._adapter)
+        if self.host.is_flash:  # variants are run by masks
+            raise unsupported(self.host.implementation)
         self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
         check_free(self.host)
         self._recording: Recording | None = None
@@ -62,9 +107,7 @@ class Probe:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ---- dense reading ----------------------------------------------------------------------------------------------
@@ -107,7 +150,7 @@ class Probe:
             is_right = judge(_decode(tokens, tokenizer), right)
         other = wanted if not is_right else None
         if other is not None and len(other) > 1:
-            recording.add_chain(self._generate(inputs, len(other), [Dictate(other)])[0])
+            recording.add_chain(self._generate(inputs, max_new_tokens, other)[0])
         layout = self._layout(prompt)
         answer_rows = torch.arange(prompt - 1, prompt - 1 + len(tokens))
         answer = Continuation(tokens, answer_rows, _decode(tokens, tokenizer))
@@ -121,21 +164,15 @@ class Probe:
         return Reading(layers, final, layout, prompt, answer, known, is_right, logprobs)
 
     def _generate(
-        self, inputs: Mapping[str, Any], max_new_tokens: int, processors: Sequence[LogitsProcessor] = ()
+        self, inputs: Mapping[str, Any], max_new_tokens: int, dictated: Tensor | None = None
     ) -> tuple[Recording, Any]:
         """Greedy generation, recorded."""
         recording = self._recording = Recording(self.num_layers)
         self._found = None
         try:
-            out = self.model.generate(
-                **inputs,
-                **PLAINLY,
-                max_new_tokens=max_new_tokens,
-                logits_processor=LogitsProcessorList(processors),
-            )
+            return recording, _generated(self.model, inputs, max_new_tokens, dictated)
         finally:
             self._recording = None
-        return recording, out
 
     def _layout(self, prompt: int) -> Any:
         found = self._found
@@ -190,8 +227,7 @@ class Probe:
         """Logits `[..., vocabulary]` float32 of states `[..., d]` leaving a layer: the logit lens."""
         norm = getattr(self.host.decoder, self._adapter.final_norm)
         logits = self.head(norm(hidden)).float()
-        config = self.host.decoder.config
-        cap = getattr(config, "final_logit_softcapping", None)
+        cap = getattr(self.host.decoder.config, "final_logit_softcapping", None)
         return (torch.tanh(logits / cap) * cap if cap else logits).cpu()
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -204,8 +240,8 @@ class Probe:
         if self.host.embedder is not None and self._adapter.locate is not None:
             yield self.host.embedder.register_forward_pre_hook(self._locate, with_kwargs=True)
         for layer, module in enumerate(self.host.layers):
-            yield module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
-            yield module.register_forward_hook(self._leaving(layer))
+            yield module.register_forward_pre_hook(partial(self._enter, layer), with_kwargs=True)
+            yield module.register_forward_hook(partial(self._leave, layer))
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording is not None and not self._recording.lengths:
@@ -214,25 +250,19 @@ class Probe:
             mask = self._adapter.locate(module, call)
             self._found = None if mask is None else self._adapter.arranged(module, call, mask)
 
-    def _entering(self, layer: int) -> Any:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._recording is None:
-                return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if hidden.shape[0] != 1:
-                raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
-            if layer == 0:
-                self._recording.begin_segment(hidden.shape[1])
-            self._recording.layers[layer].enter(hidden, kwargs)
+    def _enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recording is None:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[0] != 1:
+            raise LayoutError(f"A reading takes one prompt, got {hidden.shape[0]}; pass them one by one.")
+        if layer == 0:
+            self._recording.begin_segment(hidden.shape[1])
+        self._recording.layers[layer].enter(hidden, kwargs)
 
-        return enter
-
-    def _leaving(self, layer: int) -> Any:
-        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._recording is not None:
-                self._recording.layers[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
-
-        return leave
+    def _leave(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recording is not None:
+            self._recording.layers[layer].output.append((output[0] if isinstance(output, tuple) else output)[0])
 
     def attend(
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any

@@ -1,30 +1,127 @@
-"""Runs altered variants of a reading through the model's own layers, only the rows and layers that can differ."""
+"""What an experiment changes in a reading, its run through the model's own layers, and what becomes of the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from visipruner.analysis.reading import LayerStates, Reading
-from visipruner.analysis.variants import EdgeEdit, Variant
+from visipruner.analysis.arrays import Told
+from visipruner.analysis.reading import LayerStates, Reading, Rows
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.calls import seq_dim
 from visipruner.engine.host import Host
+from visipruner.errors import ConfigError
+
+How = Literal["cut", "zero", "merge", "swap"]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeEdit:
+    """Attention edges from rows `src` to rows `dst`, both `[n]` bool.
+
+    Attributes:
+        how: "cut" before the softmax (the rest is renormalised), "zero" after it (the mass is lost), "merge": the
+            summed mass goes to row `onto`, an attention sink, or "swap": `src` sees the keys and values that rows `dst`
+            have in `other`, a reading of the same rows with another picture.
+    """
+
+    src: Tensor
+    dst: Tensor
+    how: How = "cut"
+    onto: int | None = None
+    other: Reading | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One altered run of the layers.
+
+    Attributes:
+        edits: by layer, the edges that are not as in the dense model.
+        start: the first layer to run; what lies before is taken from `parent`.
+        parent: another variant's place in the same sweep whose states this one continues with at `start`; None for
+            the dense reading.
+        resting: by layer, `[n]` bool, rows whose states pass that layer unchanged.
+    """
+
+    edits: Mapping[int, tuple[EdgeEdit, ...]] = field(default_factory=dict)
+    start: int = 0
+    parent: int | None = None
+    resting: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def knockout(
+    reading: Reading,
+    src: Rows,
+    dst: Rows,
+    layers: Iterable[int],
+    how: How = "cut",
+    onto: int | None = None,
+    other: Reading | None = None,
+) -> Variant:
+    """Edges `src` -> `dst` changed in `layers`. `onto` is a row, for "merge" only; `other` a reading, for "swap" only.
+
+    Raises ConfigError for an unknown `how`, layers the model does not have, a merge without a place, or a swap with a
+    reading whose visual tokens are not at the same rows.
+    """
+    chosen = sorted(set(layers))
+    if how not in get_args(How):
+        raise ConfigError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}.")
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < len(reading.layers):
+        raise ConfigError(f"layers must lie in 0 .. {len(reading.layers) - 1}, got {chosen[0]} .. {chosen[-1]}.")
+    if how == "merge" and (onto is None or not 0 <= onto < reading.length):
+        raise ConfigError(f"merge needs the row that takes the mass: onto in 0 .. {reading.length - 1}, got {onto}.")
+    if how == "swap" and (other is None or not torch.equal(other.visual, reading.visual)):
+        raise ConfigError("swap needs other: a reading of the same question and a picture of the same size.")
+    edit = EdgeEdit(reading.rows(src), reading.rows(dst), how, onto, other)
+    return Variant(dict.fromkeys(chosen, (edit,)), start=chosen[0] if chosen else len(reading.layers))
+
+
+def combined(*variants: Variant) -> Variant:
+    """All edits of several variants at once, from the dense reading."""
+    edits: dict[int, tuple[EdgeEdit, ...]] = {}
+    resting: dict[int, Tensor] = {}
+    for variant in variants:
+        for layer, some in variant.edits.items():
+            edits[layer] = edits.get(layer, ()) + some
+        for layer, rows in variant.resting.items():
+            resting[layer] = resting[layer] | rows if layer in resting else rows
+    return Variant(edits, min((variant.start for variant in variants), default=0), None, resting)
+
+
+def rows_to_run(reading: Reading, variants: Sequence[Variant]) -> Tensor:
+    """`[r]` long: the rows whose states can differ from the dense reading's in any of `variants`, to the end.
+
+    In a causal model these are all rows from the first that loses or gains an edge; earlier ones need not run again.
+    """
+    first = reading.last
+    edges = {  # each once, however many layers and variants share it
+        (id(edit), id(reading.layers[layer].allowed)): (edit, reading.layers[layer].allowed)
+        for variant in variants
+        for layer, edits in variant.edits.items()
+        for edit in edits
+    }
+    for edit, allowed in edges.values():
+        touched = (edit.src & (allowed & edit.dst).any(-1)).nonzero()
+        first = min(first, int(touched[0]) if touched.numel() else first)
+    for variant in variants:
+        for rows in variant.resting.values():
+            first = min(first, int(rows.nonzero()[0]))
+    masks = {id(states.allowed): states.allowed for states in reading.layers}
+    sees_later = any(bool(allowed[:first, first:].any()) for allowed in masks.values())
+    return torch.arange(0 if sees_later else first, reading.length)
 
 
 class Rerun:
     """One sweep: several variants of one reading, layer by layer in one growing batch.
 
-    A variant joins the batch at its first layer, with the states its parent (or the dense reading) has there, so no
-    layer below the first change is computed again. Rows outside `rows` and `context` do not exist for it; those of
-    `context` are seen, with the dense reading's keys and values, and not run.
-
-    Args:
-        rows: per variant `[r]` long, ascending, rows to run; all of one length.
-        context: `[c]` long, rows that are seen only.
+    A variant joins the batch at its first layer, with the states its parent (or the dense reading) has there. It runs
+    `rows` (`[r]` long, ascending, as many for each variant), sees those of `context` (`[c]` long) with the dense
+    reading's keys and values, and no others.
     """
 
     def __init__(
@@ -42,8 +139,7 @@ class Rerun:
         """`[variants, r, d]`, states leaving the last layer."""
         layers = len(self._reading.layers)
         hidden: Tensor | None = None
-        order = sorted(range(len(self._variants)), key=lambda number: self._variants[number].start)
-        for layer in range(self._variants[order[0]].start if order else layers, layers):
+        for layer in range(min(variant.start for variant in self._variants), layers):
             hidden = self._join(layer, hidden)
             states = self._reading.layers[layer]
             output = self._host.layers[layer](hidden, **self._arguments(states))
@@ -52,13 +148,11 @@ class Rerun:
             if states.added is not None:  # by the host between layers: rows that rested get it, too
                 hidden = hidden + torch.stack([states.added[self._rows[number]] for number in self._alive])
         hidden = self._join(layers, hidden)
-        place = {number: position for position, number in enumerate(self._alive)}
-        return hidden[[place[number] for number in range(len(self._variants))]]
+        return hidden[[self._alive.index(number) for number in range(len(self._variants))]]
 
     def _join(self, layer: int, hidden: Tensor | None) -> Tensor:
         """The batch entering a layer, with the variants that begin there."""
         parts = [] if hidden is None else [hidden]
-        place = {number: position for position, number in enumerate(self._alive)}
         dense = self._reading.final if layer == len(self._reading.layers) else self._reading.layers[layer].hidden
         for number, variant in enumerate(self._variants):
             if variant.start != layer:
@@ -67,7 +161,7 @@ class Rerun:
                 parts.append(dense[self._rows[number]][None])
             else:
                 assert hidden is not None, "a parent starts below its children"
-                parts.append(hidden[place[variant.parent]][None])
+                parts.append(hidden[self._alive.index(variant.parent)][None])
             self._alive.append(number)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -171,3 +265,52 @@ class Rerun:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         output, _ = self._kernel(module, *qkv, mask, **{**kwargs, "is_causal": False})
         return output.masked_fill(blind[:, :, None, None], 0)
+
+
+ROWS_AT_ONCE = 256  # 150 MB of logits for a vocabulary of 150,000
+
+
+@dataclass(frozen=True)
+class Outcome(Told):
+    """One variant's effect on the answer.
+
+    Attributes:
+        kl: KL(dense || variant) in nats, mean over the dense answer's tokens, each given the dense ones before it.
+        logprob: log-probability of the dense answer, in nats; dense_logprob: the same without the change.
+        agrees: greedy decoding would give the dense answer, token for token.
+        right: greedy decoding would give the right answer: the dense one where that is right, else the known one,
+            token for token. None where no right answer is known.
+    """
+
+    kl: float
+    logprob: float
+    dense_logprob: float
+    agrees: bool
+    right: bool | None
+
+
+def outcomes(
+    reading: Reading, final: Tensor, rows: Sequence[Tensor], unembed: Callable[[Tensor], Tensor]
+) -> list[Outcome]:
+    """Outcomes of states `final`, `[variants, r, d]`, of the rows `rows` (per variant `[r]`)."""
+    answer, right = reading.answer, reading.right
+    told_apart = right is not None and right is not answer
+    dense = reading.logprobs
+    picked = torch.arange(len(answer.tokens))
+    wanted = [answer.rows, right.rows] if right is not None and told_apart else [answer.rows]
+    places = [[torch.searchsorted(present, part) for part in wanted] for present in rows]  # among ascending rows
+    speaking = [states[torch.cat(found)] for states, found in zip(final, places, strict=True)]
+    result = []
+    # The head is as large as many layers: reading it once for many rows is what makes a sweep fast.
+    for first in range(0, len(speaking), at_once := max(1, ROWS_AT_ONCE // len(speaking[0]))):
+        for logits in unembed(torch.stack(speaking[first : first + at_once])):
+            logprobs = logits[: len(answer.tokens)].log_softmax(-1)
+            kl = (dense.exp() * (dense - logprobs)).sum(-1).mean()
+            agrees = bool((logprobs.argmax(-1) == answer.tokens).all())
+            is_right: bool | None = None
+            if right is not None:
+                said = logits[len(answer.tokens) :].argmax(-1)
+                is_right = bool((said == right.tokens).all()) if told_apart else agrees
+            logprob, dense_logprob = (float(told[picked, answer.tokens].sum()) for told in (logprobs, dense))
+            result.append(Outcome(max(0.0, float(kl)), logprob, dense_logprob, agrees, is_right))
+    return result

@@ -10,13 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visipruner.analysis.check import check
 from visipruner.analysis.evidence import Metric
-from visipruner.analysis.idle import full_layers, idle_layers
-from visipruner.analysis.joint import TRIES
-from visipruner.analysis.measuring import Task, check_folder, measure
-from visipruner.analysis.parts import NEEDED_FOR_STAGES, PARTS, check_parts
-from visipruner.analysis.stages import Stages
+from visipruner.analysis.joint import TRIES, check
+from visipruner.analysis.measuring import NEEDED_FOR_STAGES, PARTS, Task, check_folder, check_parts, measure
+from visipruner.analysis.stages import Stages, full_layers, idle_layers
 from visipruner.analysis.study import Study
 from visipruner.contract.pruner import FILE_NAME, Pruner
 from visipruner.errors import ConfigError
@@ -75,13 +72,12 @@ def analyze(
     """Finds out where a model uses its visual tokens; what `visipruner analyze` does.
 
     Args:
-        model, processor: a stock multimodal model and its processor, with a chat template.
+        model, processor, metric, tolerance, max_new_tokens: see `find_stages`.
         samples: image-question pairs, with or without answers (`visipruner.evaluation.samples.load_samples`).
         out: results go here; an interrupted analysis goes on from it, and parts can be added later.
-        parts: names from `parts.PARTS`; all by default. Stages need `NEEDED_FOR_STAGES`.
+        parts: names from `measuring.PARTS`; all by default. Stages need `NEEDED_FOR_STAGES`.
         count: how many samples are analysed, spread over images; checked: on how many others proposals are tried.
-        metric, tolerance, max_new_tokens: see `find_stages`. seed: of the choice of samples.
-        name, data: how the report calls the model and the samples.
+        seed: of the choice of samples. name, data: how the report calls the model and the samples.
         progress: given an iterable, its length at most and what is being done; returns an iterable of the same.
 
     Raises ConfigError where `out` holds an analysis of something else, and as `choose` does.

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights, overlap
+from visipruner.analysis.knockout import keep_only
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.removal import keep_only
 from visipruner.analysis.result import Result
 from visipruner.contract.influence import influence
 
-Score = Callable[[Reading, int, Tensor], Tensor]
+Score = Callable[[Reading, int, int], Tensor]
 
 
 def token_influence(
@@ -33,67 +33,58 @@ def token_influence(
         top `[layer, rank]`: the `top` tokens by ||c_j||.
         stability `[layer]`: overlap of a layer's top tokens with those of the next layer (NaN for the last).
     """
-    distances, norms, relatives, tops = [], [], [], []
     count = min(top, len(reading.visual))
-    for layer, states in enumerate(reading.layers):
-        score = influence(attention_weights(reading, layer)[:, 0], states.values, reading.visual)
-        distances.append((1 - score.cosine).clamp(min=0))
-        norms.append(score.norm)
-        relatives.append(score.norm / score.output_norm.clamp(min=1e-30))
-        tops.append(score.norm.topk(count).indices)
-    chosen = [tokens.tolist() for tokens in tops]
+    scores = [
+        influence(attention_weights(reading, layer)[:, 0], states.values, reading.visual)
+        for layer, states in enumerate(reading.layers)
+    ]
+    distance = torch.stack([(1 - score.cosine).clamp(min=0) for score in scores]).numpy()
+    norm = torch.stack([score.norm for score in scores]).numpy()
+    relative = torch.stack([score.norm / score.output_norm.clamp(min=1e-30) for score in scores]).numpy()
+    chosen = [score.norm.topk(count).indices.tolist() for score in scores]
     stability = [overlap(one, other) for one, other in pairwise(chosen)] + [np.nan]
-    distance = torch.stack(distances).numpy()
+    layer, token = ("layer",), ("layer", "token")
     return Result(
         "influence",
         {
-            "distance": Labelled(distance, ("layer", "token"), "1 - cosine"),
-            "norm": Labelled(torch.stack(norms).numpy(), ("layer", "token"), "L2 norm"),
-            "relative": Labelled(torch.stack(relatives).numpy(), ("layer", "token"), "share of the output's norm"),
-            "would_filter": Labelled((distance > 1 - filter_threshold).any(-1).astype(float), ("layer",), "0 or 1"),
-            "would_keep": Labelled(
-                (torch.stack(norms) > token_threshold).sum(-1).numpy().astype(float), ("layer",), "tokens"
-            ),
+            "distance": Labelled(distance, token, "1 - cosine"),
+            "norm": Labelled(norm, token, "L2 norm"),
+            "relative": Labelled(relative, token, "share of the output's norm"),
+            "would_filter": Labelled((distance > 1 - filter_threshold).any(-1).astype(float), layer, "0 or 1"),
+            "would_keep": Labelled((norm > token_threshold).sum(-1).astype(float), layer, "tokens"),
             "top": Labelled(np.array(chosen), ("layer", "rank"), "token"),
-            "stability": Labelled(np.array(stability), ("layer",), "share"),
+            "stability": Labelled(np.array(stability), layer, "share"),
         },
         ["Influence is the last prompt row's; what other rows take from the image is not in it."],
     )
 
 
-def by_influence(reading: Reading, layer: int, seed: Tensor) -> Tensor:
-    """||c_j||_2 (VisiPruner)."""
+def _influence_of(reading: Reading, layer: int, seed: int) -> Tensor:
     weights = attention_weights(reading, layer)[:, 0]
     return influence(weights, reading.layers[layer].values, reading.visual).norm
 
 
-def by_last_row(reading: Reading, layer: int, seed: Tensor) -> Tensor:
-    """The last prompt row's attention, mean over heads (FastV and others)."""
-    return attention_weights(reading, layer).mean((0, 1))[reading.visual]
+def _attention_of(rows: str) -> Score:
+    def score(reading: Reading, layer: int, seed: int) -> Tensor:
+        return attention_weights(reading, layer, rows).mean((0, 1))[reading.visual]
+
+    return score
 
 
-def by_text_mean(reading: Reading, layer: int, seed: Tensor) -> Tensor:
-    """Attention of all question rows, mean over rows and heads (SparseVLM and others)."""
-    return attention_weights(reading, layer, "question").mean((0, 1))[reading.visual]
-
-
-def by_visual(reading: Reading, layer: int, seed: Tensor) -> Tensor:
-    """Attention that visual rows pay each other, mean over rows and heads: blind to the question."""
-    return attention_weights(reading, layer, "visual").mean((0, 1))[reading.visual]
-
-
-def at_random(reading: Reading, layer: int, seed: Tensor) -> Tensor:
+def _random(reading: Reading, layer: int, seed: int) -> Tensor:
     """A seeded random order, another one in each layer."""
-    generator = torch.Generator().manual_seed(int(seed) * 1000 + layer)
+    generator = torch.Generator().manual_seed(seed * 1000 + layer)
     return torch.rand(len(reading.visual), generator=generator)
 
 
 SCORES: dict[str, Score] = {
-    "influence": by_influence,
-    "last_row": by_last_row,
-    "text_mean": by_text_mean,
-    "visual": by_visual,
-    "random": at_random,
+    "influence": _influence_of,  # ||c_j||_2 (VisiPruner)
+    # Attention, mean over rows and heads: of the last prompt row (FastV and others), of all question rows (SparseVLM
+    # and others), and of visual rows among themselves, which is blind to the question.
+    "last_row": _attention_of("last"),
+    "text_mean": _attention_of("question"),
+    "visual": _attention_of("visual"),
+    "random": _random,
 }
 
 
@@ -115,7 +106,7 @@ def compare_scores(
     shape = (len(scores), len(budgets), len(chosen_layers))
     found = {name: np.full(shape, np.nan) for name in ("kl", "agrees", "right", "overlap")}
     order = {
-        (name, layer): SCORES[name](reading, layer, torch.tensor(seed)).argsort(descending=True, stable=True)
+        (name, layer): SCORES[name](reading, layer, seed).argsort(descending=True, stable=True)
         for name in dict.fromkeys((*scores, "influence"))
         for layer in chosen_layers
     }
@@ -125,11 +116,11 @@ def compare_scores(
         for s, name in enumerate(scores):
             for place, layer in enumerate(chosen_layers):
                 outcome = next(outcomes)
-                found["kl"][s, b, place] = outcome.kl
-                found["agrees"][s, b, place] = outcome.agrees
-                found["right"][s, b, place] = np.nan if outcome.right is None else outcome.right
                 mine, ours = order[name, layer][:budget].tolist(), order["influence", layer][:budget].tolist()
-                found["overlap"][s, b, place] = overlap(mine, ours)
+                right = np.nan if outcome.right is None else outcome.right
+                told = (outcome.kl, outcome.agrees, right, overlap(mine, ours))
+                for values, number in zip(found.values(), told, strict=True):
+                    values[s, b, place] = number
     dims = ("score", "budget", "layer")
     coords: dict[str, list[Any]] = {"score": list(scores), "budget": budgets, "layer": chosen_layers}
     units = {"kl": "nats", "agrees": "0 or 1", "right": "0 or 1", "overlap": "share"}

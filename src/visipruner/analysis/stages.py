@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from visipruner.analysis.boundaries import Boundaries, boundaries
-from visipruner.analysis.evidence import TOLERANCES, Evidence, Metric
-from visipruner.analysis.filtering import FilterChoice, filter_choice, first_layer, layers_between, paper_exit
-from visipruner.analysis.intervals import Interval, few_images
+from visipruner.analysis.arrays import Told
+from visipruner.analysis.boundaries import (
+    Boundaries,
+    FilterChoice,
+    boundaries,
+    filter_choice,
+    first_layer,
+    layers_between,
+    paper_exit,
+)
+from visipruner.analysis.evidence import TOLERANCES, Evidence, Interval, Metric, few_images
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
 from visipruner.words import spans
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(Told):
     """Settings that were run as a whole: what their parts lose by themselves, summed, and what they lose together."""
 
     pruner: VisiPruner
@@ -26,11 +34,12 @@ class Attempt:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"settings": self.pruner.settings(), "parts_loss": self.parts_loss, "loss": self.loss.to_dict()}
+        told = super().to_dict()
+        return {"settings": told.pop("pruner"), **told}
 
 
 @dataclass(frozen=True)
-class Stages:
+class Stages(Told):
     """What the data say about a model's stages.
 
     Attributes:
@@ -54,47 +63,29 @@ class Stages:
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "num_layers": self.num_layers,
-            "metric": self.metric,
-            "tolerance": self.tolerance,
-            "overall": self.overall.to_dict(),
-            "by_type": {name: found.to_dict() for name, found in self.by_type.items()},
-            "filter": None if self.filter is None else self.filter.to_dict(),
-            "paper_filter_layers": self.paper_filter_layers,
-            "paper_exit_layers": self.paper_exit_layers,
-            "pruner": None if self.pruner is None else self.pruner.settings(),
-            "attempts": [attempt.to_dict() for attempt in self.attempts],
-            "notes": self.notes,
-        }
-
 
 def stages_from(evidence: Evidence, tolerance: float | None = None, seed: int = 0) -> Stages:
-    """Reads the stages off the evidence.
+    """Reads the stages off the evidence; a loss within `tolerance` counts as none.
 
-    A loss within `tolerance` counts as none. `shallow_end` is the largest k such that no smaller one loses more;
-    `exit_layer` the smallest k such that no larger one does. Both come with the interval that 95 % of bootstrap
-    resamples (of images) give; nothing is assumed about how many places of fusion there are.
-
-    Raises ConfigError for a tolerance below 0 or without samples.
+    `shallow_end` is the largest k such that no smaller one loses more, `exit_layer` the smallest k such that no larger
+    one does, both with the interval that 95 % of bootstrap resamples (of images) give. There may be any number of
+    places of fusion. Raises ConfigError for a tolerance below 0 or without samples.
     """
     tolerance = TOLERANCES[evidence.metric] if tolerance is None else tolerance
     if tolerance < 0 or len(evidence.below) == 0:
         raise ConfigError("Stages need at least one sample and a tolerance of 0 or more.")
     num_layers = evidence.below.shape[1] - 1
     overall = boundaries(evidence, np.arange(len(evidence.below)), tolerance, seed)
-    by_type = {}
-    for name in sorted(set(evidence.types)):
-        members = np.flatnonzero(np.array(evidence.types) == name)
-        by_type[name] = boundaries(evidence, members, tolerance, seed)
+    by_type = {
+        name: boundaries(evidence, np.flatnonzero(np.array(evidence.types) == name), tolerance, seed)
+        for name in sorted(set(evidence.types))
+    }
     shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
     choice = filter_choice(evidence, shallow_end, leave, tolerance, seed) if overall.needs_image else None
+    pruner = None if choice is None else settings_from(shallow_end, choice, leave, num_layers)
     filters = [first_layer(row > 0.005, shallow_end + 1) for row in evidence.distance]
     exits = [paper_exit(row, layer) for row, layer in zip(evidence.distance, filters, strict=True)]
-    pruner = None if choice is None else settings_from(shallow_end, choice, leave, num_layers)
-    notes = _notes(evidence, overall, choice, exits, tolerance, num_layers)
+    notes = _notes(evidence, overall, choice, exits, tolerance)
     return Stages(num_layers, evidence.metric, tolerance, overall, by_type, choice, filters, exits, pruner, notes=notes)
 
 
@@ -116,21 +107,16 @@ def settings_from(shallow_end: int, choice: FilterChoice, leave: int, num_layers
 
 
 def _notes(
-    evidence: Evidence,
-    overall: Boundaries,
-    choice: FilterChoice | None,
-    exits: list[int],
-    tolerance: float,
-    num_layers: int,
+    evidence: Evidence, overall: Boundaries, choice: FilterChoice | None, exits: list[int], tolerance: float
 ) -> list[str]:
     notes = few_images(len(set(evidence.images)), "analysed")
     if not overall.needs_image:
         why = "Without the image nothing more than the tolerance is lost"
         if np.nanmean(evidence.discard[:, 0]) > tolerance:
             why = (
-                "Another picture makes no more difference than the tolerance: answers need the image's attention weight"
+                "Another picture makes no more difference than the tolerance: answers need the image's attention "
+                "weight but not its content"
             )
-            why += " but not its content"
         return [*notes, f"{why}: these samples show no stages."]
     if overall.shallow_end is None:
         notes.append("No shallow stage: without text -> visual attention in layer 0 more than the tolerance is lost.")
@@ -138,24 +124,29 @@ def _notes(
         notes.append("No deep stage: visual tokens are needed up to the last layer.")
     notes += _fusion_notes(evidence, overall)
     if choice is None:
-        shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
-        if layers_between(evidence, shallow_end, leave):
-            why = "No budget that was tried stays within the tolerance before the exit"
-        else:
-            end = f"the exit at layer {leave}" if leave < num_layers else "the last layer"
-            why = f"No layer that was tried lies between the shallow stage below layer {shallow_end} and {end}"
-        notes.append(f"{why}: no filter layer proposed.")
+        notes.append(_without_filter(evidence, overall))
     elif choice.hits is not None and choice.hits < 0.8:
         notes.append(
             f"No threshold finds filter layer {choice.layer} (the best does in {choice.hits:.0%} of samples): a filter "
             "there has to be fixed."
         )
-    if overall.exit_layer is not None and float(np.median(exits)) < overall.exit_layer.value:
+    vote = float(np.median(exits))
+    if overall.exit_layer is not None and vote < overall.exit_layer.value:
         notes.append(
-            f"The paper's exit vote would pass before layer {float(np.median(exits)):.0f} (median), vision is needed "
-            f"until layer {overall.exit_layer.value:.0f}: an exit has to be fixed."
+            f"The paper's exit vote would pass before layer {vote:.0f} (median), vision is needed until layer "
+            f"{overall.exit_layer.value:.0f}: an exit has to be fixed."
         )
     return notes
+
+
+def _without_filter(evidence: Evidence, overall: Boundaries) -> str:
+    num_layers = evidence.below.shape[1] - 1
+    shallow_end, leave = overall.sure_shallow_end, overall.sure_exit(num_layers)
+    why = "No budget that was tried stays within the tolerance before the exit"
+    if not layers_between(evidence, shallow_end, leave):
+        end = f"the exit at layer {leave}" if leave < num_layers else "the last layer"
+        why = f"No layer that was tried lies between the shallow stage below layer {shallow_end} and {end}"
+    return f"{why}: no filter layer proposed."
 
 
 def _fusion_notes(evidence: Evidence, overall: Boundaries) -> list[str]:
@@ -174,3 +165,42 @@ def _fusion_notes(evidence: Evidence, overall: Boundaries) -> list[str]:
             "content: another picture does as well, so that is no fusion."
         )
     return notes
+
+
+def idle_layers(
+    analysis: Mapping[str, Any], layers: range, end: Literal["mean", "low", "high"] = "mean"
+) -> tuple[int, ...]:
+    """Of `layers` the blocks that lose least, for as long as their losses add up to no more than the analysis allows.
+
+    A proposal to try: the analysis measures KL in each block by itself, and several lose more than the sum.
+
+    Args:
+        analysis: what `analysis.json` holds. layers: where blocks must lie as a whole.
+        end: of a block's interval, what is taken for its loss.
+
+    Returns layers, ascending; none where there is no such measurement, or stages are not read off KL.
+    """
+    blocks, stages = analysis.get("freeze_blocks"), analysis["stages"]
+    if blocks is None or stages["metric"] != "kl":
+        return ()
+    size = int(analysis["settings"]["plan"]["block"])
+    losses = blocks["kl"][end]
+    if None in losses:  # one image has no interval
+        losses = blocks["kl"]["mean"]
+    chosen: set[int] = set()
+    spent = 0.0
+    for loss, start in sorted(zip(losses, blocks["layer"], strict=True)):
+        block = range(start, start + size)
+        if start < layers.start or block.stop > layers.stop or not chosen.isdisjoint(block):
+            continue
+        spent += max(0.0, loss)
+        if spent > stages["tolerance"]:
+            break
+        chosen.update(block)
+    return tuple(sorted(chosen))
+
+
+def full_layers(pruner: VisiPruner) -> range:
+    """Layers that have every visual token: from the end of the shallow stage to the filter layer, if that is fixed."""
+    first = pruner.shallow_end if "shallow" in pruner.stages else 0
+    return range(first, first if pruner.filter_layer is None else pruner.filter_layer + 1)

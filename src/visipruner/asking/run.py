@@ -12,8 +12,7 @@ from PIL import Image
 
 from visipruner import specs
 from visipruner.asking import overlay
-from visipruner.asking.exchange import Exchange, exchange
-from visipruner.asking.record import Answered, document, recorded
+from visipruner.asking.answered import Answered, Exchange, document, exchange, recorded
 from visipruner.chat import chat_inputs
 from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
@@ -79,7 +78,7 @@ def ask(
     with progress.busy("Starting"):
         _chosen(method, settings, name, specs.ANY_DEPTH)  # a wrong name is told before the model loads
     with held(folder):
-        loaded = _loaded(model, load or {}, progress)
+        loaded = models.ready(model, load, progress)
         chosen = _chosen(method, settings, name, loaded.num_layers)
         chosen.pruner.check(loaded.num_layers)
         asking = _Asking(loaded, chosen, questions, repeats, max_new_tokens, folder, progress)
@@ -88,7 +87,7 @@ def ask(
             answers.append(answer)
             if each is not None:
                 each(answer)
-        return Asked(asking.document(answers), answers)
+        return Asked(document(loaded, chosen, answers, repeats), answers)
 
 
 def _chosen(method: str | Path | Pruner, settings: Mapping[str, Any] | None, model: str, layers: int) -> Chosen:
@@ -97,14 +96,6 @@ def _chosen(method: str | Path | Pruner, settings: Mapping[str, Any] | None, mod
     if not isinstance(method, str):
         raise ConfigError("A saved or ready-made method has all its settings; leave out the others, or change it.")
     return specs.adjusted(method, settings, model, layers)
-
-
-def _loaded(model: str | LoadedModel, load: Mapping[str, Any], progress: Progress) -> LoadedModel:
-    if not isinstance(model, str):
-        return model
-    models.prepare(model)
-    with progress.busy(f"Loading {model}"):
-        return models.load(model, **load)
 
 
 class _Source:
@@ -147,9 +138,6 @@ class _Asking:
     out: Path | None
     progress: Progress
 
-    def document(self, answers: Sequence[Answered]) -> dict[str, Any]:
-        return document(self.loaded, self.chosen, answers, self.repeats)
-
     def answers(self, sources: Sequence[_Source]) -> Iterator[Answered]:
         """In order. After each, what there is is saved, so that an interrupted run keeps it."""
         for question in self.questions:
@@ -171,7 +159,7 @@ class _Asking:
 
     def _save(self, answers: Sequence[Answered]) -> None:
         assert self.out is not None
-        write_json(self.out / RESULTS_FILE, self.document(answers))
+        write_json(self.out / RESULTS_FILE, document(self.loaded, self.chosen, answers, self.repeats))
 
     def _draw(self, path: Path, picture: Image.Image, found: Exchange, answer: Answered) -> str | None:
         """Writes the picture of the kept tokens; None where the model's tokens are not one grid."""

@@ -85,11 +85,11 @@ def analyze(options: AnalyzeOptions) -> None:
     Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
     frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
     """
-    from visipruner.analysis.parts import check_parts
+    from visipruner.analysis.measuring import check_parts
     from visipruner.analysis.run import analyze as analyze_model
     from visipruner.analysis.run import choose
     from visipruner.cli.console import Status, output
-    from visipruner.evaluation.samples import load_samples
+    from visipruner.evaluation.samples import check_questions, load_samples
     from visipruner.files import prepare_folder
     from visipruner.models import loading, packaged
 
@@ -99,10 +99,9 @@ def analyze(options: AnalyzeOptions) -> None:
     available = load_samples(options.data or packaged.data_of(options.model))
     choose(available, only, options.samples, options.metric.value, options.seed)
     prepare_folder(options.out)
-    loading.prepare(options.model)
     status = Status()
-    with status.busy(f"Loading {options.model}"):
-        loaded = loading.load(options.model, **options.loading())
+    loaded = loading.ready(options.model, options.loading(), status)
+    check_questions(available, loaded.processor)
     found = analyze_model(
         loaded.model,
         loaded.processor,
@@ -123,8 +122,7 @@ def analyze(options: AnalyzeOptions) -> None:
 
 
 def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> None:
-    from visipruner.analysis.report.notes import notes
-    from visipruner.analysis.report.words import interval
+    from visipruner.analysis.report.words import interval, notes
 
     if (stages := found.stages) is not None:
         overall = stages.overall

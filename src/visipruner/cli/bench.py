@@ -126,9 +126,10 @@ class BenchOptions:
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save results as JSON, tables and charts.")] = None
     as_json: AsJson = False
 
-    def given(self, **names: str) -> dict[str, Any]:
-        """The options that were given, by the names of the library's parameters: `parameter="option"`."""
-        values = {parameter: getattr(self, option) for parameter, option in names.items()}
+    def given(self, *names: str, **renamed: str) -> dict[str, Any]:
+        """The options that were given, as the library's parameters: of the same name, or `parameter="option"`."""
+        options = {**{name: name for name in names}, **renamed}
+        values = {parameter: getattr(self, option) for parameter, option in options.items()}
         return {parameter: value for parameter, value in values.items() if value is not None}
 
 
@@ -137,7 +138,7 @@ def bench(options: BenchOptions) -> None:
     """Measure speed and memory of pruning at real shapes, with random weights, against dense and what FLOPs promise."""
     from visipruner.cli.console import print_json
 
-    if options.model is None and options.given(image="image", question="question"):
+    if options.model is None and options.given("image", "question"):
         raise CliError("--image and --question are for a real checkpoint; give --model NAME too, or leave them out.")
     if options.model is not None:
         document = _of_model(options, options.model)
@@ -154,27 +155,16 @@ def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
     from visipruner.speed import bench_model
     from visipruner.speed.bench import check_device
 
-    sizes = ("shape", "check", "visual", "batch", "before", "after", "layers", "tie_layers")
-    if options.given(**{name: name for name in sizes}):
+    if options.given("shape", "check", "visual", "batch", "before", "after", "layers", "tie_layers"):
         raise CliError(
             "--model brings its own size and prompt; leave out --shape, --check, --visual, --before, --after, --batch, "
             "--layers and --tie-layers."
         )
     check_device(options.device)
-    loading = {name: getattr(options, name) for name in ("dtype", "attn", "device", "allow_download")}
     document = bench_model(
         model,
-        **options.given(
-            methods="method",
-            image="image",
-            question="question",
-            schedule="schedule",
-            new_tokens="new_tokens",
-            rounds="rounds",
-            warm_up="warm_up",
-            out="out",
-        ),
-        load=loading,
+        **options.given("image", "question", "schedule", "new_tokens", "rounds", "warm_up", "out", methods="method"),
+        load=options.given("dtype", "attn", "device", "allow_download"),
         progress=Status(),
     )
     if not options.as_json:
@@ -187,23 +177,12 @@ def _of_checks(options: BenchOptions, names: list[str]) -> dict[str, Any]:
     from visipruner.cli.console import Status
     from visipruner.speed import Effort, bench_checks
 
-    if options.given(**{name: name for name in ("method", "batch", "schedule", "before", "after")}):
+    if options.given("method", "batch", "schedule", "before", "after"):
         raise CliError(
             "--check brings its own methods, schedule and prompts; leave out --method, --schedule, --before, --after "
             "and --batch."
         )
-    effort = Effort(
-        **options.given(
-            shape="shape",
-            layers="layers",
-            rounds="rounds",
-            visual="visual",
-            dtype="dtype",
-            tie="tie_layers",
-            device="device",
-            attn="attn",
-        )
-    )
+    effort = Effort(**options.given("shape", "layers", "rounds", "visual", "dtype", "device", "attn", tie="tie_layers"))
     show = None if options.as_json else _show_check
     return bench_checks(names, effort, out=options.out, each=show, progress=Status())
 
@@ -212,25 +191,12 @@ def _of_shape(options: BenchOptions) -> dict[str, Any]:
     from visipruner.cli.console import Status
     from visipruner.speed import bench_shape
 
+    size = options.given("shape", "visual", "before", "after", "batch", "layers", tie="tie_layers")
+    how = options.given("schedule", "new_tokens", "rounds", "warm_up", "dtype", "attn", "device", methods="method")
     return bench_shape(
-        **options.given(
-            shape="shape",
-            methods="method",
-            schedule="schedule",
-            visual="visual",
-            before="before",
-            after="after",
-            batch="batch",
-            new_tokens="new_tokens",
-            rounds="rounds",
-            layers="layers",
-            tie="tie_layers",
-            dtype="dtype",
-            attn="attn",
-            device="device",
-            warm_up="warm_up",
-            out="out",
-        ),
+        **size,
+        **how,
+        out=options.out,
         each=None if options.as_json else _show_last,
         progress=Status(),
     )

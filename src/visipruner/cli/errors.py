@@ -75,7 +75,7 @@ def explain(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
-    """A sentence; where in the library it was raised helps nobody."""
+    """One sentence; users gain nothing from the place in the library that raised it."""
     print(f"visipruner: warning: {first_line(Warning(str(message)))}.", file=sys.stderr)
 
 

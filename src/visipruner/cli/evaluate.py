@@ -148,11 +148,9 @@ def evaluate(options: EvalOptions) -> None:
 
 def _fixed(options: EvalOptions) -> dict[str, str | Path]:
     """By name in the table. Raises CliError where two would have one name."""
+    configs = ((str(path), path) for path in options.config or [])
+    pairs: list[tuple[str, str | Path]] = [*map(_named, options.fixed or []), *configs]
     named: dict[str, str | Path] = {}
-    pairs: list[tuple[str, str | Path]] = [
-        *map(_named, options.fixed or []),
-        *((str(path), path) for path in options.config or []),
-    ]
     for label, spec in pairs:
         if named.setdefault(label, spec) != spec:
             raise CliError(f"2 settings have the name {label!r} in the table; give each a name: --fixed LABEL=SPEC.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -45,18 +45,22 @@ def list_(options: ListOptions) -> None:
         name: {"description": cls.about.summary, **asdict(cls.about), "settings": declared(cls)}
         for name, cls in ((name, registry.method_class(name)) for name in names)
     }
-    families = adapters.supported()
+    families, models = adapters.supported(), packaged.names()
     if options.as_json:
         benchmarks = {kind.name: {"title": kind.title, "metric": kind.metric} for kind in datasets.kinds()}
-        brought = packaged.names()
-        print_json({"methods": methods, "families": families, "benchmarks": benchmarks, "models": brought})
+        print_json({"methods": methods, "families": families, "benchmarks": benchmarks, "models": models})
     elif options.method is not None:
         _show_settings(options.method, methods[options.method])
     else:
         _show_methods(methods)
-        _show_families(families)
-        _show_benchmarks({kind.name: kind.title for kind in datasets.kinds()})
-        _show_models(packaged.names())
+        types: dict[str, str] = {}
+        for kind, family in families.items():
+            types[family] = f"{types[family]}, {kind}" if family in types else kind
+        _show_group("Model families and their types (model_type in config.json)", types)
+        titles = {kind.name: kind.title for kind in datasets.kinds()}
+        _show_group("Benchmarks (--benchmark NAME of eval)", titles)
+        brought = dict.fromkeys(models, "") or {"none": ""}
+        _show_group("Models of installed packages (--model NAME)", brought)
 
 
 def _show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
@@ -91,25 +95,6 @@ def _show_settings(name: str, method: Mapping[str, Any]) -> None:
         for key, one in settings.items()
     ]
     show_table(console, Table(["--set", "published", "takes"], rows))
-
-
-def _show_families(families: Mapping[str, str]) -> None:
-    """Model types, grouped by family."""
-    _show_group(
-        "Model families and their types (model_type in config.json)",
-        {
-            family: ", ".join(kind for kind, its_family in families.items() if its_family == family)
-            for family in dict.fromkeys(families.values())
-        },
-    )
-
-
-def _show_benchmarks(titles: Mapping[str, str]) -> None:
-    _show_group("Benchmarks (--benchmark NAME of eval)", titles)
-
-
-def _show_models(names: Sequence[str]) -> None:
-    _show_group("Models of installed packages (--model NAME)", dict.fromkeys(names, "") or {"none": ""})
 
 
 def _show_group(title: str, lines: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,11 @@ class PlanOptions:
 @command(PlanOptions, EXAMPLES)
 def plan(options: PlanOptions) -> None:
     """Plan a model that needs no pruning: which layers its visual rows should be in, and what each choice saves."""
+    execute(options)
+
+
+def execute(options: PlanOptions) -> None:
+    """Plans, saves and shows. Raises CliError."""
     from visipruner.cli.console import output, print_json
 
     result = planned(options.analysis, options.shape or [], options.visual, options.text)
@@ -83,33 +89,18 @@ def planned(analysis: Path, shapes: list[str], visual: int | None, text: int | N
     for name in shapes or ["7b", "13b"]:
         shape, rows, words = _shape(name, document)
         rows, words = visual or rows, text or words
+        sizes = {"shape": name, "sizes": shape.to_dict(), "visual_rows": rows, "text_rows": words}
         for one in found:
-            own = replace(one.scaled(shape.num_layers, rows))
-            table = as_rows(choices(shape, rows, words, one))
-            result["shapes"].append(
-                {
-                    "shape": name,
-                    "sizes": shape.to_dict(),
-                    "visual_rows": rows,
-                    "text_rows": words,
-                    "suggestion": asdict(own),
-                    "choices": table,
-                }
-            )
+            own, table = asdict(one.scaled(shape.num_layers, rows)), as_rows(choices(shape, rows, words, one))
+            result["shapes"].append({**sizes, "suggestion": own, "choices": table})
     return result
 
 
 def _evidence(document: dict[str, Any]) -> dict[str, Any]:
     stages = document["stages"]
-    return {
-        "samples": stages["overall"]["samples"],
-        "metric": stages["metric"],
-        "tolerance": stages["tolerance"],
-        "shallow_end": stages["overall"]["shallow_end"],
-        "exit_layer": stages["overall"]["exit_layer"],
-        "filter": stages.get("filter"),
-        "notes": stages.get("notes", []),
-    }
+    found = {"filter": None, "notes": [], **stages, **stages["overall"]}
+    names = ("samples", "metric", "tolerance", "shallow_end", "exit_layer", "filter", "notes")
+    return {name: found[name] for name in names}
 
 
 def _shape(name: str, document: dict[str, Any]) -> tuple[Any, int, int]:
@@ -149,7 +140,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     )
     for part in result["shapes"]:
         console.print(f"\n{_title(part)}")
-        show_table(console, _table(part))
+        show_table(console, Table.of(_COLUMNS, part["choices"]))
 
 
 def _letters(evidence: dict[str, Any], suggestions: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -195,33 +186,18 @@ def _title(part: dict[str, Any]) -> str:
     return f"{part['shape']}, {own['name']}: {settings} ({rows})"
 
 
-def _table(part: dict[str, Any]) -> Table:
-    columns = [
-        "guidelines",
-        "layers with vision",
-        "frozen",
-        "prefill TFLOPs",
-        "step TFLOPs",
-        "LoRA step",
-        "saved",
-        "KV MB",
-    ]
-    rows = [
-        [
-            row["guidelines"],
-            str(row["layers_with_vision"]),
-            str(len(row["frozen_layers"]) or "-"),
-            _figures(row["prefill_flops"] / 1e12),
-            _figures(row["train_flops_full"] / 1e12),
-            _figures(row["train_flops_frozen"] / 1e12),
-            f"{row['flops_cut']:.1%}",
-            _figures(row["kv_bytes"] / 1e6),
-        ]
-        for row in part["choices"]
-    ]
-    return Table(columns, rows)
-
-
 def _figures(value: float) -> str:
     """Three figures that count, written out."""
     return f"{value:.3g}" if value < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "guidelines": lambda row: str(row["guidelines"]),
+    "layers with vision": lambda row: str(row["layers_with_vision"]),
+    "frozen": lambda row: str(len(row["frozen_layers"]) or "-"),
+    "prefill TFLOPs": lambda row: _figures(row["prefill_flops"] / 1e12),
+    "step TFLOPs": lambda row: _figures(row["train_flops_full"] / 1e12),
+    "LoRA step": lambda row: _figures(row["train_flops_frozen"] / 1e12),
+    "saved": lambda row: f"{row['flops_cut']:.1%}",
+    "KV MB": lambda row: _figures(row["kv_bytes"] / 1e6),
+}

@@ -41,7 +41,7 @@ def first_smallest(costs: Tensor, slack: float) -> Tensor:
 
 
 def others(positions: Tensor, total: int) -> Tensor:
-    """Ascending places among `total` that are none of `positions`, all of which differ; the device is not asked."""
+    """Ascending places among `total` outside `positions`, all of which differ; reads nothing from the device."""
     taken = torch.zeros(total, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)
     return taken.sort(stable=True).indices[: total - positions.numel()]
 

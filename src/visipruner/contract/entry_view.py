@@ -186,7 +186,7 @@ class EntryView:
         return last_row_attention(found.query, found.keys, found.scaling, softcap=found.softcap)
 
     def narrowed(self, answer: Tensor | Merge) -> EntryView:
-        """The view once an answer was followed: for a second method at the same layer."""
+        """The view after an answer was carried out: for a second method at the same layer."""
         kept = answer.kept if isinstance(answer, Merge) else answer
         stays = torch.ones(len(self.states), dtype=torch.bool, device=self.states.device)
         stays[self.visual] = False

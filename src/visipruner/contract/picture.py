@@ -11,11 +11,11 @@ from visipruner.contract.pruner import Pruner
 
 @dataclass(frozen=True, kw_only=True)
 class PictureMethod(Pruner):
-    """Shows the picture otherwise. `visipruner.chat.attached` puts it to work, and not `attach`, which refuses it."""
+    """Shows the model another picture. Use it with `visipruner.chat.attached`; `attach` refuses it."""
 
     @abstractmethod
     def shown(self, prompt: Any) -> Any:
-        """Another `visipruner.chat.ChatPrompt`, which the model is to be given in place of `prompt`."""
+        """The `visipruner.chat.ChatPrompt` that the model gets in place of `prompt`."""
 
 
 def picture_methods(pruner: Pruner) -> list[PictureMethod]:

@@ -111,7 +111,7 @@ class Pruner(ABC):
         return PLAIN
 
     def first_layer(self) -> int:
-        """The layer before which visual rows come in; earlier ones run on text rows alone."""
+        """The first layer with visual rows; before it they are paused, and text rows run alone."""
         return 0
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:

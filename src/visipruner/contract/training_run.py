@@ -22,7 +22,7 @@ class TrainingRun(PromptRun):
         return False
 
     def edge_bias(self, layer: int, rows: Tensor, visual: Tensor) -> Tensor | None:
-        """What is added to this layer's attention logits: `[n, n]` float over the example's rows in play, or None.
+        """What to add to this layer's attention logits: `[n, n]` float over the example's rows that run, or None.
 
         `rows`: `[n]` long, their places in the prompt; `visual`: `[n]` bool. Not asked while decoding.
         """

@@ -15,6 +15,7 @@ from visipruner.adapters.generic import completed
 from visipruner.contract.layout import check_visual_mask
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.generating import Generating
 from visipruner.engine.guards import Refusals, stock_model
 from visipruner.engine.hooks import Hooks
@@ -27,7 +28,14 @@ from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, V
 from visipruner.models import checked
 
 
-def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter: Adapter | None = None) -> PruneHandle:
+def attach(
+    model: nn.Module,
+    pruner: Pruner,
+    visual_mask: Any = None,
+    *,
+    adapter: Adapter | None = None,
+    clock: EngineClock | None = None,
+) -> PruneHandle:
     """Makes `model` prune visual tokens until the handle is removed.
 
     What is chosen for a prompt holds for the answer: with a cache, and in `generate` also without one. Any other call
@@ -44,14 +52,14 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
         visual_mask: `[batch, seq]` bool (tensor, numpy array or lists), True on the visual rows of the prompt.
             Needed for text decoders and for multimodal models called with ready-made `inputs_embeds`; others find
             their visual rows by themselves.
-        adapter: describes a family this library does not know.
+        adapter: describes a family this library does not know. clock: what times the engine, off by default.
 
     Returns:
         A handle, usable as a context manager, with `.remove()` and `.trace`.
 
     Raises:
-        UnsupportedModelError: the model's family or attention implementation is not supported (flash and flex
-            attention are not), it is no transformers model with its head, or it has no vision tower that the pruner
+        UnsupportedModelError: the model's family or attention implementation is not supported (flex
+            attention is not), it is no transformers model with its head, or it has no vision tower that the pruner
             could look at.
         LayoutError: the mask is malformed, or missing where it is needed.
         ConfigError: `pruner` is no method with its settings, these do not fit the model, or it works on the picture.
@@ -76,7 +84,7 @@ def attach(model: nn.Module, pruner: Pruner, visual_mask: Any = None, *, adapter
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_free(host)
-    return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner))
+    return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner), clock)
 
 
 def _adapter_of(model: nn.Module) -> Adapter:
@@ -124,9 +132,10 @@ class PruneHandle:
         pruner: Pruner,
         visual_mask: Tensor | None = None,
         tap: VisionTap | None = None,
+        clock: EngineClock | None = None,
     ) -> None:
         self.pruner = pruner
-        self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap), tap
+        self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap, clock), tap
         with ExitStack() as undo:
             self._attachment = Attachment(host, self._hooks, self._hooks.install(model))
             undo.callback(self._attachment.remove)

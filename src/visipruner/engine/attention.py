@@ -71,7 +71,7 @@ def register(implementation: str) -> str:
     """Registers the attached attention beside `implementation`, with the same mask function; returns its name."""
     name = PREFIX + implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
-        raise _unsupported(implementation)
+        raise unsupported(implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, attached_attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
@@ -81,12 +81,17 @@ def register(implementation: str) -> str:
 def check_masks(implementation: str) -> None:
     """Raises UnsupportedModelError unless kernels of this implementation are told row by row which keys to see.
 
-    What pruning leaves to a row is no longer said by causality and padding alone, and flash kernels know only these;
-    flex kernels are given compiled blocks of the unpruned rows.
+    Flash kernels are told by lengths instead (`engine.flash`); flex kernels are given compiled blocks of the unpruned
+    rows.
     """
     makes = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
-    if makes in (None, flash_attention_mask, flex_attention_mask):
-        raise _unsupported(implementation)
+    if makes in (None, flex_attention_mask):
+        raise unsupported(implementation)
+
+
+def takes_lengths(implementation: str) -> bool:
+    """Whether kernels of this implementation are of variable length, as flash attention is, and take no mask."""
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is flash_attention_mask
 
 
 def is_additive(implementation: str) -> bool:
@@ -94,10 +99,11 @@ def is_additive(implementation: str) -> bool:
     return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is eager_mask
 
 
-def _unsupported(implementation: str) -> UnsupportedModelError:
+def unsupported(implementation: str) -> UnsupportedModelError:
+    """What is said of an attention implementation that ours cannot stand in for."""
     return UnsupportedModelError(
         f"Attention implementation {implementation!r} cannot be attached to; load the model with "
-        "attn_implementation='sdpa' or 'eager'."
+        "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
     )
 
 
@@ -111,7 +117,26 @@ def host_kernel(module: nn.Module, implementation: str) -> Kernel:
                 f"{type(module).__name__} has no eager attention; use attn_implementation='sdpa'."
             )
         return kernel  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[implementation]  # type: ignore[no-any-return]
+    registered: Kernel = ALL_ATTENTION_FUNCTIONS[implementation]
+    if not takes_lengths(implementation):
+        return registered
+
+    def flash(caller: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        # transformers picks the flash kernel by the name in the caller's config, where ours stands now.
+        return registered(_AsLoaded(caller, implementation), *args, **kwargs)
+
+    return flash
+
+
+class _AsLoaded:
+    """A module, or its config, as it was before our attention function's name was put into the config."""
+
+    def __init__(self, inner: Any, implementation: str) -> None:
+        self._inner, self._attn_implementation = inner, implementation
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return _AsLoaded(found, self._attn_implementation) if name == "config" else found
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,66 +11,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from visipruner.engine.edges import OtherKeys, joined_bias
-from visipruner.engine.rows import Rows
+from visipruner.engine.incoming import PADDING, Incoming, pad_left
 from visipruner.engine.sealed import SealedLayer, SealedSlidingLayer, no_crop, sealed
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
-
-PADDING = -1
-
-
-@dataclass(frozen=True, eq=False)
-class Incoming:
-    """What the next `update` brings: the packed new rows of every example. Layers with the same rows share one.
-
-    Attributes:
-        rows: the new rows, packed as the keys `[1, kv_heads, sum(lengths), head_dim]` are. past: logical rows before.
-        logical: rows the host thinks it appended, padding and dropped rows included.
-        stored: per example, places `[k]` long of the new rows that later tokens can need, or None for all.
-        transform: applied to each example's new values before they are stored.
-        bias: per example `[n_b]` float added to the logits of its new rows, or None.
-        beside: per example keys of rows that are not among the new ones, or None; they are stored too.
-    """
-
-    rows: Rows
-    past: int
-    logical: int
-    stored: Sequence[Tensor] | None = None
-    transform: Sequence[Callable[[Tensor], Tensor]] | None = None
-    bias: Sequence[Tensor] | None = None
-    beside: Sequence[OtherKeys | None] | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether rows are stored as they come, all or some of them."""
-        return self.transform is None and self.bias is None and self.beside is None
-
-    def kept(self, example: int) -> int:
-        """Rows of an example that are stored."""
-        beside = None if self.beside is None else self.beside[example]
-        mine = self.rows.lengths[example] if self.stored is None else self.stored[example].numel()
-        return mine + (0 if beside is None else beside.columns.numel())
-
-    @cached_property
-    def columns(self) -> list[Tensor]:
-        """Per example `[n_b]` long, logical columns of its new rows."""
-        return [index + self.past if self.past else index for index in self.rows.index]
-
-    @cached_property
-    def padded(self) -> tuple[Tensor | None, Tensor, bool]:
-        """Of plain rows: their places among the packed ones, examples padded on the left (None: as they come), their
-        logical columns `[batch, longest]`, and whether any is PADDING."""
-        stored = self.stored or [torch.arange(length, device=self.rows.flat.device) for length in self.rows.lengths]
-        columns = self.columns if self.stored is None else [c[s] for c, s in zip(self.columns, stored, strict=True)]
-        if len(columns) == 1:
-            return (None if self.stored is None else stored[0]), columns[0][None], False
-        longest = max(part.numel() for part in columns)
-        starts = [span.start for span in self.rows.spans]
-        places = [
-            _pad_left(part + start, longest, -1, min(start, self.rows.total - 1))
-            for part, start in zip(stored, starts, strict=True)
-        ]
-        where = torch.stack([_pad_left(part, longest, -1, PADDING) for part in columns])
-        return torch.cat(places), where, any(part.numel() < longest for part in columns)
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -165,15 +106,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         ]
         lengths = [part.columns.numel() for part in parts]
         longest = max(lengths)
-        self.keys = torch.stack([_pad_left(part.keys, longest, -2) for part in parts])
-        self.values = torch.stack([_pad_left(part.values, longest, -2) for part in parts])
-        self.columns = torch.stack([_pad_left(part.columns, longest, -1, PADDING) for part in parts])
+        self.keys = torch.stack([pad_left(part.keys, longest, -2) for part in parts])
+        self.values = torch.stack([pad_left(part.values, longest, -2) for part in parts])
+        self.columns = torch.stack([pad_left(part.columns, longest, -1, PADDING) for part in parts])
         self.is_padded = min(lengths) < longest
         biases = [joined_bias((part.columns, part.bias)) for part in parts]
         self.bias = None
         if any(bias is not None for bias in biases):
             none = torch.zeros(longest, device=self.columns.device)
-            self.bias = torch.stack([none if bias is None else _pad_left(bias, longest, -1) for bias in biases])
+            self.bias = torch.stack([none if bias is None else pad_left(bias, longest, -1) for bias in biases])
 
     def _stored(self, example: int, k: Tensor, v: Tensor, new: Incoming) -> OtherKeys:
         """All that an example holds once its new rows, keys and values `[kv_heads, n, head_dim]`, are stored."""
@@ -215,36 +156,55 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return OtherKeys(keys, values, columns, bias, torch.zeros_like(columns, dtype=torch.bool))
 
     def narrow_mask(
-        self, mask: Tensor | None, queries: int, dtype: torch.dtype, known: dict[Any, Any] | None = None
+        self,
+        mask: Tensor | None,
+        queries: int,
+        dtype: torch.dtype,
+        known: dict[Any, Any] | None = None,
+        is_flash: bool = False,
     ) -> Tensor | None:
         """The host's mask over the unpruned columns, for the keys held plus `queries` new ones.
 
         `mask` is `[batch or 1, 1, queries, columns]` (bool, or float to be added), or None where the host's kernel
-        needs none; then None comes back too, unless padding or a sink's bias must be told to the kernel. `known`
-        remembers what one forward's layers have in common.
+        needs none; then None comes back too, unless padding or a sink's bias must be told to the kernel. For flash
+        kernels it is, and becomes, `[batch, columns]`, which keys are no padding. `known` remembers what one forward's
+        layers have in common.
         """
         if mask is None and not self.is_padded and self.bias is None:
             return None
+        narrowed = self._narrowed_padding if is_flash else self._narrowed
         if known is None:
-            return self._narrowed(mask, queries, dtype)
+            return narrowed(mask, queries, dtype)
         key = (id(mask), id(self.columns), id(self.bias), self._held(), self.logical, self.columns.device, dtype)
         if key not in known:  # what the ids belong to is kept as long as they are
-            known[key] = (self._narrowed(mask, queries, dtype), mask, self.columns, self.bias)
+            known[key] = (narrowed(mask, queries, dtype), mask, self.columns, self.bias)
         return known[key][0]  # type: ignore[no-any-return]
 
-    def _narrowed(self, mask: Tensor | None, queries: int, dtype: torch.dtype) -> Tensor:
+    def _with_new(self, queries: int) -> Tensor:
+        """`[batch, held + queries]`: `all_columns`, and those of the rows to come."""
         old = self.all_columns()
         new = torch.arange(self.logical, self.logical + queries, device=old.device).expand(old.shape[0], -1)
-        columns = torch.cat([old, new], dim=1)
+        return torch.cat([old, new], dim=1)
+
+    def _narrowed_padding(self, mask: Tensor | None, queries: int, dtype: torch.dtype) -> Tensor:
+        columns = self._with_new(queries)
+        is_key = columns != PADDING
+        if mask is not None:
+            is_key = is_key & mask.to(columns.device).bool().gather(1, columns.clamp(min=0))
+        return is_key
+
+    def _narrowed(self, mask: Tensor | None, queries: int, dtype: torch.dtype) -> Tensor:
+        columns = self._with_new(queries)
+        batch, device = columns.shape[0], columns.device
         if mask is None:
-            rows = torch.arange(self.logical, self.logical + queries, device=old.device)
+            rows = torch.arange(self.logical, self.logical + queries, device=device)
             narrow = (columns[:, None, None] <= rows[:, None]) & (columns != PADDING)[:, None, None]
         else:
-            mask = mask.to(old.device)  # hosts make one mask for all layers, on whichever device these are
+            mask = mask.to(device)  # hosts make one mask for all layers, on whichever device these are
             # A sliding host mask may start later than column 0; what lies before is out of every query's window.
             places = columns - (self.logical + queries - mask.shape[-1])
             inside = (places >= 0) & (columns != PADDING)
-            wide = mask.expand(old.shape[0], -1, -1, -1)
+            wide = mask.expand(batch, -1, -1, -1)
             picked = wide.gather(-1, places.clamp(min=0)[:, None, None].expand(-1, wide.shape[1], queries, -1))
             if mask.dtype != torch.bool:
                 lowest = torch.finfo(mask.dtype).min
@@ -327,11 +287,3 @@ def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:
             memory_format=torch.contiguous_format
         )  # a slice of a larger tensor would keep all of that in memory
     return packed if batch == 1 else packed.view(packed.shape[1], batch, -1, packed.shape[3]).transpose(0, 1)
-
-
-def _pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:
-    missing = length - tensor.shape[dim]
-    if missing == 0:
-        return tensor
-    padding = [0, 0] * (-dim - 1) + [missing, 0]
-    return torch.nn.functional.pad(tensor, padding, value=value)

@@ -87,6 +87,17 @@ class PackedExample:
 
 
 @dataclass(frozen=True, eq=False)
+class Lengths:
+    """Sequences of a packed call, as kernels of variable length are told: where each ends, `[sequences + 1]` int32, and
+    the longest, of queries and of keys."""
+
+    query_ends: Tensor
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True, eq=False)
 class Edges:
     """One group of rows and the keys it attends to, ready for a kernel; the same in every layer of equal routing.
 
@@ -95,6 +106,8 @@ class Edges:
         mask: for the kernel, None where `is_causal` says it. blind: `[group]` bool, rows that see no key at all, or
             None where there are none.
         pairs: (query, key) pairs the kernel computes, per head.
+        lengths: for kernels of variable length, which take no mask. takes_members: all rows run, and the group's are
+            taken of what comes out.
     """
 
     edge: Edge
@@ -104,6 +117,8 @@ class Edges:
     is_causal: bool
     blind: Tensor | None
     pairs: int
+    lengths: Lengths | None = None
+    takes_members: bool = False
 
 
 class Groups:
@@ -134,13 +149,17 @@ def _attend(
     group: Edges, kernel: Kernel, module: nn.Module, qkv: QKV, visual: Tensor, kwargs: Mapping[str, Any]
 ) -> Tensor:
     q, k, v = qkv
-    part_q = q if group.members is None else q.index_select(2, group.members)
+    takes_all = group.members is None or group.takes_members
+    part_q = q if takes_all or group.members is None else q.index_select(2, group.members)
     part_k = k if group.keys is None else k.index_select(2, group.keys)
     part_v = v if group.keys is None else v.index_select(2, group.keys)
     part_v = edge_values(group.edge, part_v, visual)
     if part_k.shape[2] == 0:  # nothing to attend to: an image that opens the prompt
         return v.new_zeros(1, part_q.shape[2], q.shape[1], v.shape[-1])
-    output = run_kernel(kernel, module, (part_q, part_k, part_v), group.mask, group.is_causal, kwargs)
+    qkv = (part_q, part_k, part_v)
+    output = run_kernel(kernel, module, qkv, group.mask, group.is_causal, kwargs, group.lengths)
+    if group.takes_members and group.members is not None:
+        output = output.index_select(1, group.members)
     return output if group.blind is None else output.masked_fill(group.blind[None, :, None, None], 0)
 
 
@@ -152,7 +171,7 @@ def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dty
 def _edges(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
     if part.others is not None or part.bias is not None or not host.is_causal[part.example]:
         return _masked(routing, host, part, eager, dtype)
-    if _is_routed(routing, part):
+    if is_routed(routing, part):
         return _routed(routing, part, eager, dtype)
     count = part.rows.numel()
     if not count:
@@ -166,7 +185,8 @@ def causal_mask(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((1, 1, count, count), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
 
 
-def _is_routed(routing: Routing, part: PackedExample) -> bool:
+def is_routed(routing: Routing, part: PackedExample) -> bool:
+    """Whether text and visual rows may see unlike keys."""
     is_plain = routing.is_plain or routing.freezes_visual or not routing.visual_rows_attend
     return not is_plain and (part.others is not None or part.visual.numel() > 0)
 
@@ -174,17 +194,8 @@ def _is_routed(routing: Routing, part: PackedExample) -> bool:
 def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
     """Groups under plain causality, planned in numbers on the host: one read, and only where tokens left before."""
     (rows, is_visual), device = part.on_host(), part.rows.device
-    is_later = (rows >= part.prompt_end) if routing.prompt_only else np.zeros_like(is_visual)
     found = []
-    wanted: list[tuple[np.ndarray, Edge]] = [
-        (~is_visual & ~is_later, routing.text_to_visual),
-        (is_visual, routing.visual_to_visual),
-        (is_later, "attend"),
-    ]
-    for which, edge in wanted:
-        members = np.flatnonzero(which)
-        if not len(members):
-            continue
+    for members, edge in members_of(routing, part, rows, is_visual):
         keys = np.flatnonzero(~is_visual) if edge == "cut" else np.arange(len(rows))
         allowed = rows[keys][None] <= rows[members][:, None]
         if edge == "cut":  # keys that no row of the group can see are not worth a kernel's time
@@ -192,6 +203,19 @@ def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dty
             keys, allowed = keys[seen], allowed[:, seen]
         found.append(_group(edge, members, keys, allowed, eager, dtype, device))
     return found
+
+
+def members_of(
+    routing: Routing, part: PackedExample, rows: np.ndarray, is_visual: np.ndarray
+) -> list[tuple[np.ndarray, Edge]]:
+    """Places of the rows that see visual rows by the same edge; no group is empty."""
+    is_later = (rows >= part.prompt_end) if routing.prompt_only else np.zeros_like(is_visual)
+    groups: list[tuple[np.ndarray, Edge]] = [
+        (np.flatnonzero(~is_visual & ~is_later), routing.text_to_visual),
+        (np.flatnonzero(is_visual), routing.visual_to_visual),
+        (np.flatnonzero(is_later), "attend"),
+    ]
+    return [(members, edge) for members, edge in groups if len(members)]
 
 
 def _group(
@@ -225,7 +249,7 @@ def _masked(routing: Routing, host: HostMask, part: PackedExample, eager: bool, 
     """Groups that are told row by row what to see: the caller's own mask, older keys, biases. Reads nothing."""
     columns = part.columns(host.past)
     groups: list[tuple[Tensor | None, Edge]] = [(None, "attend")]
-    if _is_routed(routing, part):
+    if is_routed(routing, part):
         groups = _groups(routing, part)
     bias = _bias(part)
     found = []
@@ -268,12 +292,21 @@ def _bias(part: PackedExample) -> Tensor | None:
 
 
 def run_kernel(
-    kernel: Kernel, module: nn.Module, qkv: QKV, mask: Tensor | None, is_causal: bool, kwargs: Mapping[str, Any]
+    kernel: Kernel,
+    module: nn.Module,
+    qkv: QKV,
+    mask: Tensor | None,
+    is_causal: bool,
+    kwargs: Mapping[str, Any],
+    lengths: Lengths | None = None,
 ) -> Tensor:
-    """The host's own attention function on a mask of ours, `[batch, n, heads, head_dim]`."""
+    """The host's own attention function on a mask, or lengths, of ours, `[batch, n, heads, head_dim]`."""
     if mask is not None and mask.is_floating_point():
         mask = mask.to(qkv[0].dtype)  # autocast runs attention in another dtype than the layer
-    extra = {} if mask is not None else {"is_causal": is_causal}
+    extra: dict[str, Any] = {} if mask is not None else {"is_causal": is_causal}
+    if lengths is not None:
+        extra |= {"cu_seq_lens_q": lengths.query_ends, "cu_seq_lens_k": lengths.key_ends}
+        extra |= {"max_length_q": lengths.longest_query, "max_length_k": lengths.longest_key}
     output, _ = kernel(module, *qkv, mask, **{**kwargs, **extra})
     return output
 

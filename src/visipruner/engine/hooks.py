@@ -16,6 +16,7 @@ from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.attention import QKV, uncompiled
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.calls import by_name, cache_of
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.host import Host
 from visipruner.engine.layer_plan import PLAN
 from visipruner.engine.opening import Opening
@@ -41,9 +42,19 @@ class Hooks:
     _spares_queries = PerThread[bool](bool)
     _query_rows = PerThread[int](int)
 
-    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        pruner: Pruner,
+        visual_mask: Tensor | None,
+        tap: VisionTap | None = None,
+        clock: EngineClock | None = None,
+    ) -> None:
+        self._timed: Callable[[Any], Any] = _as_it_is
+        if clock is not None:
+            host, self._timed = replace(host, kernel=clock.kernel.timed(host.kernel)), clock.engine.timed
         self._host, self._pruner, self._tap = host, pruner, tap
-        self.opening = Opening(host, pruner, visual_mask, tap)
+        self.opening = Opening(host, pruner, visual_mask, tap, clock)
         self.threads, self._traces = Threads(), _Traces()
         self.is_attached = True
 
@@ -67,18 +78,20 @@ class Hooks:
         host = self._host
         if model is not host.decoder:
             yield model.register_forward_pre_hook(uncompiled(self.opening.take_labels), with_kwargs=True)
-        yield host.decoder.register_forward_pre_hook(uncompiled(self._begin), with_kwargs=True)
-        yield host.decoder.register_forward_hook(uncompiled(self._end), always_call=True)
+        yield host.decoder.register_forward_pre_hook(uncompiled(self._timed(self._begin)), with_kwargs=True)
+        yield host.decoder.register_forward_hook(uncompiled(self._timed(self._end)), always_call=True)
         if host.embedder is not None:
-            yield host.embedder.register_forward_pre_hook(uncompiled(self.opening.locate), with_kwargs=True)
+            yield host.embedder.register_forward_pre_hook(
+                uncompiled(self._timed(self.opening.locate)), with_kwargs=True
+            )
             if self._tap is not None:
                 yield host.embedder.register_forward_hook(uncompiled(self._tap.leave), always_call=True)
         for layer, module in enumerate(host.layers):
-            yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
+            yield module.register_forward_pre_hook(self._timed(self._layer_hook(layer)), with_kwargs=True)
             yield from self._install_routing(layer)
             if isinstance(self._pruner, TrainingPruner):
                 yield module.register_forward_hook(self._blend_hook(layer), with_kwargs=True)
-        yield host.layers[-1].register_forward_hook(self._leave_layers)
+        yield host.layers[-1].register_forward_hook(self._timed(self._leave_layers))
 
     def _install_routing(self, layer: int) -> Iterator[RemovableHandle]:
         """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
@@ -89,16 +102,16 @@ class Hooks:
             yield queries.register_forward_hook(self._leave_queries)
             return
         if not routing.visual_rows_attend:
-            yield module.register_forward_pre_hook(self._enter_attention, with_kwargs=True)
-            yield module.register_forward_hook(self._leave_attention)
+            yield module.register_forward_pre_hook(self._timed(self._enter_attention), with_kwargs=True)
+            yield module.register_forward_hook(self._timed(self._leave_attention))
             return
         for name, needed in zip(
             self._host.adapter.key_value, (routing.visual_keys, routing.visual_values), strict=True
         ):
             projection = getattr(module, name, None)
             if isinstance(projection, nn.Module) and needed != "all":
-                yield projection.register_forward_pre_hook(partial(self._enter_projection, needed))
-                yield projection.register_forward_hook(partial(self._leave_projection, needed))
+                yield projection.register_forward_pre_hook(self._timed(partial(self._enter_projection, needed)))
+                yield projection.register_forward_hook(self._timed(partial(self._leave_projection, needed)))
 
     # ---- around the decoder -------------------------------------------------------------------------------------
 
@@ -181,7 +194,8 @@ class Hooks:
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
         if not isinstance(held, PrunedLayer):
             return None
-        mask = held.narrow_mask(kwargs.get("attention_mask"), hidden.shape[1], hidden.dtype, self._narrowed)
+        mask, is_flash = kwargs.get("attention_mask"), self._host.is_flash
+        mask = held.narrow_mask(mask, hidden.shape[1], hidden.dtype, self._narrowed, is_flash)
         return args, {**kwargs, "attention_mask": mask}
 
     def _leave_layers(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -220,6 +234,11 @@ class Hooks:
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Called by the attention of every attached layer."""
+        return self._timed(self._attend)(layer, module, qkv, mask, kwargs)  # type: ignore[no-any-return]
+
+    def _attend(
+        self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         plan = kwargs.pop(PLAN, None)
         if self._is_projecting:
             raise _ProjectedError(qkv, kwargs)
@@ -228,6 +247,10 @@ class Hooks:
         if self._session is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
         return self._session.attend(layer, module, qkv, mask, kwargs)
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 class _Traces:

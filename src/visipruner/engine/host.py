@@ -11,7 +11,7 @@ from torch import nn
 from visipruner.adapters import adapter_of
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.adapters.generic import completed
-from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive
+from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive, takes_lengths
 from visipruner.errors import UnsupportedModelError
 from visipruner.models.shape import ModelShape
 
@@ -73,6 +73,11 @@ class Host:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether attention kernels take lengths of sequences, and no mask."""
+        return takes_lengths(self.implementation)
 
     @property
     def is_eager(self) -> bool:

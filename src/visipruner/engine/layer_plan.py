@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from visipruner.contract.pruner import PromptRun
 from visipruner.contract.routing import Routing
+from visipruner.engine import flash
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.edges import Groups, OtherKeys, PackedExample, causal_mask, plan, run_kernel
 from visipruner.engine.host import Host
@@ -38,21 +39,23 @@ class LayerPlan:
 
     Attributes:
         rows: where each example lies in the packed rows. parts: the examples.
-        groups: per example the groups of its rows. padded: all examples in one call, where their rows are plain.
-        looks: by example what asks the pruner.
+        groups: per example the groups of its rows. together: all examples in one call, where their rows are plain.
+        looks: by example what asks the pruner. mask: what the host's said. is_flash: whether the kernel takes none.
     """
 
     kernel: Kernel
     rows: Rows
     parts: Sequence[PackedExample]
     groups: Sequence[Groups]
-    padded: PaddedRows | None
+    together: PaddedRows | flash.PackedRows | None
     looks: dict[int, Look]
+    mask: HostMask
+    is_flash: bool
     has_run: bool = False
 
     def pairs(self, example: int) -> int:
         """(query, key) pairs that the kernel computes for an example, per head; padding counts."""
-        return self.groups[example].pairs if self.padded is None else self.padded.longest**2
+        return self.groups[example].pairs if self.together is None else self.together.pairs(example)
 
     def attend(self, module: nn.Module, qkv: QKV, kwargs: Any) -> Tensor:
         """`[1, n, heads, head_dim]` of all examples' rows; then the pruner looks at those it asked for."""
@@ -63,8 +66,10 @@ class LayerPlan:
                 "so it cannot be pruned (layers may share keys); choose another model."
             )
         again, self.has_run = self.has_run, True
-        if self.padded is not None:
-            output = self.padded.attend(self.kernel, module, qkv, kwargs)
+        if self.is_flash:
+            flash.check_window(kwargs, self.mask)
+        if self.together is not None:
+            output = self.together.attend(self.kernel, module, qkv, kwargs)
             for example in self.looks:
                 span = self.rows.spans[example]
                 q, k, v = (part[:, :, span] for part in qkv)
@@ -103,6 +108,10 @@ class PaddedRows:
             device = rows.flat.device
             self._in = torch.from_numpy(np.minimum(places, stops - 1).flatten()).to(device)
             self._out = torch.from_numpy(np.flatnonzero(places < stops)).to(device)
+
+    def pairs(self, example: int) -> int:
+        """(query, key) pairs that the kernel computes for an example, per head; padding counts."""
+        return self.longest**2
 
     @classmethod
     def of(cls, rows: Rows, eager: bool, dtype: torch.dtype) -> PaddedRows | None:
@@ -143,10 +152,12 @@ class Planner:
         is_soft = is_biased(layer, self._runs)
         make = partial(self._groups, layer, routing, mask, others, is_soft, dtype)
         if others is not None or is_soft:
-            parts, groups, padded = make()
+            parts, groups, together = make()
         else:
-            parts, groups, padded = self._live.once(("groups", routing, id(mask), dtype), make)
-        return LayerPlan(self._host.kernel, self._live.attending, parts, groups, padded, {})
+            parts, groups, together = self._live.once(("groups", routing, id(mask), dtype), make)
+        return LayerPlan(
+            self._host.kernel, self._live.attending, parts, groups, together, {}, mask, self._host.is_flash
+        )
 
     def _groups(
         self,
@@ -156,14 +167,18 @@ class Planner:
         others: Sequence[OtherKeys | None] | None,
         is_soft: bool,
         dtype: torch.dtype,
-    ) -> tuple[list[PackedExample], list[Groups], PaddedRows | None]:
-        eager = self._host.is_eager
+    ) -> tuple[list[PackedExample], list[Groups], PaddedRows | flash.PackedRows | None]:
         besides = others or [None] * len(self._runs)
         parts = [self._example(layer, example, routing, beside, is_soft) for example, beside in enumerate(besides)]
-        if len(parts) > 1 and all(mask.is_causal) and routing.is_plain and others is None and not is_soft:
-            padded = PaddedRows.of(self._live.attending, eager, dtype)
-            if padded is not None:
-                return parts, [], padded
+        is_plain = all(mask.is_causal) and routing.is_plain and others is None and not is_soft
+        if self._host.is_flash:
+            if is_plain and self._live.attending.total:
+                return parts, [], flash.PackedRows(self._live.attending)
+            return parts, [flash.plan(routing, part) for part in parts], None
+        eager = self._host.is_eager
+        together = PaddedRows.of(self._live.attending, eager, dtype) if is_plain and len(parts) > 1 else None
+        if together is not None:
+            return parts, [], together
         return parts, [plan(routing, mask, part, eager, dtype) for part in parts], None
 
     def _example(

@@ -37,6 +37,10 @@ class HostMask:
         device for all examples, none where there is no mask."""
         if tensor is None:
             return cls(None, past, seq, [True] * len(layouts))
+        if tensor.ndim == 2:  # padding, as flash kernels are told: `[batch, columns]`
+            columns = torch.arange(past + seq, device=tensor.device)
+            causal = columns[None] <= columns[past:, None]
+            return cls(causal & tensor[:, None, None, : past + seq].bool(), past, seq, [True] * len(layouts))
         asked = cls(tensor, past, seq)
         plain = [asked._says_causal(example, layout.real) for example, layout in enumerate(layouts)]
         return cls(tensor, past, seq, torch.stack(plain).tolist())

@@ -16,6 +16,7 @@ from visipruner.contract.layout import TokenLayout, VisualRows, is_in_line, layo
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.calls import bound, brings_pixels, is_cached
+from visipruner.engine.clock import EngineClock
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
@@ -53,8 +54,16 @@ class Opening:
     _call = PerThread[Mapping[str, Any]](dict)
     _labels = PerThread[Tensor | None](lambda: None)
 
-    def __init__(self, host: Host, pruner: Pruner, visual_mask: Tensor | None, tap: VisionTap | None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        pruner: Pruner,
+        visual_mask: Tensor | None,
+        tap: VisionTap | None,
+        clock: EngineClock | None = None,
+    ) -> None:
         self._host, self._pruner, self._visual_mask, self._tap = host, pruner, visual_mask, tap
+        self._clock = clock
         self._image_cache: ImageCache | None = None
         self.threads = Threads()
 
@@ -166,6 +175,8 @@ class Opening:
         else:
             in_line = remembered(lambda: is_in_line(call.get("position_ids"), torch.from_numpy(real[:, past:])))
             runs = [self._pruner.begin(in_line) for _ in found]
+            if self._clock is not None:
+                runs = [self._clock.watched(run) for run in runs]
             if self._tap is not None:
                 found, vision = read_tower(self._tap, found)
         wants_whole = next((name for name in WHOLE if self._asks_for(name, call)), None)

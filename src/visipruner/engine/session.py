@@ -153,7 +153,7 @@ class PromptSession:
         if self._plan is None:
             given = kwargs.get("attention_mask")
             if isinstance(held, PrunedLayer):
-                given = held.narrow_mask(given, self._forward.seq, hidden.dtype)
+                given = held.narrow_mask(given, self._forward.seq, hidden.dtype, is_flash=self._host.is_flash)
             return hidden, {**kwargs, "attention_mask": given}
         carried = {PLAN: self._plan} if torch.is_grad_enabled() and not self._forward.past else {}
         return hidden, {**kwargs, **self._narrow(kwargs), **carried, "attention_mask": None}

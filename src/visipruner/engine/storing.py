@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from visipruner.contract.routing import Routing
-from visipruner.engine.cache import Incoming, PrunedLayer, seal_first
+from visipruner.engine.cache import PrunedLayer, seal_first
 from visipruner.engine.edges import OtherKeys, edge_values
 from visipruner.engine.image_cache import SharedPrefix
+from visipruner.engine.incoming import Incoming
 from visipruner.engine.live_rows import LiveRows
 
 

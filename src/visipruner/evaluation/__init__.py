@@ -8,12 +8,11 @@ for row in vp.evaluation.summarize(records):
     print(row["method"], row["accuracy"], row["flops_cut"])
 """
 
-from visipruner.evaluation.bootstrap import INTERVALS
+from visipruner.evaluation.certainty import INTERVALS, TEST
 from visipruner.evaluation.comparison import Compared, compare
 from visipruner.evaluation.matching import AXES, matched, share_cut
 from visipruner.evaluation.rows import summarize
 from visipruner.evaluation.runner import DENSE, evaluate
-from visipruner.evaluation.significance import TEST
 from visipruner.evaluation.table import as_markdown
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,16 +15,15 @@ import torch
 
 from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
-from visipruner.evaluation import submissions
-from visipruner.evaluation.bootstrap import INTERVALS
+from visipruner.evaluation import pictures
+from visipruner.evaluation.certainty import INTERVALS, TEST
 from visipruner.evaluation.contenders import Wanted, contenders
 from visipruner.evaluation.datasets import Benchmark, is_package, open_data
-from visipruner.evaluation.folder import join, key_of
+from visipruner.evaluation.folder import Record, join, key_of
 from visipruner.evaluation.processes import Processes, launched
 from visipruner.evaluation.rows import summarize
 from visipruner.evaluation.runner import evaluate
 from visipruner.evaluation.samples import Sample, check_questions
-from visipruner.evaluation.significance import TEST
 from visipruner.evaluation.table import as_markdown
 from visipruner.files import held, prepare_folder, sha256_of, write_atomic, write_json
 from visipruner.models import loading as models
@@ -152,7 +152,7 @@ class _Asked:
             self.progress.note(f"{self.task.title}: {note}")
         if self.out is not None:
             _save(self.out, compared, self.progress)
-        document["submissions"] = submissions.write(self.task, records, self.out, self.progress)
+        document["submissions"] = _write_submissions(self.task, records, self.out, self.progress)
         if self.out is not None:
             write_json(self.out / RESULTS_FILE, document)  # again: a submission that fails costs no results
         return compared
@@ -241,10 +241,8 @@ def draw_results(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes table.md, and where matplotlib is installed chart.png and ranking.png. Raises ImportError where not."""
     text = as_markdown(rows) + "\n"
     write_atomic(out / "table.md", lambda part: part.write_text(text, encoding="utf-8"))
-    from visipruner.evaluation import chart, ranking
-
-    chart.draw(rows, out / "chart.png")
-    ranking.draw(rows, out / "ranking.png")
+    pictures.draw_budgets(rows, out / "chart.png")
+    pictures.draw_ranking(rows, out / "ranking.png")
 
 
 def _save(out: Path, compared: Compared, progress: Progress) -> None:
@@ -253,3 +251,25 @@ def _save(out: Path, compared: Compared, progress: Progress) -> None:
         draw_results(out, compared.rows)
     except ImportError:
         progress.note("No chart.png: matplotlib is not installed (pip install 'visipruner[report]').")
+
+
+def _write_submissions(
+    task: Benchmark, records: Sequence[Record], out: Path | None, progress: Progress
+) -> dict[str, str]:
+    """One file a method in `out`/submission, for the server that scores it; by method its path relative to `out`.
+
+    Notes what the reader must do.
+    """
+    if not task.server:
+        return {}
+    if out is None:
+        progress.note(f"{task.title} is scored by {task.server}; give --out DIR to get the file for it.")
+        return {}
+    written: dict[str, str] = {}
+    for number, name in enumerate(records[0]["given"]):
+        stem = out / "submission" / f"{task.name}-{number}-{re.sub(r'[^A-Za-z0-9_.]+', '-', name).strip('-')[:80]}"
+        path = task.submission(records, name, stem)
+        if path is not None:
+            written[name] = str(path.relative_to(out))
+    progress.note(f"{task.title} is scored by {task.server}: submit the files in {out / 'submission'}.")
+    return written

@@ -1,4 +1,4 @@
-"""Several processes on one evaluation, as `accelerate launch` or `torchrun` start them: who is who, where they wait."""
+"""Several processes on one evaluation, as `accelerate launch` or `torchrun` start them, and where they wait."""
 
 from __future__ import annotations
 

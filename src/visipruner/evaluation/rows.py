@@ -7,11 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visipruner.evaluation.bootstrap import SEED, Numbers, interval, per_image
+from visipruner.evaluation.certainty import LEVEL, SEED, Numbers, holm, interval, per_image, sign_flip_p
 from visipruner.evaluation.folder import Record
 from visipruner.evaluation.runner import DENSE
 from visipruner.evaluation.scoring import normalize, right_by_any
-from visipruner.evaluation.significance import LEVEL, holm, sign_flip_p
 
 
 class Scoring(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from visipruner.chat import attachable, attached, chat_inputs, greedy_reply
+from visipruner.chat import attached, chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.image_cache import ImageCache
@@ -81,7 +81,7 @@ class Comparison:
 
     def _give(self, name: str, inputs: Mapping[str, Any], max_new_tokens: int) -> Record:
         pruner, clock = self.methods[name], EngineClock()
-        with clock.running(attachable(pruner)), attached(self.model, pruner, inputs) as turn:
+        with attached(self.model, pruner, inputs, clock) as turn:
             shared = turn.image_cache(self._caches[name]) if name in self._caches else nullcontext()
             with shared:
                 reply = greedy_reply(self.model, self.processor.tokenizer, turn.inputs, max_new_tokens)

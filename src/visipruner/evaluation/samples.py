@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visipruner.errors import ConfigError
-from visipruner.files import sha256_of
+from visipruner.files import exists, sha256_of
 from visipruner.questions import check_signs, check_text
 
 
@@ -89,17 +89,10 @@ def _sample(path: Path, number: int, line: str) -> Sample:
             "where no answer is known."
         )
     image = path.parent / record["image"]
-    if not _is_file(image):
+    if not exists(image) or not image.is_file():
         raise ConfigError(f"{where}: there is no image {image}.")
     kind = str(record.get("type", ""))
     return Sample(image, record["question"], tuple(answers), kind, place=where).named_from(path.parent)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def check_questions(samples: Sequence[Sample], processor: Any) -> None:

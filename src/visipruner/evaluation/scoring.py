@@ -1,8 +1,6 @@
-"""Right or wrong, and how sure we are of a share of right answers."""
+"""Right or wrong: answers compared by what they say."""
 
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 _ARTICLES = {"a", "an", "the"}
@@ -43,18 +41,3 @@ def is_right(given: str, expected: str) -> bool:
 def right_by_any(given: str, accepted: Sequence[str]) -> float | None:
     """1 where any accepted answer is matched, else 0; None where no answer is known."""
     return float(any(is_right(given, one) for one in accepted)) if accepted else None
-
-
-def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) for no observations."""
-    if total == 0:
-        return 0.0, 1.0
-    share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def majority_right(answers: Sequence[str]) -> int:
-    """How many of these are answered right by always giving the most frequent one."""
-    return Counter(normalize(answer) for answer in answers).most_common(1)[0][1] if answers else 0

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretrained", required=True, help="a folder, a hub id, or a packaged model's name")
     parser.add_argument("--method", help="as `visipruner eval` takes it; default: visipruner")
     parser.add_argument("--settings", help='of a single method, as JSON: {"keep_tokens": 64}')
-    parser.add_argument("--config", dest="saved", metavar="FILE", help="a saved pruner.json instead of both")
+    parser.add_argument("--config", metavar="FILE", help="a saved pruner.json instead of both")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", help="where to, as torch names it")
     parser.add_argument("--allow-download", action="store_true", help="let a hub id be downloaded")
@@ -66,18 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours, theirs = parser.parse_known_args(arguments)
     from vlmeval.config import supported_VLM
 
-    supported_VLM[ours.name] = partial(
-        VisiPruned,
-        ours.pretrained,
-        max_new_tokens=ours.max_new_tokens,
-        method=ours.method,
-        settings=ours.settings,
-        config=ours.saved,
-        dtype=ours.dtype,
-        device=ours.device,
-        allow_download=ours.allow_download,
-    )
-    sys.argv = ["run.py", "--model", ours.name, *theirs]
+    options = vars(ours)
+    name = options.pop("name")
+    supported_VLM[name] = partial(VisiPruned, options.pop("pretrained"), **options)
+    sys.argv = ["run.py", "--model", name, *theirs]
     _run().main()
 
 

@@ -55,8 +55,6 @@ def placed(place: str) -> dict[str, Any]:
 def _present() -> list[str]:
     import torch
 
-    if not torch.accelerator.is_available():
-        return ["cpu"]
-    kind = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count()
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    kind = torch.accelerator.current_accelerator() if count else None
     return ["cpu", *(f"{kind.type}:{index}" for index in range(count) if kind is not None)]

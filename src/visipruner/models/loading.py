@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from visipruner.errors import LoadError, VisiPrunerError, first_line, is_out_of_memory
 from visipruner.models import devices, packaged
+from visipruner.progress import Progress
 from visipruner.words import did_you_mean
 
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
@@ -89,6 +91,15 @@ def load(
         model, processor = _load_checkpoint(name, dtype, attn, place, local_only=not allow_download)
     give_whole_rows(model)
     return LoadedModel.of(model, processor, name)
+
+
+def ready(model: str | LoadedModel, options: Mapping[str, Any] | None, progress: Progress) -> LoadedModel:
+    """What a call's `model` stands for: a name, loaded with these `options` of `load`, or a model that is here."""
+    if not isinstance(model, str):
+        return model
+    prepare(model)
+    with progress.busy(f"Loading {model}"):
+        return load(model, **(options or {}))
 
 
 def config_of(name: str, allow_download: bool = False) -> Any:

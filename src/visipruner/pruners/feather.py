@@ -81,7 +81,7 @@ class _FeatherRun(PromptRun):
         return kept
 
     def _chosen(self, layer: int, view: EntryView) -> Tensor | None:
-        """Who stays, by the scores of the layer before."""
+        """Which tokens stay, by the scores of the layer before."""
         stage = self._config.layers.index(layer)
         parts = parts_of(view, self._config.scope)
         counts = [int(len(part) * self._config.keep_ratio ** (stage + 1)) for part in parts]

@@ -1,4 +1,4 @@
-"""Tokens drawn by lot: the control that every method must beat."""
+"""A random selection of tokens: the control that every method must beat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RandomPruner(EntryPruner):
     """
 
     name: ClassVar[str] = "random"
-    about: ClassVar[About] = About("tokens drawn by lot, a control", acts="before a layer, by default the first")
+    about: ClassVar[About] = About("a random selection, a control", acts="before a layer, by default the first")
 
     seed: Seed = 0
 

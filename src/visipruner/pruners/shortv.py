@@ -1,4 +1,4 @@
-"""ShortV: in layers where it matters little what becomes of visual tokens, nothing becomes of them.
+"""ShortV: visual tokens pause in the layers where updating them changes the answer least.
 
 "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective Layers", ICCV 2025,
 arXiv 2504.00502.
@@ -23,7 +23,7 @@ _ORDERS: WeakKeyDictionary[nn.Module, tuple[object, tuple[int, ...]]] = WeakKeyD
 
 @dataclass(frozen=True, kw_only=True)
 class ShortV(Pruner):
-    """Visual tokens pass some layers by: there they only give keys and values, so text rows see them as they are.
+    """Visual tokens pause in some layers: there they only give keys and values, so text rows see them as they are.
 
     No token leaves. A frozen layer spares its visual rows the queries, the output projection and the FFN, which is
     most of a layer, the more so where few heads share keys.
@@ -35,7 +35,7 @@ class ShortV(Pruner):
 
     name: ClassVar[str] = "shortv"
     about: ClassVar[About] = About(
-        "ShortV: visual tokens are frozen in the layers that change the answer least",
+        "ShortV: visual tokens pause in the layers that change the answer least",
         paper="Yuan et al., ICCV 2025, arXiv 2504.00502",
         acts="19 of 32 layers",
     )

@@ -95,7 +95,7 @@ class _SparseRun(PromptRun):
         return layer in self._stages
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        """Rates; who leaves is settled once the rows left this layer, where they can be merged."""
+        """Rates the tokens; decides which leave after the rows left this layer, where they can be merged."""
         raters = view.text_rows[self._raters.to(view.text_rows.device)]
         total = torch.zeros(view.visual.numel(), device=view.visual.device)
         for weights in view.attention_of(raters):

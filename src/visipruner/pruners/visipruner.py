@@ -42,9 +42,9 @@ class VisiPruner(DroppingPruner):
         shallow_end: number of shallow layers.
         shallow_visual: what visual rows do in shallow layers: "prefix" attends to the text before them, "ffn" takes no
             part in attention (no projections, no keys; the sink of layer 0 is then the first visual row, its logit
-            raised by log(n_v) in place of the summed mass), "late" does not run at all: visual rows come in at layer
-            `shallow_end`, as the projector made them (the paper proposes that for training, section 6; a model that
-            was not trained for it may lose everything, as the small one does).
+            raised by log(n_v) in place of the summed mass), "late" pauses visual rows until layer `shallow_end`, where
+            they enter as the projector made them (the paper proposes that for training, section 6; a model that was
+            not trained for it may lose everything, as the small one does).
         filter_threshold, token_threshold, exit_threshold: see above.
         relative: `token_threshold` is a fraction of ||o|| instead of an absolute length. The absolute scale belongs
             to one model; relative thresholds transfer.

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from visipruner.speed.checks import CHECKS, CheckResult, Effort
 from visipruner.speed.prompt import Prompt, Rows, about_picture, embedded, text_only
 from visipruner.speed.report import Report
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
-from visipruner.speed.schedule import Schedule
+from visipruner.speed.scheduled import Schedule
 from visipruner.speed.subject import Subject, from_shape
 from visipruner.speed.tower import tower_seconds
 from visipruner.words import did_you_mean
@@ -82,7 +81,7 @@ def bench_shape(
         pruners = _on_schedule(methods, schedule, found)
     report.document["model"] = found.describe()
     for one in around:
-        report.add(_at_size(found.model, pruners, one, batch, rounds, new_tokens, warm_up, progress))
+        report.add(_Rounds(rounds, new_tokens, warm_up, progress).at_size(found.model, pruners, one, batch))
         if each is not None:
             each(report.document)
     return report.document
@@ -115,20 +114,17 @@ def bench_model(
     if isinstance(model, str):
         models.check_name(model)
     picture = image if isinstance(image, Image.Image) else open_image(_photo(image))  # told before the model loads
-    if isinstance(model, str):
-        models.prepare(model)
-        with progress.busy(f"Loading {model}"):
-            model = models.load(model, **(load or {}))
-    found = Subject(model.name, model.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
+    loaded = models.ready(model, load, progress)
+    found = Subject(loaded.name, loaded.model, tied=False, notes=["prefill includes the vision tower, FLOPs do not"])
     pruners = {name: specs.resolve(spec, found.name, found.depth).pruner for name, spec in _named(methods).items()}
     for name, pruner in pruners.items():
         pruner.check(found.depth)
         if schedule is not None and type(pruner) is VisiPruner:
             pruners[name] = Schedule.parse(schedule).applied(pruner, found.depth)
-    prompt = about_picture(model.model, model.processor, picture, question)
+    prompt = about_picture(loaded.model, loaded.processor, picture, question)
     text = prompt.width - prompt.visual[0]
-    contenders = _contenders(pruners, prompt, text_only(model.model, text))
-    measured = _measured(model.model, contenders, rounds, new_tokens, warm_up, progress)
+    effort = _Rounds(rounds, new_tokens, warm_up, progress)
+    measured = effort.measured(loaded.model, pruners, prompt, text_only(loaded.model, text))
     report.document["model"] = found.describe()
     report.add({"text_before": text, "visual": prompt.visual[0], "text_after": 0, "rows": measured})
     return report.document
@@ -159,16 +155,16 @@ def bench_checks(
     check_device(effort.device)
     report = Report(out, progress)
     for name in CHECKS if "all" in names else names:
+
+        def tell(what: str, name: str = name) -> None:
+            progress.update(f"{name}: {what}")
+
         with progress.busy(f"{name}: building the model"):
-            result = CHECKS[name](effort, partial(_tell, progress, name))
+            result = CHECKS[name](effort, tell)
         report.add_check(result)
         if each is not None:
             each(result)
     return report.document
-
-
-def _tell(progress: Progress, name: str, what: str) -> None:
-    progress.update(f"{name}: {what}")
 
 
 def check_device(device: str) -> None:
@@ -212,44 +208,36 @@ def _on_schedule(methods: Methods, schedule: str | None, found: Subject) -> dict
     return chosen
 
 
-def _contenders(pruners: Mapping[str, Pruner], prompt: Prompt, text: Prompt) -> list[Contender]:
-    """Dense first, the text alone last."""
-    methods = [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
-    return [Contender(DENSE, prompt), *methods, Contender(TEXT, text)]
+@dataclass(frozen=True)
+class _Rounds:
+    """How contenders are measured."""
 
+    count: int
+    new_tokens: int
+    warm_up: bool
+    progress: Progress
 
-def _at_size(
-    model: Any,
-    pruners: Mapping[str, Pruner],
-    size: Rows,
-    batch: int,
-    count: int,
-    new_tokens: int,
-    warm_up: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    """One point of `bench_shape`."""
-    text = text_only(model, size.before + size.after, batch)
-    contenders = _contenders(pruners, embedded(model, [size] * batch), text)
-    what = f"{size.visual} visual tokens: "
-    measured = _measured(model, contenders, count, new_tokens, warm_up, progress, what)
-    with progress.busy("the vision tower"):
-        tower = spread([tower_seconds(model, size.visual * batch) for _ in range(count)])
-    return {**size.to_dict(), "batch": batch, "new_tokens": new_tokens, "tower_seconds": tower, "rows": measured}
+    def at_size(self, model: Any, pruners: Mapping[str, Pruner], size: Rows, batch: int) -> dict[str, Any]:
+        """One point of `bench_shape`."""
+        text = text_only(model, size.before + size.after, batch)
+        what = f"{size.visual} visual tokens: "
+        measured = self.measured(model, pruners, embedded(model, [size] * batch), text, what)
+        with self.progress.busy("the vision tower"):
+            tower = spread([tower_seconds(model, size.visual * batch) for _ in range(self.count)])
+        told = {"batch": batch, "new_tokens": self.new_tokens, "tower_seconds": tower, "rows": measured}
+        return {**size.to_dict(), **told}
 
+    def measured(
+        self, model: Any, pruners: Mapping[str, Pruner], prompt: Prompt, text: Prompt, what: str = ""
+    ) -> list[dict[str, Any]]:
+        """Dense first, the text alone last."""
+        methods = [Contender(name, prompt, pruner) for name, pruner in pruners.items()]
+        contenders = [Contender(DENSE, prompt), *methods, Contender(TEXT, text)]
+        warm = contenders if self.warm_up else contenders[-1:]
 
-def _measured(
-    model: Any,
-    contenders: Sequence[Contender],
-    count: int,
-    new_tokens: int,
-    warm_up: bool,
-    progress: Progress,
-    what: str = "",
-) -> list[dict[str, Any]]:
-    warm = contenders if warm_up else contenders[-1:]
-    with progress.busy(what):
-        runs, counted = take_turns(
-            model, contenders, count, new_tokens, warm=warm, on_run=lambda step: progress.update(what + step)
-        )
-    return rows(contenders, runs, counted)
+        def tell(step: str) -> None:
+            self.progress.update(what + step)
+
+        with self.progress.busy(what):
+            runs, counted = take_turns(model, contenders, self.count, self.new_tokens, warm=warm, on_run=tell)
+        return rows(contenders, runs, counted)

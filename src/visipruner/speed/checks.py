@@ -11,11 +11,11 @@ from visipruner.accounting import dense_decode_macs
 from visipruner.errors import VisiPrunerError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
-from visipruner.speed import subject
-from visipruner.speed.measure import run_once, run_shared
+from visipruner.speed import host_work, subject
+from visipruner.speed.measure import Run, run_once, run_shared
 from visipruner.speed.prompt import Rows, asked, embedded, text_only
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
-from visipruner.speed.schedule import Schedule
+from visipruner.speed.scheduled import Schedule, Scheduled
 from visipruner.speed.subject import Subject
 
 Progress = Callable[[str], object]
@@ -76,15 +76,8 @@ class Effort:
     attn: str = "sdpa"
 
     def subject(self, shape: str, rows: int = 624) -> Subject:
-        return subject.from_shape(
-            self.shape or shape,
-            dtype=self.dtype,
-            attn=self.attn,
-            layers=self.layers,
-            tie=self.tie,
-            device=self.device,
-            rows=rows,
-        )
+        given = {name: getattr(self, name) for name in ("dtype", "attn", "layers", "tie", "device")}
+        return subject.from_shape(self.shape or shape, rows=rows, **given)
 
     def sizes(self, *own: int) -> tuple[int, ...]:
         return self.visual or own
@@ -93,91 +86,81 @@ class Effort:
 def prefill(effort: Effort, tell: Progress) -> CheckResult:
     """Prefill as fast as its FLOPs, at LLaVA-1.5-7B's shape; peak memory; the cost of selecting."""
     found = effort.subject("llava-1.5-7b")
-    depth, shape = found.depth, Rows(visual=effort.sizes(576)[0])
+    depth, size = found.depth, Rows(visual=effort.sizes(576)[0])
     fixed = Schedule.for_depth(depth)
     # The paper's mean: 7 shallow layers, all tokens in 14.8 layers, 10.3 of them up to layer 23.9.
     mean = replace(fixed, exit=min(depth - 1, round(24 * depth / 32)))
     ours = replace(VisiPruner(), shallow_end=min(round(7 * depth / 32), fixed.filter - 1))
-    prompt = embedded(found.model, [shape])
+    prompt = embedded(found.model, [size])
     contenders = [
         Contender(DENSE, prompt),
         Contender("middle and deep stage", prompt, fixed.applied(replace(ours, shallow_end=0), depth)),
         Contender("all stages", prompt, mean.applied(ours, depth)),
         Contender("all stages, shallow ffn", prompt, mean.applied(replace(ours, shallow_visual="ffn"), depth)),
         Contender("all stages, shallow late", prompt, mean.applied(replace(ours, shallow_visual="late"), depth)),
-        Contender(TEXT, text_only(found.model, shape.before + shape.after)),
+        Contender(TEXT, text_only(found.model, size.before + size.after)),
     ]
-    runs, counted = take_turns(found.model, contenders, effort.rounds or 3, 4, warm=contenders[-1:], on_run=tell)
-    table = {row["name"]: row for row in rows(contenders, runs, counted)}
-    two, three, ffn, late = (table[contender.name] for contender in contenders[1:5])
-    dense = table[DENSE]
+    _, table = _turns(found, contenders, effort.rounds or 3, 4, tell)
+    dense, two, three, ffn, late = table[:5]
     targets = [
-        Target("middle and deep stage: speed-up of prefill / FLOP ratio", two["of_limit"], 0.97),
-        Target("all stages: speed-up of prefill / FLOP ratio", three["of_limit"], 0.95),
-        Target("all stages, ffn: speed-up of prefill / FLOP ratio", ffn["of_limit"], 0.95),
-        Target("all stages, late: speed-up of prefill / FLOP ratio", late["of_limit"], 0.95),
+        Target(f"{row['name'].replace('shallow ', '')}: speed-up of prefill / FLOP ratio", row["of_limit"], bound)
+        for row, bound in ((two, 0.97), (three, 0.95), (ffn, 0.95), (late, 0.95))
+    ]
+    targets += [
         Target("all stages: cut of the FLOPs that the image adds", three["image_flops_cut"], 0.539),
         Target("all stages, ffn: cut of the FLOPs that the image adds", ffn["image_flops_cut"], 0.60),
-        Target("all stages: keys and values held / dense", three["kv_bytes"] / dense["kv_bytes"], 1.0, at_least=False),
+        _at_most("all stages: keys and values held / dense", three["kv_bytes"] / dense["kv_bytes"], 1.0),
     ]
     for row in (two, three, ffn, late):
         if row["selection_share"] is not None:
             share = row["selection_share"] + row["bookkeeping_share"]
-            targets.append(Target(f"{row['name']}: selection and bookkeeping / prefill", share, 0.01, at_least=False))
+            targets.append(_at_most(f"{row['name']}: selection and bookkeeping / prefill", share, 0.01))
         if row["peak_bytes"] is not None:
             ratio = row["peak_bytes"]["median"] / dense["peak_bytes"]["median"]
-            targets.append(Target(f"{row['name']}: peak memory / dense", ratio, 1.0, at_least=False))
-    return CheckResult("prefill", found.describe(), targets, [_point(shape, list(table.values()))])
+            targets.append(_at_most(f"{row['name']}: peak memory / dense", ratio, 1.0))
+    return CheckResult("prefill", found.describe(), targets, [_point(size, table)])
 
 
 def overhead(effort: Effort, tell: Progress) -> CheckResult:
     """A text-only prompt with a pruner attached costs what it costs without."""
     found = effort.subject("llava-1.5-7b")
     prompt = text_only(found.model, 48)
-    attached = Schedule.for_depth(found.depth).applied(VisiPruner.for_depth(found.depth), found.depth)
-    contenders = [Contender(DENSE, prompt), Contender("attached", prompt, attached)]
-    runs, counted = take_turns(found.model, contenders, effort.rounds or 6, 1, warm=contenders, on_run=tell)
-    table = rows(contenders, runs, counted)
-    targets = []
-    if table[1]["bookkeeping_share"] is not None:
-        share = table[1]["bookkeeping_share"]
-        targets.append(Target("text only: the engine's own time / prefill", share, 0.005, at_least=False))
+    contenders = [Contender(DENSE, prompt), Contender("attached", prompt, _scheduled(found))]
+    _, table = _turns(found, contenders, effort.rounds or 6, 1, tell, contenders)
+    share = table[1]["bookkeeping_share"]
+    if share is not None:
+        target = _at_most("text only: the engine's own time / prefill", share, 0.005)
     else:
-        ratio = 1 / table[1]["speedup"]["median"] - 1
-        targets.append(Target("text only: prefill attached / plain - 1", ratio, 0.005, at_least=False))
-    return CheckResult("overhead", found.describe(), targets, [_point(Rows(48, 0, 0), table)])
+        slower = 1 / table[1]["speedup"]["median"] - 1
+        target = _at_most("text only: prefill attached / plain - 1", slower, 0.005)
+    return CheckResult("overhead", found.describe(), [target], [_point(Rows(48, 0, 0), table)])
 
 
 def scaling(effort: Effort, tell: Progress) -> CheckResult:
     """576, 2,304 and 9,216 visual tokens: seconds, memory, and decoding in proportion to the keys that are gone."""
     sizes = effort.sizes(576, 2304, 9216)
     found = effort.subject("llava-onevision-0.5b", rows=max(sizes) + 48)
-    depth = found.depth
-    pruner = Schedule.for_depth(depth).applied(VisiPruner.for_depth(depth), depth)
+    pruner = _scheduled(found)
     weights = dense_decode_macs(found.shape, 0).total * found.model.dtype.itemsize  # every weight is read once a token
     targets, points = [], []
     for visual in sizes:
-        shape = Rows(visual=visual)
-        prompt = embedded(found.model, [shape])
+        size = Rows(visual=visual)
+        prompt = embedded(found.model, [size])
         contenders = [Contender(DENSE, prompt), Contender("all stages", prompt, pruner)]
-        contenders.append(Contender(TEXT, text_only(found.model, shape.before + shape.after)))
+        contenders.append(Contender(TEXT, text_only(found.model, size.before + size.after)))
 
         def say(what: str, visual: int = visual) -> None:
             tell(f"{visual} visual tokens: {what}")
 
-        runs, counted = take_turns(found.model, contenders, effort.rounds or 2, 16, warm=contenders[-1:], on_run=say)
-        table = rows(contenders, runs, counted)
-        points.append(_point(shape, table))
+        _, table = _turns(found, contenders, effort.rounds or 2, 16, say)
+        points.append(_point(size, table))
         dense, ours = table[:2]
         promised = (weights + dense["kv_bytes"]) / (weights + ours["kv_bytes"])
+        faster = ours["decode_speedup"]["median"]
         targets += [
             Target(f"{visual}: speed-up of prefill / FLOP ratio", ours["of_limit"], 0.95),
-            Target(f"{visual}: speed-up of decoding", ours["decode_speedup"]["median"], 0.99),
-            Target(
-                f"{visual}: speed-up of decoding / ratio of bytes read",
-                ours["decode_speedup"]["median"] / promised,
-                0.95,
-            ),
+            Target(f"{visual}: speed-up of decoding", faster, 0.99),
+            Target(f"{visual}: speed-up of decoding / ratio of bytes read", faster / promised, 0.95),
         ]
     return CheckResult("scaling", found.describe(), targets, points)
 
@@ -185,62 +168,92 @@ def scaling(effort: Effort, tell: Progress) -> CheckResult:
 def batch(effort: Effort, tell: Progress) -> CheckResult:
     """Eight unlike examples cost what they cost alone: none pays for another's padding."""
     base = effort.sizes(576)[0]
-    shapes = [Rows(20 + 5 * number, base, 10 + 4 * number) for number in range(8)]
-    found = effort.subject("llava-onevision-0.5b", rows=sum(shape.total for shape in shapes))
-    depth = found.depth
-    pruner = Schedule.for_depth(depth).applied(VisiPruner.for_depth(depth), depth)
-    together = embedded(found.model, shapes)
-    contenders = [Contender(DENSE, together), Contender("batch of 8", together, pruner)]
+    sizes = [Rows(20 + 5 * number, base, 10 + 4 * number) for number in range(8)]
+    found = effort.subject("llava-onevision-0.5b", rows=sum(size.total for size in sizes))
+    pruner, together = _scheduled(found), embedded(found.model, sizes)
     singles = [
-        Contender(f"example {number}", embedded(found.model, [shape], number), pruner)
-        for number, shape in enumerate(shapes)
+        Contender(f"example {number}", embedded(found.model, [size], number), pruner)
+        for number, size in enumerate(sizes)
     ]
-    runs, _ = take_turns(found.model, [*contenders, *singles], effort.rounds or 2, 1, warm=singles[:1], on_run=tell)
-    table = rows(contenders, runs, {})
+    contenders = [Contender(DENSE, together), Contender("batch of 8", together, pruner), *singles]
+    runs, table = _turns(found, contenders, effort.rounds or 2, 1, tell, singles[:1])
     alone = [sum(runs[single.name][number].prefill for single in singles) for number in range(len(runs[DENSE]))]
     paid = statistics.median(run.prefill / single for run, single in zip(runs["batch of 8"], alone, strict=True))
     targets = [
-        Target("batch of 8 / sum of the single runs", paid, 1.05, at_least=False),
+        _at_most("batch of 8 / sum of the single runs", paid, 1.05),
         Target("batch of 8: speed-up of prefill / FLOP ratio", table[1]["of_limit"], 0.90),
     ]
-    return CheckResult("batch", found.describe(), targets, [_point(shapes[0], table)])
+    return CheckResult("batch", found.describe(), targets, [_point(sizes[0], table[:2])])
 
 
 def questions(effort: Effort, tell: Progress) -> CheckResult:
     """Eight questions about one image under `image_cache()` cost one image and eight prompts of text."""
-    count, base = 8, effort.sizes(576)[0]
+    base = effort.sizes(576)[0]
     found = effort.subject("llava-onevision-0.5b")
-    depth = found.depth
-    pruner = Schedule.for_depth(depth).applied(VisiPruner.for_depth(depth), depth)
-    prompts = asked(found.model, [Rows(35, base, 8 + 2 * number) for number in range(count)])
+    prompts = asked(found.model, [Rows(35, base, 8 + 2 * number) for number in range(8)])
     texts = [text_only(found.model, prompt.width - base) for prompt in prompts]
     targets = []
-    for name, method in (("dense", NoPruning()), ("all stages", pruner)):
+    for name, alone, method in (("dense", None, NoPruning()), ("all stages", pruner := _scheduled(found), pruner)):
         ratios, saved = [], []
         for number in range(effort.rounds or 2):
             tell(f"{name}, round {number + 1}")
-            plain = [run_once(found.model, prompt, None if name == "dense" else method, 4) for prompt in prompts]
+            plain = [run_once(found.model, prompt, alone, 4) for prompt in prompts]
             text = sum(run_once(found.model, prompt, None, 1).prefill for prompt in texts)
             shared = run_shared(found.model, prompts, method, 4)
             if [run.tokens for run in plain] != [run.tokens for run in shared]:
                 raise VisiPrunerError("Answers under image_cache() differ from those of separate runs.")
-            ratios.append(sum(run.prefill for run in shared) / (plain[0].prefill + text))
-            saved.append(sum(run.prefill for run in plain) / sum(run.prefill for run in shared))
+            spent = sum(run.prefill for run in shared)
+            ratios.append(spent / (plain[0].prefill + text))
+            saved.append(sum(run.prefill for run in plain) / spent)
         targets += [
-            Target(f"{name}: 8 questions / (1 image + 8 texts)", statistics.median(ratios), 1.15, at_least=False),
+            _at_most(f"{name}: 8 questions / (1 image + 8 texts)", statistics.median(ratios), 1.15),
             Target(f"{name}: 8 separate runs / 8 questions", statistics.median(saved), 1.0),
         ]
     return CheckResult("questions", found.describe(), targets, [])
 
 
-def _point(shape: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {**shape.to_dict(), "rows": list(table)}
+def host(effort: Effort, tell: Progress) -> CheckResult:
+    """Tensor operations and reads from the device that pruning adds, counted on a tiny decoder without a clock."""
+    targets = []
+    for row in host_work.count(tell):
+        bound = host_work.BOUNDS.get(row.method)
+        if bound is None:
+            continue
+        for what, value, limit in (
+            ("operations of a prefill / plain", row.prefill_ratio, bound.prefill),
+            ("operations of a decode step / plain", row.decode_ratio, bound.decode),
+            ("reads of a prefill", row.reads, bound.reads),
+            ("operations of 8 unlike examples / one", row.batch_ratio, bound.batch),
+        ):
+            targets.append(_at_most(f"{row.method}: {what}", value, limit))
+    return CheckResult("host", host_work.MODEL, targets, [])
 
 
-CHECKS: dict[str, Callable[[Effort, Progress], CheckResult]] = {
-    "prefill": prefill,
-    "overhead": overhead,
-    "scaling": scaling,
-    "batch": batch,
-    "questions": questions,
-}
+CHECKS = {check.__name__: check for check in (prefill, overhead, scaling, batch, questions, host)}
+
+
+def _at_most(what: str, value: float, bound: float) -> Target:
+    return Target(what, value, bound, at_least=False)
+
+
+def _scheduled(found: Subject) -> Scheduled:
+    """VisiPruner on the schedule for the model's depth."""
+    return Schedule.for_depth(found.depth).applied(VisiPruner.for_depth(found.depth), found.depth)
+
+
+def _turns(
+    found: Subject,
+    contenders: Sequence[Contender],
+    count: int,
+    new_tokens: int,
+    tell: Progress,
+    warm: Sequence[Contender] = (),
+) -> tuple[dict[str, list[Run]], list[dict[str, Any]]]:
+    """Runs and rows; before them `warm` run once, by default the last contender."""
+    warm = warm or contenders[-1:]
+    runs, counted = take_turns(found.model, contenders, count, new_tokens, warm=warm, on_run=tell)
+    return runs, rows(contenders, runs, counted)
+
+
+def _point(size: Rows, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {**size.to_dict(), "rows": list(table)}

@@ -7,7 +7,7 @@ pruning is used both must stay near the plain model's. The counts are exact and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from visipruner.engine.attach import attach
 LAYERS, WIDTH = 32, 64
 BEFORE, VISUAL, AFTER = 35, 64, 13  # rows of a prompt
 BATCH = 8
+MODEL = {"shape": "32 tiny Llama layers", "rows": [BEFORE, VISUAL, AFTER], "batch": BATCH}
 # What waits for a device, as torch calls it below and above its dispatcher.
 _READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 _READ_METHODS = (Tensor.tolist, Tensor.numpy)
@@ -45,6 +46,29 @@ class HostWork:
     decode_ratio: float
     reads: int
     batch_ratio: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a method may take at most: see `HostWork`."""
+
+    prefill: float
+    reads: int
+    batch: float
+    decode: float = 1.01
+
+
+# A prompt takes one read: which of its rows are visual. Detection reads once a layer that it looks at, and once for the
+# tokens that it keeps. Greedy choices, and groups of rows in the shallow stage, are run example by example.
+BOUNDS = {
+    "NoPruning": Bound(1.03, 1, 1.5),
+    "FastV": Bound(1.12, 1, 1.5),
+    "DivPrune": Bound(1.12, 1, 2.0),
+    "schedule": Bound(1.12, 1, 1.5),
+    "VisiPruner, fixed layers": Bound(1.12, 1, 1.5),
+    "VisiPruner, fixed layers and shallow stage": Bound(1.25, 1, 2.0),
+    "VisiPruner, detecting": Bound(1.25, 3, 2.0),
+}
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,7 +113,7 @@ def methods() -> dict[str, Pruner | None]:
     }
 
 
-def count(progress: Callable[[str], None] = lambda _: None) -> list[HostWork]:
+def count(progress: Callable[[str], object] = lambda _: None) -> list[HostWork]:
     """Counts every one of `methods`; `progress` is told its name."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -119,7 +143,8 @@ def _counted(model: Any, pruner: Pruner | None, batch: int) -> tuple[int, int, i
     inputs, mask = _prompt(batch)
     handle = None if pruner is None else attach(model, pruner, mask)
     try:
-        model(**inputs, use_cache=True)  # what is made once, and not for every prompt
+        if batch == 1:  # what is made once, and not for every prompt
+            model(**inputs, use_cache=True)
         with _Reads() as read, _Operations() as prefill:
             out = model(**inputs, use_cache=True)
         following = {"input_ids": torch.full((batch, 1), 5), "cache": out.past_key_values, "use_cache": True}
@@ -143,9 +168,3 @@ def _prompt(batch: int) -> tuple[dict[str, Tensor], Tensor]:
         padding = torch.arange(batch)[:, None] * 2
         inputs["attention_mask"] = (torch.arange(seq)[None] >= padding).long()
     return inputs, visual
-
-
-def to_dict(rows: list[HostWork]) -> dict[str, Any]:
-    """JSON-ready, with what was counted."""
-    shape = {"layers": LAYERS, "hidden_size": WIDTH, "rows": [BEFORE, VISUAL, AFTER], "batch": BATCH}
-    return {"shape": shape, "torch": torch.__version__, "methods": [asdict(row) for row in rows]}

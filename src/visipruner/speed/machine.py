@@ -23,16 +23,16 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class MachineError(VisiPrunerError):
-    """What this machine would measure is not worth having."""
+    """This machine cannot measure reliably now."""
 
 
 def check_room(needed: int, what: str) -> None:
     """Raises MachineError where fewer than `needed` bytes are free, with some to spare."""
-    free = int(psutil.virtual_memory().available)
-    if needed + _SPARE > free:
+    free = free_bytes()
+    if needed > free:
         raise MachineError(
-            f"{what} needs about {gigabytes(needed)} and {gigabytes(free)} are free, so the machine would swap; "
-            "close other programs, or take a smaller --shape, fewer --visual tokens, or --tie-layers."
+            f"{what} needs about {gigabytes(needed)} and {gigabytes(free + _SPARE)} are free, so the machine would "
+            "swap; close other programs, or take a smaller --shape, fewer --visual tokens, or --tie-layers."
         )
 
 
@@ -106,7 +106,8 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     before = int(psutil.Process().memory_info().rss)
     yield peak
     if can_tell:
-        peak.added = max(0, _peak_resident() - before)
+        highest = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        peak.added = max(0, (int(highest.split()[1]) << 10) - before)
 
 
 def _reset_peak() -> bool:
@@ -120,11 +121,6 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _peak_resident() -> int:
-    lines = _STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def gigabytes(count: float) -> str:

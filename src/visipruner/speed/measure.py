@@ -77,7 +77,7 @@ def run_once(model: Any, prompt: Prompt, pruner: Pruner | None, new_tokens: int,
     `count` lets torch count the FLOPs of a prefill of one token, which takes a little time of its own.
     """
     clock = EngineClock()
-    with clock.running(pruner), _attached(model, prompt, pruner) as handle, torch.inference_mode():
+    with _attached(model, prompt, pruner, clock) as handle, torch.inference_mode():
         return _generated(model, prompt, handle, clock, 1 if count else new_tokens, count)
 
 
@@ -85,9 +85,9 @@ def run_shared(model: Any, prompts: Sequence[Prompt], pruner: Pruner, new_tokens
     """As `run_once` for prompts about one image, one after another under one `image_cache()`."""
     clock, cache = EngineClock(), ImageCache()
     runs = []
-    with clock.running(pruner), torch.inference_mode():
+    with torch.inference_mode():
         for prompt in prompts:  # embeddings of other lengths need other masks, hence to be attached anew
-            with _attached(model, prompt, pruner) as handle, handle.image_cache(cache):
+            with _attached(model, prompt, pruner, clock) as handle, handle.image_cache(cache):
                 runs.append(_generated(model, prompt, handle, clock, new_tokens, count=False))
     return runs
 
@@ -127,8 +127,8 @@ def _generated(model: Any, prompt: Prompt, handle: Any, clock: EngineClock, new:
     )
 
 
-def _attached(model: Any, prompt: Prompt, pruner: Pruner | None) -> Any:
-    return nullcontext() if pruner is None else attach(model, pruner, visual_mask=prompt.visual_mask)
+def _attached(model: Any, prompt: Prompt, pruner: Pruner | None, clock: EngineClock) -> Any:
+    return nullcontext() if pruner is None else attach(model, pruner, visual_mask=prompt.visual_mask, clock=clock)
 
 
 def _flops(shape: ModelShape, prompt: Prompt, trace: PruneTrace | None) -> int:

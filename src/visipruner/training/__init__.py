@@ -7,10 +7,16 @@
 Importing this room registers aligned models with transformers' Auto classes.
 """
 
-from visipruner.training.callback import AnnealGates, gates_of
 from visipruner.training.entry import fit_entry
 from visipruner.training.gates import Asked, VisualGates
-from visipruner.training.model import AlignedLlavaConfig, AlignedLlavaForConditionalGeneration, align, register
+from visipruner.training.model import (
+    AlignedLlavaConfig,
+    AlignedLlavaForConditionalGeneration,
+    AnnealGates,
+    align,
+    gates_of,
+    register,
+)
 from visipruner.training.settings import Alignment
 from visipruner.training.staged import StagedVision
 

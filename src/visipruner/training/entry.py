@@ -44,25 +44,14 @@ def fit_entry(
 
     Raises:
         UnsupportedModelError: the model is not a stock LLaVA, or its projector has no bias.
-        ConfigError: `layer` is none that rows can come in late at, or `batches` hold no visual rows.
+        ConfigError: `layer` is out of range, or `batches` hold no visual rows.
         VisiPrunerError: a pruner is attached to the model.
     """
-    if type(model) is not LlavaForConditionalGeneration:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no projector to fit; give a stock LLaVA, before align."
-        )
-    host = Host.of(model, ADAPTER)
-    check_free(host)
-    layers = host.layers
-    if not 1 <= layer < len(layers):
-        raise ConfigError(f"layer must be 1 to {len(layers) - 1} in this model, got {layer}.")
-    last: nn.Linear = model.model.multi_modal_projector.linear_2
-    if last.bias is None:
-        raise UnsupportedModelError("A projector without a bias (multimodal_projector_bias=False) cannot be fitted.")
+    reached, last = _fittable(model, layer)
     seen: dict[str, Tensor] = {}
     watched = [
         last.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("inputs", inputs[0])),
-        layers[layer].register_forward_pre_hook(_reach(seen), with_kwargs=True),
+        reached.register_forward_pre_hook(_reach(seen), with_kwargs=True),
     ]
     sums = _Sums()
     try:
@@ -80,6 +69,23 @@ def fit_entry(
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
     return unexplained
+
+
+def _fittable(model: LlavaForConditionalGeneration, layer: int) -> tuple[nn.Module, nn.Linear]:
+    """The layer that rows are to reach, and the projector's last map. Raises what `fit_entry` says."""
+    if type(model) is not LlavaForConditionalGeneration:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no projector to fit; give a stock LLaVA, before align."
+        )
+    host = Host.of(model, ADAPTER)
+    check_free(host)
+    layers = host.layers
+    if not 1 <= layer < len(layers):
+        raise ConfigError(f"layer must be 1 to {len(layers) - 1} in this model, got {layer}.")
+    last: nn.Linear = model.model.multi_modal_projector.linear_2
+    if last.bias is None:
+        raise UnsupportedModelError("A projector without a bias (multimodal_projector_bias=False) cannot be fitted.")
+    return layers[layer], last
 
 
 def _reach(seen: dict[str, Tensor]) -> Any:

@@ -14,8 +14,7 @@ from visipruner.contract.pruner import PromptRun
 from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.contract.training_run import TrainingPruner, TrainingRun
 from visipruner.training.gates import Asked, VisualGates
-from visipruner.training.sparse import log_gates
-from visipruner.training.staged import StagedRun
+from visipruner.training.staged import StagedRun, log_gates
 
 # A layer that visual rows are in with less than this probability runs without them.
 _NEGLIGIBLE = 1e-3

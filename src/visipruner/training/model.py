@@ -8,7 +8,13 @@ from typing import Any, Self
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    TrainerCallback,
+)
 
 from visipruner.adapters.llava import ADAPTER
 from visipruner.engine.attach import PruneHandle
@@ -73,7 +79,7 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """What every way to switch checkpointing on comes to. Raises ConfigError for `use_reentrant=True`, which would
-        not pass the gradient on to rows that come in between two layers."""
+        not pass the gradient on to rows that enter between two layers."""
         function = kwargs.get("gradient_checkpointing_func", args[1] if len(args) > 1 else None)
         if getattr(function, "keywords", {}).get("use_reentrant"):
             raise ConfigError("Aligned models need use_reentrant=False for gradient checkpointing.")
@@ -208,3 +214,40 @@ def register() -> None:
     """Makes `AutoConfig` and `AutoModelForImageTextToText` know aligned models; importing the room does it."""
     AutoConfig.register(MODEL_TYPE, AlignedLlavaConfig, exist_ok=True)
     AutoModelForImageTextToText.register(AlignedLlavaConfig, AlignedLlavaForConditionalGeneration, exist_ok=True)
+
+
+class AnnealGates(TrainerCallback):  # type: ignore[misc]
+    """For the Hugging Face Trainer: tells the gates how far it is, and adds the depth and the tokens kept to every log.
+
+    Works on aligned models and on peft models around them. Raises UnsupportedModelError on others.
+    """
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gates_of(model).progress = state.global_step / max(state.max_steps, 1)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, model: Any = None, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        gates = gates_of(model)
+        if logs is None or not state.is_local_process_zero:
+            return
+        found: dict[str, float] = {
+            "inject_layer": gates.inject_layer,
+            "exit_layer": gates.num_layers if gates.exit_layer is None else gates.exit_layer,
+        }
+        if gates.kept:
+            found["kept_tokens"] = round(sum(gates.kept) / len(gates.kept), 2)
+        logs.update(found)
+        if state.log_history:  # written before callbacks are told
+            state.log_history[-1].update(found)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gates_of(model).progress = 1.0
+
+
+def gates_of(model: Any) -> VisualGates:
+    """The gates of an aligned model, however it is wrapped. Raises UnsupportedModelError where there are none."""
+    for module in model.modules():
+        if isinstance(module, AlignedLlavaForConditionalGeneration):
+            return module.gates
+    raise UnsupportedModelError("This model is not aligned; call visipruner.training.align on it first.")

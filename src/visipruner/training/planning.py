@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from visipruner.accounting.exact import Macs, work_macs
 from visipruner.accounting.kv import expected_kv_bytes
 from visipruner.accounting.record import LayerWork
 from visipruner.analysis.evidence import tokens_of
-from visipruner.analysis.idle import idle_layers
+from visipruner.analysis.stages import idle_layers
 from visipruner.errors import VisiPrunerError
 from visipruner.models.shape import ModelShape
 from visipruner.training.settings import Alignment
@@ -26,7 +26,7 @@ class Suggestion:
     Attributes:
         name: "estimate" takes the point estimates; "cautious" the ends of the 95 % intervals that keep more.
         inject_layer, exit_layer, filter_layer, keep_tokens: see `Alignment`; None where there is no evidence.
-        frozen_layers: those visual rows may pass by, see `Alignment`; empty where there is no evidence.
+        frozen_layers: those in which visual rows may pause, see `Alignment`; empty where there is no evidence.
     """
 
     name: str
@@ -38,28 +38,18 @@ class Suggestion:
     keep_tokens: int | None
     frozen_layers: tuple[int, ...] = ()
 
-    @classmethod
-    def fitting(
-        cls,
-        name: str,
-        num_layers: int,
-        visual_tokens: int,
-        inject_layer: int,
-        exit_layer: int | None,
-        filter_layer: int | None,
-        keep_tokens: int | None,
-        frozen_layers: Iterable[int],
-    ) -> Suggestion:
+    def fitted(self) -> Suggestion:
         """Of these numbers as many as go together in such a model."""
-        inject = min(inject_layer, num_layers - 1)
-        leave = exit_layer if exit_layer is not None and inject < exit_layer < num_layers else None
-        end = num_layers if leave is None else leave
+        inject, leave = min(self.inject_layer, self.num_layers - 1), self.exit_layer
+        if leave is not None and not inject < leave < self.num_layers:
+            leave = None
+        end = self.num_layers if leave is None else leave
         chooser, keep = None, None
         # At the last layer with vision nothing is left to be sparse.
-        if filter_layer is not None and keep_tokens is not None and max(inject, filter_layer) < end - 1:
-            chooser, keep = max(inject, filter_layer), keep_tokens
-        frozen = tuple(layer for layer in frozen_layers if layer < end)
-        return cls(name, num_layers, visual_tokens, inject, leave, chooser, keep, frozen)
+        if self.filter_layer is not None and self.keep_tokens is not None and max(inject, self.filter_layer) < end - 1:
+            chooser, keep = max(inject, self.filter_layer), self.keep_tokens
+        frozen = tuple(layer for layer in self.frozen_layers if layer < end)
+        return Suggestion(self.name, self.num_layers, self.visual_tokens, inject, leave, chooser, keep, frozen)
 
     def scaled(self, num_layers: int, visual_tokens: int) -> Suggestion:
         """The same relative depth, and share of the visual tokens, in a model of another size."""
@@ -67,21 +57,17 @@ class Suggestion:
         def depth(layer: int | None) -> int | None:
             return None if layer is None else round(layer * num_layers / self.num_layers)
 
-        kept = (
-            None if self.keep_tokens is None else max(1, round(self.keep_tokens * visual_tokens / self.visual_tokens))
-        )
-        return Suggestion.fitting(
-            name=self.name,
-            num_layers=num_layers,
-            visual_tokens=visual_tokens,
-            inject_layer=depth(self.inject_layer) or 0,
-            exit_layer=depth(self.exit_layer),
-            filter_layer=depth(self.filter_layer),
-            keep_tokens=kept,
-            frozen_layers=(
-                layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers
-            ),
-        )
+        keep = self.keep_tokens
+        return Suggestion(
+            self.name,
+            num_layers,
+            visual_tokens,
+            depth(self.inject_layer) or 0,
+            depth(self.exit_layer),
+            depth(self.filter_layer),
+            None if keep is None else max(1, round(keep * visual_tokens / self.visual_tokens)),
+            tuple(layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers),
+        ).fitted()
 
     def alignment(self, guidelines: str) -> Alignment:
         """The settings that a combination of the letters a, b, c and f stands for, without those there is no evidence
@@ -116,8 +102,8 @@ def suggestions(analysis: Mapping[str, Any]) -> list[Suggestion]:
         keep = None if chosen is None else tokens_of(chosen["budget"], visual)
         chooser = None if chosen is None else int(chosen["layer"])
         seen = range(layers if leave is None else leave)
-        frozen = idle_layers(analysis, seen, "mean" if name == "estimate" else "high")
-        found.append(Suggestion.fitting(name, layers, visual, inject, leave, chooser, keep, frozen))
+        frozen = tuple(idle_layers(analysis, seen, "mean" if name == "estimate" else "high"))
+        found.append(Suggestion(name, layers, visual, inject, leave, chooser, keep, frozen).fitted())
     return found
 
 

@@ -15,12 +15,12 @@ class Alignment:
     """The paper's guidelines (section 6) as numbers. Layers count from 0. Raises ConfigError where they contradict.
 
     Attributes:
-        inject_layer: the first layer with visual rows, which come in straight from the projector; or "learnt".
+        inject_layer: the first layer with visual rows, which enter straight from the projector; or "learnt".
         exit_layer: the first layer without visual rows again, as everywhere in this library; None for never; or
             "learnt".
         keep_tokens: how many visual tokens go on after `filter_layer`, None for all.
         filter_layer: the layer whose attention says which; needed with `keep_tokens`.
-        frozen_layers: layers in between that visual rows pass by: there they only give keys and values, as they are.
+        frozen_layers: layers in between in which visual rows pause: they only give keys and values, as they are.
             Not the paper's; for layers that need to see the image, but need not work on it. They come before
             `filter_layer`.
         start_candidates, exit_candidates: `(first, last)` layers that a learnt choice considers, both included.
@@ -81,7 +81,7 @@ class Alignment:
             )
 
     def first(self) -> int:
-        """The latest layer at which visual rows may come in."""
+        """The latest layer that visual rows may enter at."""
         if self.inject_layer != "learnt":
             return self.inject_layer
         return 0 if self.start_candidates is None else self.start_candidates[1]

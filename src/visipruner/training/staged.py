@@ -14,12 +14,13 @@ from visipruner.contract.pruner import About, PromptRun, Pruner
 from visipruner.contract.routing import FROZEN, PLAIN, Routing
 from visipruner.training.gates import Asked
 from visipruner.training.settings import Alignment
-from visipruner.training.sparse import log_influence, top_tokens
+
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagedVision(Pruner):
-    """Visual rows come in before `inject_layer`, pass `frozen_layers` by, `keep_tokens` of them go on after
+    """Visual rows enter before `inject_layer`, pause in `frozen_layers`, `keep_tokens` of them go on after
     `filter_layer`, and they leave before `exit_layer` (the guidelines of section 6, "VisiPruner", EMNLP 2025).
 
     Meant for models trained that way (`visipruner.training.align`); attached to another it shows what the training is
@@ -42,13 +43,8 @@ class StagedVision(Pruner):
         self._alignment()
 
     def _alignment(self) -> Alignment:
-        return Alignment(
-            inject_layer=self.inject_layer,
-            exit_layer=self.exit_layer,
-            keep_tokens=self.keep_tokens,
-            filter_layer=self.filter_layer,
-            frozen_layers=self.frozen_layers,
-        )
+        names = ("inject_layer", "exit_layer", "keep_tokens", "filter_layer", "frozen_layers")
+        return Alignment(**{name: getattr(self, name) for name in names})
 
     def check(self, num_layers: int) -> None:
         self._alignment().check(num_layers)
@@ -93,3 +89,35 @@ class StagedRun(PromptRun):
         # A prompt's last rows are text and never leave, so counting from the end survives what left before.
         weights = torch.cat(list(view.attention_of(last - rows)), dim=1)
         return log_influence(weights, view.values, view.visual)
+
+
+def log_influence(attention: Tensor, values: Tensor, visual: Tensor) -> Tensor:
+    """`[rows, n_v]` float32, log ||c_j|| for every row, differentiable.
+
+    The paper's influence (section 4.2): the length of what token j brings to a row's attention output,
+    ||c_j|| = ||concat_h a_hj v_hj||.
+
+    Args:
+        attention: `[heads, rows, n]` float32 softmax weights. values: `[kv_heads, n, head_dim]`.
+        visual: `[n_v]` long, columns of the visual tokens.
+    """
+    weights = attention[..., visual].square()
+    lengths = values[:, visual].float().square().sum(-1)
+    groups = weights.view(lengths.shape[0], -1, *weights.shape[1:])
+    return 0.5 * ((groups * lengths[:, None, None]).sum((0, 1)) + _LEAST).log()
+
+
+def log_gates(scores: Tensor, keep: int, temperature: float) -> Tensor:
+    """`[rows, n_v]`: log of sigmoid((score - threshold) / temperature), the threshold halfway between the n-th and
+    the next score. Its exponentials sum to about `keep`; at temperature 0 they are the top n."""
+    if keep >= scores.shape[-1]:
+        return torch.zeros_like(scores)
+    best = scores.detach().topk(keep + 1, dim=-1).values
+    threshold = (best[..., keep - 1] + best[..., keep])[..., None] / 2
+    return torch.nn.functional.logsigmoid((scores - threshold) / temperature)
+
+
+def top_tokens(scores: Tensor, keep: int) -> Tensor:
+    """`[k]` long, ascending positions of the `keep` largest of `[n_v]` scores, ties to the first."""
+    order = scores.sort(descending=True, stable=True).indices
+    return order[:keep].sort().values

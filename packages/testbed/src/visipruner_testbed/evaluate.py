@@ -2,6 +2,8 @@
 majority answer."""
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -12,7 +14,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from visipruner.engine.calls import cache_name
-from visipruner.evaluation.scoring import is_right, majority_right, wilson_interval
+from visipruner.evaluation.scoring import is_right, normalize
 from visipruner_testbed.testset import Sample
 
 # The mean colour that the image processor maps to zero.
@@ -187,3 +189,18 @@ def _prompt(processor: Any, question: str) -> str:
 def _picture(sample: Sample, blank: bool) -> Image.Image:
     with Image.open(sample.image) as opened:
         return Image.new("RGB", opened.size, _BLANK) if blank else opened.convert("RGB")
+
+
+def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) for no observations."""
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def majority_right(answers: Sequence[str]) -> int:
+    """How many of these are answered right by always giving the most frequent one."""
+    return Counter(normalize(answer) for answer in answers).most_common(1)[0][1] if answers else 0

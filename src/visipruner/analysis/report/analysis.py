@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from visipruner.analysis.report import style
+from visipruner.analysis.report import choosing, experiments, overview, style
+from visipruner.analysis.report.beside_paper import paper
 from visipruner.analysis.report.explorer import explorer_data
-from visipruner.analysis.report.headline import headline_figure
-from visipruner.analysis.report.notes import notes
-from visipruner.analysis.report.overview import facts
-from visipruner.analysis.report.sections import sections
+from visipruner.analysis.report.overview import headline_figure
+from visipruner.analysis.report.words import Document, Section, notes
 from visipruner.files import write_atomic
 
 HEADLINE_FILE = "headline.png"
+_Part = Callable[[Document], Section | None]  # None: what the section shows was not measured
+_BEFORE: Sequence[_Part] = (overview.stages, overview.types)
+_AFTER: Sequence[_Part] = (
+    experiments.sweeps,
+    experiments.shallow,
+    experiments.sinks,
+    experiments.stability,
+    experiments.removal,
+    choosing.scores,
+    experiments.lens,
+    experiments.tests,
+    choosing.check,
+    paper,
+    choosing.cost,
+    choosing.settings,
+)
 _ALWAYS = (
     "Everything here is about this model, these images and these questions; nothing is said about others.",
     "Knockouts show what a model can do without, one change at a time; two harmless changes together may do harm.",
@@ -49,14 +64,15 @@ def render(document: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    before, after = sections(document)
+    with style.styled():
+        before, after = ([section for part in parts if (section := part(document))] for parts in (_BEFORE, _AFTER))
 
     def asset(name: str) -> Markup:
         return Markup(folder.get_source(environment, name)[0])  # our own files
 
     return environment.get_template("report.html.jinja").render(
         document=document,
-        facts=facts(document),
+        facts=overview.facts(document),
         notes=notes(document),
         before=before,
         after=after,
@@ -69,9 +85,6 @@ def render(document: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
 
 def _not_covered(records: Sequence[dict[str, Any]]) -> list[str]:
     """What the parts say about their own limits, each once."""
-    told: dict[str, None] = {}
-    for part in records[0]["parts"].values() if records else ():
-        for result in part.values():
-            if isinstance(result, dict):
-                told.update(dict.fromkeys(result.get("not_covered", ())))
-    return list(told)
+    results = [result for part in records[0]["parts"].values() for result in part.values()] if records else []
+    told = [told for result in results if isinstance(result, dict) for told in result.get("not_covered", ())]
+    return list(dict.fromkeys(told))

@@ -7,33 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.report.content import Table
-from visipruner.analysis.report.words import (
-    MEASURE_NAMES,
-    curve_at,
-    interval,
-    layers,
-    loss,
-    measure_of,
-    percent,
-    point,
-    share,
-    some,
-    span,
-)
+from visipruner.analysis.report import words
+from visipruner.analysis.report.words import Document, Section, Table
 
 _PAPER_LAYERS = 32
 Row = tuple[str, str, str, str]
 
 
-def comparison(document: dict[str, Any]) -> Table | None:
-    """One row an experiment that both did; None where nothing was measured that the paper has too."""
-    parts = (_sweeps, _shallow, _skip, _cache, _scores, _tokens, _lens, _method)
+def paper(document: Document) -> Section | None:
+    """The paper's numbers beside ours, a row an experiment that both did; None where there is none."""
+    parts = (_sweeps, _shallow, _skip, _cache, _scores, _stages, _lens, _method)
     rows = [row for part in parts for row in part(document)]
     if not rows:
         return None
-    measure = MEASURE_NAMES[measure_of(document)]
-    return Table(
+    table = Table(
         "The paper's experiments here",
         (
             "experiment",
@@ -42,57 +29,60 @@ def comparison(document: dict[str, Any]) -> Table | None:
             "how the two differ",
         ),
         rows,
-        f"Ours: {measure} unless said otherwise, with 95 % intervals. The paper's column is another model's on other "
-        "data (GQA and averages over benchmarks), printed for orientation; only the direction of a change compares. "
-        "Layers counted from 0 in both columns.",
+        f"Ours: {words.MEASURE_NAMES[words.measure_of(document)]} unless said otherwise, with 95 % intervals. The "
+        "paper's column is another model's on other data (GQA and averages over benchmarks), printed for orientation; "
+        "only the direction of a change compares. Layers counted from 0 in both columns.",
         numeric=False,
     )
+    return Section("paper", "Beside the paper", tables=[table])
 
 
-def _at(document: dict[str, Any], data: dict[str, Any], place: int) -> str:
-    return interval(point(data[measure_of(document)], place))
+def _at(document: Document, data: dict[str, Any], place: int) -> str:
+    return words.interval(words.point(data[words.measure_of(document)], place))
 
 
-def _same_depth(layer: int, document: dict[str, Any]) -> int:
+def _same_depth(layer: int, document: Document) -> int:
     return round(layer / _PAPER_LAYERS * int(document["model"]["layers"]))
 
 
-def _sweeps(document: dict[str, Any]) -> Iterator[Row]:
+def _nearest(layers: list[int], wanted: int) -> int:
+    return min(range(len(layers)), key=lambda place: abs(layers[place] - wanted))
+
+
+def _sweeps(document: Document) -> Iterator[Row]:
     if "sweeps" not in document:
         return
     last, window = document["model"]["layers"], document["settings"]["plan"]["window"]
     below, discard, moving = (document["sweeps"][name] for name in ("sweep_shallow_to_deep", "discard", "sweep_window"))
     yield "nothing cut", "62.0 (GQA)", _at(document, below, 0), ""
-    stages = document.get("stages")
-    if stages:
+    if stages := document.get("stages"):
         shallow = stages["overall"]["shallow_end"]
         without = "from k = 1 on" if stages["overall"]["needs_image"] else "nowhere"
         yield (
             "text → visual cut in layers 0 .. k−1: where quality falls",
             "from about k = 8",
-            f"k = {layers(shallow)}" if shallow else without,
-            f"ours: last k that costs at most {loss(stages['tolerance'], stages['metric'])}",
+            f"k = {words.layers(shallow)}" if shallow else without,
+            f"ours: last k that costs at most {words.loss(stages['tolerance'], stages['metric'])}",
         )
-    means = moving[measure_of(document)]["mean"]
-    known = [value if value is not None else np.inf for value in means]
-    worst = int(np.argmin(known))
+    means = moving[words.measure_of(document)]["mean"]
+    worst = min(range(len(means)), key=lambda place: np.inf if means[place] is None else means[place])
     yield (
         "text → visual cut in the worst window of layers",
         "51.7 (GQA, layers 8–14)",
-        f"{_at(document, moving, worst)}, {span(worst, worst + window - 1)}",
+        f"{_at(document, moving, worst)}, {words.span(worst, worst + window - 1)}",
         f"7 of 32 layers there, {window} of {last} here",
     )
     for paper_layer, number in ((25, "61.91"), (19, "59.13")):
         layer = _same_depth(paper_layer, document)
         yield (
-            f"visual tokens discarded from {percent(paper_layer / _PAPER_LAYERS)} of the depth on",
+            f"visual tokens discarded from {words.percent(paper_layer / _PAPER_LAYERS)} of the depth on",
             f"{number} (GQA, layer {paper_layer})",
             f"{_at(document, discard, discard['layer'].index(layer))}, layer {layer}",
             "same share of the depth",
         )
 
 
-def _shallow(document: dict[str, Any]) -> Iterator[Row]:
+def _shallow(document: Document) -> Iterator[Row]:
     data = document.get("shallow")
     if not data:
         return
@@ -117,61 +107,61 @@ def _shallow(document: dict[str, Any]) -> Iterator[Row]:
             yield experiment, paper, _at(document, data, names.index(name)), "; ".join(filter(None, (first, how)))
 
 
-def _skip(document: dict[str, Any]) -> Iterator[Row]:
-    data = document.get("skip")
-    if not data:
-        return
-    for paper_layer, number in ((19, "61.66"), (25, "61.40")):
-        wanted = _same_depth(paper_layer, document)
-        place = min(range(len(data["layer"])), key=lambda i: abs(data["layer"][i] - wanted))
+def _skip(document: Document) -> Iterator[Row]:
+    data = document.get("skip", {})
+    for paper_layer, number in ((19, "61.66"), (25, "61.40")) if data else ():
+        place = _nearest(data["layer"], _same_depth(paper_layer, document))
         yield (
-            f"visual tokens skip one layer at {percent(paper_layer / _PAPER_LAYERS)} of the depth",
+            f"visual tokens skip one layer at {words.percent(paper_layer / _PAPER_LAYERS)} of the depth",
             f"{number} (GQA, layer {paper_layer})",
             f"{_at(document, data, place)}, layer {data['layer'][place]}",
             "the nearest layer that was tried",
         )
 
 
-def _cache(document: dict[str, Any]) -> Iterator[Row]:
+def _cache(document: Document) -> Iterator[Row]:
     data = document.get("cache")
     if not data or len(data["window"]) != 4:
         return
-    numbers = ("33.8 (layers 0–7)", "28.3 (layers 8–14)", "31.1 (layers 25–31)", "26.1")
-    places = ("shallow", "middle", "deep", "all")
-    for place, (name, number) in enumerate(zip(places, numbers, strict=True)):
+    numbers = {
+        "shallow": "33.8 (layers 0–7)",
+        "middle": "28.3 (layers 8–14)",
+        "deep": "31.1 (layers 25–31)",
+        "all": "26.1",
+    }
+    for place, (name, number) in enumerate(numbers.items()):
         first, end = map(int, data["window"][place].split("-"))
         yield (
             f"visual keys and values gone while decoding, {name} layers",
             f"{number}, of 31.2 (MM-Vet)",
-            f"{_at(document, data, place)}, {span(first, end - 1)}",
+            f"{_at(document, data, place)}, {words.span(first, end - 1)}",
             "long answers there; answers of one token cannot change here",
         )
 
 
-def _scores(document: dict[str, Any]) -> Iterator[Row]:
+def _scores(document: Document) -> Iterator[Row]:
     data = document.get("scores")
     if not data:
         return
     choice = (document.get("stages") or {}).get("filter")
     wanted = choice["layer"] if choice else data["layer"][len(data["layer"]) // 2]
-    place = min(range(len(data["layer"])), key=lambda i: abs(data["layer"][i] - wanted))
-    measure = measure_of(document)
-    for name, words, paper in (
+    place = _nearest(data["layer"], wanted)
+    for name, said, paper in (
         ("influence", "influence ‖c_j‖", "61.3 GQA, 57.8 TextVQA, 31.9 MM-Vet"),
         ("last_row", "last row's attention", "60.3 GQA, 57.1 TextVQA, 25.4 MM-Vet"),
     ):
         if name in data["score"]:
-            number = data["score"].index(name)
-            found = curve_at(data[measure], number, -1)
+            found = words.curve_at(data[words.measure_of(document)], data["score"].index(name), -1)
             yield (
-                f"tokens kept by {words}",
+                f"tokens kept by {said}",
                 paper,
-                f"{interval(point(found, place))}, after layer {data['layer'][place]}",
-                f"here {some(data['budget'][-1], document['model']['visual_tokens'])} tokens stay, nothing else pruned",
+                f"{words.interval(words.point(found, place))}, after layer {data['layer'][place]}",
+                f"here {words.some(data['budget'][-1], document['model']['visual_tokens'])} tokens stay, nothing else "
+                "pruned",
             )
 
 
-def _tokens(document: dict[str, Any]) -> Iterator[Row]:
+def _stages(document: Document) -> Iterator[Row]:
     stages = document.get("stages")
     if not stages:
         return
@@ -180,13 +170,14 @@ def _tokens(document: dict[str, Any]) -> Iterator[Row]:
     yield (
         "exit layer by the paper's test, mean",
         "23.9 of 32 (75 %)",
-        f"{exits:.1f} of {last} ({percent(exits / last)})",
+        f"{exits:.1f} of {last} ({words.percent(exits / last)})",
         "ours: all visual tokens take part in the test",
     )
     choice = stages["filter"]
     if choice:
         budget, whole = choice["budget"], document["model"]["visual_tokens"]
-        part = share(budget) if isinstance(budget, float) else f"{budget} of {whole} ({share(budget / whole)})"
+        is_share = isinstance(budget, float)
+        part = words.share(budget) if is_share else f"{budget} of {whole} ({words.share(budget / whole)})"
         yield (
             "visual tokens that go on after the filter layer",
             "10.3 of 576 (1.8 %), by a threshold",
@@ -195,26 +186,26 @@ def _tokens(document: dict[str, Any]) -> Iterator[Row]:
         )
 
 
-def _lens(document: dict[str, Any]) -> Iterator[Row]:
+def _lens(document: Document) -> Iterator[Row]:
     if "lens" in document:
         median, last = document["lens"]["median_leading_layer"], document["model"]["layers"]
         yield (
             "logit lens: the answer's first word leads",
             "by layer 24 of 32 (75 %), one example",
-            f"from layer {median:.0f} of {last} ({percent(median / last)}), median",
+            f"from layer {median:.0f} of {last} ({words.percent(median / last)}), median",
             "ours: leads from there to the last layer",
         )
 
 
-def _method(document: dict[str, Any]) -> Iterator[Row]:
+def _method(document: Document) -> Iterator[Row]:
     by_name = {row["name"]: row for row in document.get("check", [])}
     dense, ours = by_name.get("dense"), by_name.get("proposed")
     if dense and ours:
-        key = measure_of(document)
-        before, after = (interval(row.get(key)) for row in (dense, ours))
+        key = words.measure_of(document)
+        before, after = (words.interval(row.get(key)) for row in (dense, ours))
         yield (
             "the whole method",
             "62.0 → 60.3 (GQA), 54 % of the FLOPs cut",
-            f"{before} → {after}, {share(ours['flops_cut'])} of the FLOPs cut",
+            f"{before} → {after}, {words.share(ours['flops_cut'])} of the FLOPs cut",
             "paper: visual tokens only, by formula; ours: the whole prompt, counted; other images than analysed",
         )

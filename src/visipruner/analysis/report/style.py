@@ -1,4 +1,4 @@
-"""How every figure of the report looks: colors that color-blind readers tell apart, and SVG with live text."""
+"""How every figure of the report looks: colors that color-blind readers tell apart, axes, and SVG with live text."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visipruner.analysis.intervals import ENOUGH
+from visipruner.analysis.evidence import ENOUGH
+from visipruner.analysis.report.words import MEASURE_NAMES, Document, Picture, dense_level
 
 INK, FAINT, RULE = "#1f2430", "#6b7280", "#d9dce1"
 BLUE, ORANGE, GREEN, PINK, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6a4c93", "#7a7f87"
@@ -23,6 +24,7 @@ STAGE_COLORS = {"shallow": "#8cc0e0", "fusion": ORANGE, "between": "#eceef1", "d
 MARKERS = ("o", "s", "^", "D", "v", "P")
 COLORS = (ORANGE, BLUE, GREEN, PINK, GREY, PURPLE)
 
+Which = Literal["x", "y"]
 _NATS = (0, 0.01, 0.1, 1, 10)
 # Any: matplotlib types the keys as a list of literals that differs between its versions.
 _SETTINGS: Any = {
@@ -71,6 +73,14 @@ def new_figure(width: float = 5.0, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def picture(
+    title: str, figure: Figure, caption: str = "", narrow: Figure | None = None, small: bool = False
+) -> Picture:
+    """A figure for the page; see `Picture`. Titles tell the pictures of a page apart."""
+    phone = "" if narrow is None else to_svg(narrow, f"{title} (narrow)")
+    return Picture(title, to_svg(figure, title), caption, phone, small)
+
+
 def to_svg(figure: Figure, name: str) -> str:
     """An `<svg>` element for HTML, the same bytes for the same figure. `name` keeps ids of several figures apart."""
     buffer = io.StringIO()
@@ -83,15 +93,12 @@ def to_svg(figure: Figure, name: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)
-    text = _renamed(text, hashlib.sha256(name.encode()).hexdigest()[:8])
+    # Ids in order of their appearance: matplotlib's own may hold addresses in memory.
+    prefix = hashlib.sha256(name.encode()).hexdigest()[:8]
+    ids = {found: f"f{prefix}-{number}" for number, found in enumerate(re.findall(r' id="([^"]+)"', text))}
+    text = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + ids.get(found[2], found[2]), text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     return re.sub(r"\n\s*", "\n", text).strip()
-
-
-def _renamed(svg: str, prefix: str) -> str:
-    """Ids in order of their appearance: matplotlib's own may hold addresses in memory."""
-    names = {name: f"f{prefix}-{number}" for number, name in enumerate(re.findall(r' id="([^"]+)"', svg))}
-    return re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + names.get(found[2], found[2]), svg)
 
 
 def numbers(values: Sequence[float | None], scale: float = 1.0) -> Any:
@@ -99,47 +106,53 @@ def numbers(values: Sequence[float | None], scale: float = 1.0) -> Any:
     return np.array([np.nan if value is None else value * scale for value in values], dtype=float)
 
 
-def draw_curve(
-    axes: Axes,
-    x: Sequence[float],
-    curve: dict[str, Any],
-    color: str,
-    label: str,
-    *,
-    scale: float = 1.0,
-    marker: str = "o",
-    dashes: str = "-",
-    band: float = 0.18,
-) -> None:
+def factor(what: str) -> float:
+    """From stored to drawn values: shares are drawn in per cent, a measure's or those whose label ends in %."""
+    return 100.0 if what.endswith("%") or what in ("accuracy", "agreement") else 1.0
+
+
+class Line(NamedTuple):
+    """A curve to draw over `layers`: its `mean`, `low` and `high`."""
+
+    label: str
+    layers: Sequence[float]
+    curve: Mapping[str, Any]
+    color: str
+    marker: str = "o"
+    dashes: str = "-"
+
+
+def draw_line(axes: Axes, line: Line, scale: float = 1.0, band: float = 0.18) -> None:
     """A mean as a line with its 95 % band; gaps where nothing is known, and no band where it rests on few images."""
+    label, layers, curve, color, marker, dashes = line
     if curve.get("images", ENOUGH) >= ENOUGH:
         low, high = numbers(curve["low"], scale), numbers(curve["high"], scale)
-        axes.fill_between(list(x), low, high, color=color, alpha=band, linewidth=0)
-    axes.plot(list(x), numbers(curve["mean"], scale), dashes, color=color, marker=marker, label=label)
+        axes.fill_between(list(layers), low, high, color=color, alpha=band, linewidth=0)
+    axes.plot(list(layers), numbers(curve["mean"], scale), dashes, color=color, marker=marker, label=label)
 
 
-def draw_points(axes: Axes, curve: dict[str, Any], labels: Sequence[str], color: str, scale: float = 1.0) -> None:
-    """One dot with its 95 % interval a row, the first label on top."""
+def whiskers(curve: Mapping[str, Any], scale: float) -> tuple[Any, list[Any]]:
+    """The means of a curve and how far their 95 % intervals reach to both sides."""
     mean, low, high = (numbers(curve[name], scale) for name in ("mean", "low", "high"))
-    rows = np.arange(len(labels))
     # A quantile of few samples may lie a rounding error beyond the mean.
-    reach = [np.clip(mean - low, 0, None), np.clip(high - mean, 0, None)]
-    axes.errorbar(mean, rows, xerr=reach, fmt="o", color=color, markersize=4.5, capsize=2.5, elinewidth=1.2)
-    axes.set_yticks(rows, list(labels))
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
+    return mean, [np.clip(mean - low, 0, None), np.clip(high - mean, 0, None)]
 
 
-def nats_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A scale for divergences: linear up to 0.01, logarithmic above. Call it after drawing."""
-    if which == "y":
-        axes.set_yscale("symlog", linthresh=0.01)
-        axes.set_yticks(_NATS, [f"{tick:g}" for tick in _NATS], minor=False)
-        axes.set_ylim(0, max(axes.dataLim.y1 * 1.3, 0.02))
+def measure_axis(axes: Axes, document: Document, measure: str, which: Which = "y", level: float | None = None) -> None:
+    """The axis of a measure and the dense model's line, at `level` if given. Call it after drawing."""
+    if measure == "kl":
+        # Linear up to 0.01, logarithmic above.
+        getattr(axes, f"set_{which}scale")("symlog", linthresh=0.01)
+        getattr(axes, f"set_{which}ticks")(_NATS, [f"{tick:g}" for tick in _NATS], minor=False)
+        getattr(axes, f"set_{which}lim")(0, max(getattr(axes.dataLim, f"{which}1") * 1.3, 0.02))
+        label = "KL divergence from dense, nats"
     else:
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xticks(_NATS, [f"{tick:g}" for tick in _NATS], minor=False)
-        axes.set_xlim(0, max(axes.dataLim.x1 * 1.3, 0.02))
+        if level is None:
+            level = dense_level(document, measure)
+        draw = axes.axhline if which == "y" else axes.axvline
+        draw(100 * level, color=INK, linewidth=1, linestyle=(0, (5, 3)), label="dense model")
+        label = f"{MEASURE_NAMES[measure]}, %"
+    axes.set(**{f"{which}label": label})
 
 
 def legend_above(axes: Axes, columns: int = 2, lines: Sequence[Any] | None = None) -> None:

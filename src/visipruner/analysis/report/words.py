@@ -1,12 +1,55 @@
-"""Numbers as readers see them, and which of accuracy and agreement an analysis can speak of."""
+"""What a page is made of; numbers and notes as readers see them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from visipruner.analysis.evidence import Budget
-from visipruner.analysis.intervals import ENOUGH
+from visipruner.analysis.evidence import ENOUGH, Budget, few_images
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Attributes:
+        title: what it shows, in a few words. svg: the drawing, safe to embed. caption: what is measured, its unit, how
+            many samples, what the band is, and what the figure does not show.
+        narrow: the same drawing for a phone, where it needs one of its own. small: may stand beside several others.
+    """
+
+    title: str
+    svg: str
+    caption: str = ""
+    narrow: str = ""
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of plain text; the first column names the rows, `numeric` columns are set to the right."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """One headed part of the page."""
+
+    key: str
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    code: str = ""
+
 
 TEACHER_FORCED = "An answer counts as the same only token for token, read along the dense answer."
 MEASURE_NAMES = {"accuracy": "accuracy", "agreement": "same answer as dense", "kl": "KL divergence"}
@@ -17,10 +60,10 @@ def measure_of(document: Mapping[str, Any]) -> str:
     return "agreement" if document["dense"]["accuracy"] is None else "accuracy"
 
 
-def dense_level(document: Mapping[str, Any]) -> float:
-    """What the dense model reaches in `measure_of`, a share."""
+def dense_level(document: Mapping[str, Any], measure: str = "accuracy") -> float:
+    """What the dense model reaches in a measure, a share; all where right answers are not known."""
     accuracy = document["dense"]["accuracy"]
-    return 1.0 if accuracy is None else float(accuracy["mean"][0])
+    return 1.0 if accuracy is None or measure != "accuracy" else float(accuracy["mean"][0])
 
 
 def evidence_of(document: Mapping[str, Any]) -> str:
@@ -124,3 +167,12 @@ def basis(document: Mapping[str, Any]) -> str:
 
 def seconds(value: float) -> str:
     return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min" if value < 36000 else f"{value / 3600:.1f} h"
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the numbers: the stages' notes, and where few images were analysed or checked."""
+    stages, rows = document.get("stages"), document.get("check")
+    told = list(stages["notes"]) if stages else few_images(document["dense"]["images"], "analysed")
+    if rows and "images" in rows[0]:  # an earlier version's check, which a later run keeps, does not say
+        told += few_images(rows[0]["images"], "used for the check")
+    return told

@@ -1,6 +1,6 @@
 """Published benchmarks, read from the folders in which LLaVA-1.5's evaluation keeps them, scored as they publish.
 
-One file a benchmark, found by being here; `registry` recognises a folder by its question file. Files
+One class a benchmark, found by being here; `registry` recognises a folder by its question file. Files
 are only read: nothing is downloaded.
 
 from visipruner.evaluation.datasets import open_benchmark

@@ -6,12 +6,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+from visipruner.evaluation.datasets.reading import check_images
 from visipruner.evaluation.samples import Sample, spread
 from visipruner.files import write_atomic
 
 Record = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Benchmark(ABC):
@@ -37,6 +39,14 @@ class Benchmark(ABC):
         self.questions = questions
         self.samples = [sample.named_from(questions.parent) for sample in samples]
         self.notes = list(notes)
+
+    @classmethod
+    def checked(cls, questions: Path, samples: Sequence[Sample], *notes: str, server: str = "") -> Self:
+        """A benchmark whose images are there; `server` as the class has it. Raises ConfigError where one is missing."""
+        check_images(cls.title, samples)
+        found = cls(questions, samples, notes)
+        found.server = server or cls.server
+        return found
 
     @classmethod
     @abstractmethod
@@ -73,6 +83,14 @@ class Benchmark(ABC):
         """Writes what the server takes to `stem` with a suffix; None where there is nothing to submit."""
         return None
 
+    def accuracy(self, records: Sequence[Record], method: str) -> float:
+        """The mean score in per cent."""
+        return percent(self.scores(records, method))
+
+    def accuracy_by_type(self, records: Sequence[Record], method: str) -> dict[str, dict[str, float]]:
+        """`parts` of `official` where nothing but the mean score is published of each type."""
+        return {kind: {"accuracy": self.accuracy(own, method)} for kind, own in grouped(records, type_of).items()}
+
     def scores(self, records: Sequence[Record], method: str) -> list[float]:
         """Of one method's answers, in the order of `records`; the right answers must be public."""
         found = [self.score(record, answer_of(record, method)) for record in records]
@@ -90,20 +108,23 @@ def percent(values: Iterable[float]) -> float:
     return 100 * sum(listed) / len(listed) if listed else 0.0
 
 
-def grouped(records: Sequence[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
-    """Records by what `key` says of them, in the order of their first."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def type_of(record: Record) -> str:
+    """What kind of question it was."""
+    return str(record["type"])
+
+
+def grouped(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    """Items by what `key` says of them, in the order of their first."""
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
 def whole_groups(samples: Sequence[Sample], key: Callable[[Sample], str], count: int, seed: int) -> list[Sample]:
     """Groups that are only worth something whole (a question's rotations, an image's pair), spread over types, as
     many as fit into `count` samples; one at least."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(key(sample), []).append(sample)
+    groups = grouped(samples, key)
     chosen: list[Sample] = []
     for first in spread([group[0] for group in groups.values()], len(groups), seed):
         group = groups[key(first)]

@@ -8,7 +8,6 @@ from typing import ClassVar, Self
 
 from visipruner.errors import ConfigError
 from visipruner.evaluation.datasets.base import Benchmark, Record
-from visipruner.evaluation.datasets.reading import check_images
 from visipruner.evaluation.samples import Sample
 from visipruner.evaluation.scoring import normalize
 
@@ -47,8 +46,7 @@ class EasyVqa(Benchmark):
             Sample(Path(paths[number]), text, (answer,), _kind(answer), str(index))
             for index, (text, answer, number) in enumerate(zip(texts, answers, numbers, strict=True))
         ]
-        check_images(cls.title, samples)
-        return cls(Path(package.__file__ or PACKAGE), samples)
+        return cls.checked(Path(package.__file__ or PACKAGE), samples)
 
     def score(self, record: Record, answer: str) -> float:
         right = record["answers"][0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from visipruner.evaluation.datasets.base import Benchmark, Record, grouped, percent
-from visipruner.evaluation.datasets.reading import check_images, check_keys, needed, read_json, read_jsonl
-from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.datasets.base import Benchmark, Record, grouped
+from visipruner.evaluation.datasets.reading import check_keys, needed, read_json, read_questions
 
 
 class Gqa(Benchmark):
@@ -27,20 +27,16 @@ class Gqa(Benchmark):
         gold = read_json(path)
         root = needed(cls.title, data / "images", questions.parent / "images")
         samples = []
-        for line in read_jsonl(questions, "question_id", "image", "text"):
-            known = gold.get(str(line["question_id"]))
-            check_keys(path, f"question {line['question_id']}", known, ("answer", "types"))
-            kind = str(known["types"]["structural"])
-            samples.append(
-                Sample(root / line["image"], line["text"], (str(known["answer"]),), kind, str(line["question_id"]))
-            )
-        check_images(cls.title, samples)
-        return cls(questions, samples)
+        for sample in read_questions(questions, root):
+            known = gold.get(sample.id)
+            check_keys(path, f"question {sample.id}", known, ("answer", "types"))
+            samples.append(replace(sample, answers=(str(known["answer"]),), type=str(known["types"]["structural"])))
+        return cls.checked(questions, samples)
 
     def score(self, record: Record, answer: str) -> float:
         return float(answer.strip().rstrip(".").lower() == record["answers"][0].lower())
 
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
         kinds = grouped(records, lambda record: "open" if record["type"] == "query" else "binary")
-        found = {kind: percent(self.scores(kinds[kind], method)) for kind in ("binary", "open") if kind in kinds}
-        return {"scores": {"accuracy": percent(self.scores(records, method)), **found}, "parts": {}}
+        found = {kind: self.accuracy(kinds[kind], method) for kind in ("binary", "open") if kind in kinds}
+        return {"scores": {"accuracy": self.accuracy(records, method), **found}, "parts": {}}

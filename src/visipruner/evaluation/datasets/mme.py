@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from visipruner.errors import ConfigError
-from visipruner.evaluation.datasets.base import Benchmark, Record, grouped, percent, whole_groups
-from visipruner.evaluation.datasets.reading import SHORT_ANSWER, check_images, needed, read_jsonl, read_text
+from visipruner.evaluation.datasets.base import Benchmark, Record, grouped, percent, type_of, whole_groups
+from visipruner.evaluation.datasets.reading import SHORT_ANSWER, needed, read_questions, read_text
 from visipruner.evaluation.samples import Sample
 
 PERCEPTION = (
@@ -47,20 +48,16 @@ class Mme(Benchmark):
         root = release / "MME_Benchmark" if (release / "MME_Benchmark").is_dir() else needed(cls.title, release)
         truths: dict[str, dict[tuple[str, str], str]] = {}
         samples = []
-        for number, line in enumerate(read_jsonl(questions, "question_id", "image", "text")):
-            category = str(line["question_id"]).split("/")[0]
+        for number, asked in enumerate(read_questions(questions, root)):
+            category, stem, text = asked.id.split("/")[0], Path(asked.id).stem, _bare(asked.question)
             if category not in truths:
                 truths[category] = _truths(root / category)
-            stem = Path(str(line["question_id"])).stem
-            answer = truths[category].get((stem, _bare(line["text"])))
+            answer = truths[category].get((stem, text))
             if answer is None:
-                raise ConfigError(
-                    f"MME is incomplete: {root / category} has no answer to {_bare(line['text'])!r}, {stem}."
-                )
-            image = _image(root, line["image"])
-            samples.append(Sample(image, line["text"], (answer,), category, f"{category}/{stem}/{number}"))
-        check_images(cls.title, samples)
-        return cls(questions, samples)
+                raise ConfigError(f"MME is incomplete: {root / category} has no answer to {text!r}, {stem}.")
+            key = f"{category}/{stem}/{number}"
+            samples.append(replace(asked, image=_image(asked.image), answers=(answer,), type=category, id=key))
+        return cls.checked(questions, samples)
 
     def choose(self, count: int, seed: int) -> list[Sample]:
         return whole_groups(self.samples, lambda sample: str(sample.image), count, seed)
@@ -70,7 +67,7 @@ class Mme(Benchmark):
 
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
         parts = {}
-        for category, members in grouped(records, lambda record: str(record["type"])).items():
+        for category, members in grouped(records, type_of).items():
             images = grouped(members, lambda record: str(record["image"]))
             both = [float(min(self.scores(pair, method))) for pair in images.values() if len(pair) == 2]
             accuracy, plus = percent(self.scores(members, method)), percent(both)
@@ -98,8 +95,7 @@ def _bare(question: str) -> str:
     return " ".join(question.replace(SHORT_ANSWER, "").replace(_INSTRUCTION, "").split())
 
 
-def _image(root: Path, name: str) -> Path:
+def _image(path: Path) -> Path:
     """Question files name images without the folder that some categories have for them."""
-    path = root / name
     nested = path.parent / "images" / path.name
     return nested if not path.is_file() and nested.is_file() else path

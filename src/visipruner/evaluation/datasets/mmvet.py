@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
 from visipruner.evaluation.datasets.base import Benchmark, Record, answer_of, write_submission
-from visipruner.evaluation.datasets.reading import check_images, needed, read_json, read_jsonl
-from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.datasets.reading import needed, read_json, read_questions
 
 
 class MmVet(Benchmark):
@@ -27,12 +27,10 @@ class MmVet(Benchmark):
         about = next((path for path in (folder / "mm-vet.json", root.parent / "mm-vet.json") if path.exists()), None)
         known = {} if about is None else read_json(about)
         samples = []
-        for line in read_jsonl(questions, "question_id", "image", "text"):
-            key = f"v1_{line['question_id']}"
-            kind = "+".join(sorted(known.get(key, {}).get("capability", [])))
-            samples.append(Sample(root / line["image"], line["text"], (), kind, key))
-        check_images(cls.title, samples)
-        return cls(questions, samples)
+        for sample in read_questions(questions, root):
+            key = f"v1_{sample.id}"
+            samples.append(replace(sample, id=key, type="+".join(sorted(known.get(key, {}).get("capability", [])))))
+        return cls.checked(questions, samples)
 
     def score(self, record: Record, answer: str) -> None:
         return None

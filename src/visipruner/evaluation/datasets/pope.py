@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from visipruner.errors import ConfigError
-from visipruner.evaluation.datasets.base import Benchmark, Record, answer_of, grouped
-from visipruner.evaluation.datasets.reading import SHORT_ANSWER, check_images, needed, read_jsonl
+from visipruner.evaluation.datasets.base import Benchmark, Record, answer_of, grouped, type_of
+from visipruner.evaluation.datasets.reading import SHORT_ANSWER, needed, read_jsonl
 from visipruner.evaluation.samples import Sample
 
 
@@ -58,8 +58,7 @@ class Pope(Benchmark):
                 Sample(root / line["image"], line["text"], (label,), category, f"{category}/{line['question_id']}")
                 for line, label in zip(asked, labels, strict=True)
             ]
-        check_images(cls.title, samples)
-        return cls(questions, samples)
+        return cls.checked(questions, samples)
 
     def score(self, record: Record, answer: str) -> float:
         return float(yes_or_no(answer) == record["answers"][0])
@@ -67,7 +66,7 @@ class Pope(Benchmark):
     def official(self, records: Sequence[Record], method: str) -> dict[str, Any]:
         parts = {
             category: rates([(yes_or_no(answer_of(one, method)), one["answers"][0]) for one in members])
-            for category, members in grouped(records, lambda record: str(record["type"])).items()
+            for category, members in grouped(records, type_of).items()
         }
         mean = sum(part["f1"] for part in parts.values()) / len(parts)
         return {

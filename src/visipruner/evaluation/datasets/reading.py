@@ -52,6 +52,13 @@ def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
     return records
 
 
+def read_questions(path: Path, folder: Path) -> list[Sample]:
+    """LLaVA's question files without the answers, which others have: `question_id` is the id, `image` lies in `folder`.
+    Raises ConfigError that names the line."""
+    lines = read_jsonl(path, "question_id", "image", "text")
+    return [Sample(folder / line["image"], line["text"], id=str(line["question_id"])) for line in lines]
+
+
 def read_tsv(path: Path, *keys: str) -> list[dict[str, str]]:
     """One mapping a row by the names in the first row, of which `keys` must be there. Raises ConfigError."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images are fields

@@ -13,14 +13,32 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import ClassVar, Self
 
 from visipruner.errors import ConfigError, first_line
-from visipruner.evaluation.datasets.base import Benchmark
-from visipruner.evaluation.datasets.own import OwnQuestions
+from visipruner.evaluation.datasets.base import Benchmark, Record
+from visipruner.evaluation.samples import load_samples
+from visipruner.evaluation.scoring import right_by_any
 from visipruner.words import did_you_mean
 
 GROUP = "visipruner.datasets"
 Kind = type[Benchmark]
+
+
+class OwnQuestions(Benchmark):
+    """Image-question pairs of one's own in a JSONL file, as `load_samples` reads it; answers may be unknown."""
+
+    name = "own"
+    title = "own questions"
+    patterns: ClassVar[tuple[str, ...]] = ()
+    metric = "normalised exact match with any accepted answer"
+
+    @classmethod
+    def read(cls, questions: Path, images: Path | None = None) -> Self:
+        return cls(questions, load_samples(questions))
+
+    def score(self, record: Record, answer: str) -> float | None:
+        return right_by_any(answer, record["answers"])
 
 
 @cache
@@ -45,7 +63,7 @@ def _plugged_in() -> Iterator[Kind]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             kind = entry.load()
-        except Exception as error:  # whatever a stranger's file does when it is imported
+        except Exception as error:  # another package's file can raise anything
             raise ConfigError(
                 f"The benchmark {entry.value!r} of an installed package cannot be loaded ({first_line(error)}); repair "
                 "or uninstall that package."
@@ -121,15 +139,15 @@ def _in_folder(folder: Path, wanted: list[Kind], images: Path | None) -> Benchma
         return kind.read(file, images)
     if len(wanted) == 1:
         raise ConfigError(f"{folder} is not {wanted[0].title}'s: there is no {' or '.join(wanted[0].patterns)} in it.")
-    below = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and _holds_any(child)]
+    below = [
+        child.name
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and any(_questions(kind, child) for kind in kinds())
+    ]
     if below:
         raise ConfigError(f"{folder} holds benchmarks in folders; give one of them: --data {folder / below[0]}.")
     looked_for = ", ".join(f"{kind.patterns[0]} ({kind.name})" for kind in wanted if kind.patterns)
     raise ConfigError(f"{folder} holds no benchmark that is known; looked for {looked_for}.")
-
-
-def _holds_any(folder: Path) -> bool:
-    return any(_questions(kind, folder) for kind in kinds())
 
 
 def _questions(kind: Kind, folder: Path) -> list[Path]:

@@ -1,1 +1,0 @@
-"""The smaller figures of the report."""
