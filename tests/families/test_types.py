@@ -13,11 +13,14 @@ from tools.families.types import TYPES, checked_type, default_config, verdict, w
 from visipruner.adapters import described, generic
 from visipruner.checking import check_tiny
 from visipruner.checking.prompts import Asked, TinyPrompts
+from visipruner.checking.subject import Subject
 from visipruner.checking.tiny import IMAGE, VIDEO, built, shrunk, shrunk_model, telling_kinds
 from visipruner.engine import calls
 from visipruner.errors import UnsupportedModelError
 from visipruner.models import checked
 from visipruner.models.checked import config_fingerprint
+from visipruner.pruners import registry
+from visipruner.pruners.shortv import ShortV
 
 FOUND = written()
 PASSING = [kind for kind, one in FOUND.items() if one["result"] == "passes"]
@@ -47,6 +50,25 @@ def test_a_type_passes_its_tiny_check(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", [kind if kind in EACH_RUN else pytest.param(kind, marks=pytest.mark.every_type) for kind in PASSING]
+)
+def test_what_a_method_drops_is_cut(kind: str) -> None:
+    """Methods that only drop, and leave positions as they are; each looks at the model in its own way."""
+    model = shrunk_model(default_config(kind))
+    subject = Subject(model, generic.adapter_of(model), TinyPrompts(model))
+    inputs = subject.prompts.inputs([Asked((1,), 7)])
+    text = ~subject.visual(inputs)[0]
+    plain = subject.logits(inputs)[0, text]
+    for name in ("capa", "dart", "fastv", "fitprune", "random", "uniform", "vtw"):
+        with subject.attach(registry.method_class(name).for_depth(len(subject.host.layers))) as handle:
+            pruned = subject.logits(inputs)[0, text]
+            kept = handle.trace[0].kept
+        expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0, text]
+        assert (pruned - expected).abs().max() < 1e-4, name
+        assert (plain - expected).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize(
     "kind",
     [
         kind if kind in REFUSED_EACH_RUN else pytest.param(kind, marks=pytest.mark.every_type)
@@ -71,6 +93,10 @@ def test_the_placeholders_are_those_of_the_model_itself() -> None:
     model = shrunk_model(default_config("qwen2_5_vl"))
     assert generic.placeholder_ids(model.model) == (IMAGE, VIDEO)
     assert generic.adapter_of(model).decoder == ("model.language_model",)
+
+
+def test_a_tiny_model_has_full_precision_whatever_its_config_says() -> None:
+    assert check_tiny(LlavaConfig(dtype="bfloat16"), keep=False).passed
 
 
 def test_a_shrunk_config_keeps_every_kind_of_layer() -> None:
@@ -124,6 +150,23 @@ def test_attention_over_other_rows_than_run_is_an_error() -> None:
         pytest.raises(UnsupportedModelError, match=r"rows to \d+ keys where"),
     ):
         model(**inputs, use_cache=False)
+
+
+def test_a_cache_of_latents_takes_no_method_that_changes_keys_and_values() -> None:
+    """A merged value would be written over a part of a key, and the answer be another one than without a cache."""
+    model = shrunk_model(default_config("kimi_k25"))
+    adapter = generic.adapter_of(model)
+    for pruner in (vp.VisiPruner.for_depth(4), ShortV.for_depth(4)):
+        with pytest.raises(UnsupportedModelError, match="holds latents, not the keys and values"):
+            vp.attach(model, pruner, adapter=adapter)
+    prompts = TinyPrompts(model)
+    first = prompts.inputs([Asked((1,), 7)])
+    with vp.attach(model, vp.FastV.for_depth(4), adapter=adapter) as handle:
+        cache = model(**first, use_cache=True).cache
+        with pytest.raises(UnsupportedModelError, match="no further image can be pruned"):
+            model(**{**prompts.inputs([Asked((2,), 5)]), "attention_mask": None}, cache=cache)
+        with pytest.raises(UnsupportedModelError, match="leave it out"), handle.image_cache():
+            pass
 
 
 # ---- what attach says -----------------------------------------------------------------------------------------------

@@ -198,10 +198,10 @@ def built(config: PretrainedConfig, seed: int = 0) -> Any:
     decoder = model.get_decoder()
     inside = [(owner, name) for owner in model.modules() for name, part in owner.named_children() if part is decoder]
     if not inside or decoder is getattr(model, "model", None):
-        model = kind._from_config(copy.deepcopy(config), attn_implementation=attn)
+        model = kind._from_config(copy.deepcopy(config), attn_implementation=attn, dtype=torch.float32)
     else:
         owner, name = inside[0]
-        setattr(owner, name, type(decoder)._from_config(decoder.config, attn_implementation=attn))
+        setattr(owner, name, type(decoder)._from_config(decoder.config, attn_implementation=attn, dtype=torch.float32))
         _complete(model, getattr(owner, name))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -217,9 +217,9 @@ def _on_meta(kind: Any, config: PretrainedConfig) -> tuple[str, Any]:
     """The attention implementation, and a model without memory."""
     with torch.device("meta"):
         try:
-            return "sdpa", kind._from_config(copy.deepcopy(config), attn_implementation="sdpa")
+            return "sdpa", kind._from_config(copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32)
         except ValueError:  # the type, or its tower, has eager attention alone
-            return "eager", kind._from_config(copy.deepcopy(config), attn_implementation="eager")
+            return "eager", kind._from_config(copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32)
 
 
 _PEAKED = ("q_proj", "k_proj", "q_b_proj", "kv_b", "query_key_value", "att_proj", "qkv")

@@ -17,7 +17,7 @@ from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.clock import EngineClock
 from visipruner.engine.generating import Generating
-from visipruner.engine.guards import Refusals, stock_model
+from visipruner.engine.guards import Refusals, check_cache, stock_model
 from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
@@ -83,6 +83,7 @@ def attach(
         )
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
+    check_cache(host, pruner)
     check_free(host)
     return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner), clock)
 

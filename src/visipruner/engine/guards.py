@@ -9,7 +9,9 @@ from typing import Any, cast
 
 from torch import nn
 
+from visipruner.contract.pruner import Pruner
 from visipruner.engine.attention import uncompiled
+from visipruner.engine.host import Host
 from visipruner.engine.patch import Replaced
 from visipruner.errors import UnsupportedModelError
 
@@ -84,6 +86,16 @@ _REFUSALS = {
     "_prefill": _no_chunks,
     "_prepare_static_cache": _no_static_cache,
 }
+
+
+def check_cache(host: Host, pruner: Pruner) -> None:
+    """Raises UnsupportedModelError where a method would change cached keys or values that the model does not cache."""
+    routed = any(not pruner.routing(layer).is_plain for layer in range(len(host.layers)))
+    if routed and host.caches_latents:
+        raise UnsupportedModelError(
+            f"The cache of {host.adapter.family} holds latents, not the keys and values that {pruner.name} with these "
+            "settings changes; choose a method that only drops tokens, or for visipruner stages without 'shallow'."
+        )
 
 
 def stock_model(model: Any) -> nn.Module:

@@ -71,6 +71,11 @@ class Host:
         return isinstance(getattr(self.attentions[0], self.adapter.query, None), nn.Module)
 
     @property
+    def caches_latents(self) -> bool:
+        """Whether the cache holds what keys and values are made of (MLA, DeepSeek-V2, arXiv 2405.04434), not these."""
+        return bool(getattr(self.decoder.config, "kv_lora_rank", None))
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
 

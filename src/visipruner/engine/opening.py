@@ -164,6 +164,11 @@ class Opening:
     ) -> PromptSession:
         """A session for `rows`, embeddings or token ids. `flags`: which rows of the forward are visual, which of all
         rows are no padding, and which of the forward are learnt. `call`: what model and decoder were given."""
+        if past and self._host.caches_latents:
+            raise UnsupportedModelError(
+                f"The cache of {self._host.adapter.family} holds latents, so no further image can be pruned on it; "
+                "start with a new cache, or remove the pruner."
+            )
         is_visual, real, learnt = flags
         seq = rows.shape[1]
         running = self.running
@@ -223,7 +228,8 @@ class Opening:
         if self._image_cache is not None:
             raise VisiPrunerError("This handle has an image cache already; leave its context first.")
         pauses = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
-        if isinstance(self._pruner, TrainingPruner) or self._pruner.first_layer() or pauses:
+        is_fixed = isinstance(self._pruner, TrainingPruner) or self._host.caches_latents
+        if is_fixed or self._pruner.first_layer() or pauses:
             raise UnsupportedModelError(
                 f"{self._pruner.name} with these settings changes visual rows as image_cache() cannot share; "
                 "leave it out."
