@@ -50,7 +50,7 @@ bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weight
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
 
-families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers; three minutes on two cores
+families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers; about a minute
 	$(BIN)/python -m pytest -m every_type tests/families
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed

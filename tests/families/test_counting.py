@@ -9,9 +9,8 @@ import torch
 
 import visipruner as vp
 from tests.families.test_matrix import PRUNERS
-from tests.families.zoo import FAMILIES, adapter_of, built, inputs, prompt
+from tests.families.zoo import FAMILIES, built, inputs, prompt
 from visipruner.accounting.measured import count_flops
-from visipruner.adapters.base import submodule
 from visipruner.models.shape import ModelShape
 
 
@@ -19,7 +18,7 @@ from visipruner.models.shape import ModelShape
 @pytest.mark.parametrize("name", FAMILIES)
 def test_counted_flops_agree_with_torch(name: str, pruner: str) -> None:
     model = built(name, "eager")
-    decoder: Any = submodule(model, adapter_of(name).decoder)
+    decoder: Any = model.get_decoder()
     prepared = inputs(name, [prompt(name, [20, 0, 30, 0, 40])])
     with (
         vp.attach(model, PRUNERS.get(pruner, vp.NoPruning())) as handle,

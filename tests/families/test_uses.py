@@ -26,10 +26,9 @@ from tests.families.checkpoints import words_tokenizer
 from tests.families.prompts import extended
 from tests.families.test_matrix import CLOSE, KEEPS_ALL, PRUNERS
 from tests.families.tried import tries
-from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, adapter_of, built, inputs, peaked, prompt, visual_rows
+from tests.families.zoo import DISTINCT, FAMILIES, LAYERS, built, inputs, peaked, prompt, visual_rows
 from tests.flash import use_stand_in, with_flash
 from tests.oracle import oracle, pruned_edit
-from visipruner.adapters.base import submodule
 from visipruner.analysis.probe import Probe
 from visipruner.pruners.fastervlm import FasterVLM
 
@@ -269,7 +268,7 @@ def test_hidden_states_are_those_of_the_rows_that_ran(name: str) -> None:
 @pytest.mark.parametrize("name", ["llava", "qwen3-vl", "idefics3", "gemma3"])
 def test_a_compiled_model_runs_its_decoder_as_it_is(name: str) -> None:
     model, prepared = built(name), inputs(name, [prompt(name, [3, 0, 5])])
-    decoder = submodule(model, adapter_of(name).decoder)
+    decoder = model.get_decoder()
     before = set(vars(decoder))
     compiled = torch.compile(model, backend="eager")
     with vp.attach(model, PRUNERS["detect"]) as handle, torch.no_grad():

@@ -23,7 +23,7 @@ VISIONZIP = vp.VisionZip(keep_ratio=0.5)
 def _entering(name: str, model: Any, prepared: dict[str, Any]) -> Tensor:
     """Hidden states `[n, d]` of the visual rows before layer 0."""
     seen: list[Tensor] = []
-    decoder = submodule(model, adapter_of(name).decoder)
+    decoder = model.get_decoder()
     assert decoder is not None
     layers: Any = decoder.layers
     hook = layers[0].register_forward_pre_hook(

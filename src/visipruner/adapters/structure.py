@@ -87,7 +87,11 @@ def check_config(config: Any) -> None:
     streams = next((name for name in STREAMS if (getattr(text, name, None) or 0) > 1), None)
     if streams is not None:
         raise refused(config, f"its hidden states are several streams ({streams}), not [batch, seq, d]")
-    for kind in dict.fromkeys(map(type, DynamicCache(config=text).layers)):
+    try:
+        held = DynamicCache(config=text).layers
+    except KeyError:  # a kind that the type's own file brings, which is not loaded yet: asked again of the model
+        held = []
+    for kind in dict.fromkeys(map(type, held)):
         if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise refused(config, f"its cache has layers of type {kind.__name__}, which cannot hold fewer rows")
 
@@ -110,7 +114,7 @@ def _layers(model: nn.Module, depth: int) -> tuple[nn.Module, str]:
                 if is_list and any(is_routed(part) for part in child.modules()):
                     return module, name
     raise refused(
-        model, f"it has no list of {depth} decoder layers whose attention goes through transformers' interface"
+        model.config, f"it has no list of {depth} decoder layers whose attention goes through transformers' interface"
     )
 
 

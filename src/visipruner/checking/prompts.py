@@ -57,15 +57,19 @@ class ProcessorPrompts:
             text = "What is in the picture, and where is it? " + "Name every shape. " * each.words
             conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
         options: dict[str, Any] = {"padding": True} if len(asked) > 1 else {}
-        self._processor.tokenizer.padding_side = side
-        made = self._processor.apply_chat_template(
-            conversations if len(asked) > 1 else conversations[0],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **options,
-        )
+        tokenizer = self._processor.tokenizer
+        before, tokenizer.padding_side = tokenizer.padding_side, side
+        try:
+            made = self._processor.apply_chat_template(
+                conversations if len(asked) > 1 else conversations[0],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **options,
+            )
+        finally:
+            tokenizer.padding_side = before
         return dict(made.to(self._model.device, self._model.dtype))
 
     def more(self) -> Tensor:

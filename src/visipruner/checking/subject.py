@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Subject:
     adapter: Adapter
     prompts: Prompts
 
-    @property
+    @cached_property
     def host(self) -> Host:
         """Raises UnsupportedModelError."""
         return Host.of(self.model, self.adapter)

@@ -148,6 +148,7 @@ def _load_checkpoint(name: str, dtype: str, attn: str, place: str, local_only: b
     try:
         config = AutoConfig.from_pretrained(source, **rules)
         check_family(name, config)
+        _check_structure(config)
         processor = processors.load(source, config.model_type, **rules)
         _check_template(name, processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
@@ -164,6 +165,19 @@ def _load_checkpoint(name: str, dtype: str, attn: str, place: str, local_only: b
         missing = len(info["missing_keys"])
         warnings.warn(f"{name} lacks {missing} of its weights; they are random.", stacklevel=2)
     return model, processor
+
+
+def _check_structure(config: Any) -> None:
+    """Before weights are read: raises UnsupportedModelError for a type that nobody described and that cannot be
+    pruned."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from visipruner import adapters
+
+    if adapters.described(config) is None:
+        with torch.device("meta"):
+            adapters.adapter_of(AutoModelForImageTextToText.from_config(config))
 
 
 def _check_template(name: str, processor: Any) -> None:
