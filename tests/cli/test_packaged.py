@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from visipruner import FastV
+from visipruner import VisiPruner
 from visipruner.models.packaged import PackagedModel
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def load(dtype, attn):
 MODEL = PackagedModel(
     load,
     prepare=(HERE / "prepared").touch,
-    calibrated=lambda: FastV(layer=2, keep_tokens=2),
+    calibrated=lambda: VisiPruner(shallow_end=0, filter_layer=0, keep_tokens=2),
     questions=HERE / "questions.jsonl",
     pictures=(HERE / "photo.png",),
 )
@@ -93,7 +93,7 @@ def test_a_packaged_model_runs_with_its_own_settings(cli, installed, photo):
     result = cli("run", photo, "-q", "what is this ?", "--model", "other", "--max-new-tokens", 1, "--json")
     assert result.exit_code == 0, result.output
     method = json.loads(result.stdout)["method"]
-    assert (method["name"], method["settings"]["keep_tokens"]) == ("fastv", 2)
+    assert (method["name"], method["settings"]["keep_tokens"]) == ("visipruner", 2)
     assert (installed / "prepared").exists()
     assert packaged.picture("other") == installed / "photo.png"
 

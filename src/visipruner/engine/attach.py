@@ -65,18 +65,11 @@ def attach(
         ConfigError: `pruner` is no method with its settings, these do not fit the model, or it works on the picture.
         VisiPrunerError: the model has a pruner attached already.
     """
-    if not isinstance(pruner, Pruner):
-        raise ConfigError(_no_pruner(pruner))
+    _check_method(pruner)
     model = stock_model(model)
-    if picture_methods(pruner):
-        raise ConfigError(
-            f"{pruner.name} makes the picture smaller before there is a prompt, which attach cannot; use "
-            "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
-        )
     chosen = _adapter_of(model) if adapter is None else completed(model, adapter)
-    if visual_mask is not None:
-        visual_mask = check_visual_mask(visual_mask)
-    elif chosen.locate is None:
+    visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
+    if visual_mask is None and chosen.locate is None:
         raise LayoutError(
             f"A {chosen.family} does not say which rows are visual; pass attach(model, pruner, visual_mask=mask) "
             "with a [batch, seq] bool mask."
@@ -96,13 +89,22 @@ def _adapter_of(model: nn.Module) -> Adapter:
     return adapter_of(model)
 
 
-def _no_pruner(given: Any) -> str:
+def _check_method(given: Any) -> None:
+    """Raises ConfigError for what is no method that can be attached."""
     if isinstance(given, type):
-        return f"attach takes a method with its settings: {given.__name__}(...), not the class {given.__name__}."
-    return (
-        f"attach takes a method, for instance visipruner.VisiPruner(), not {given!r}; "
-        "visipruner.pruners.registry.make_from_spec makes one from its name."
-    )
+        raise ConfigError(
+            f"attach takes a method with its settings: {given.__name__}(...), not the class {given.__name__}."
+        )
+    if not isinstance(given, Pruner):
+        raise ConfigError(
+            f"attach takes a method, for instance visipruner.VisiPruner(), not {given!r}; "
+            "visipruner.pruners.registry.make_from_spec makes one from its name."
+        )
+    if picture_methods(given):
+        raise ConfigError(
+            f"{given.name} makes the picture smaller before there is a prompt, which attach cannot; use "
+            "visipruner.chat.attached(model, pruner, chat_inputs(model, processor, picture, question))."
+        )
 
 
 def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
