@@ -58,9 +58,8 @@ def attach(
         A handle, usable as a context manager, with `.remove()` and `.trace`.
 
     Raises:
-        UnsupportedModelError: the model's family or attention implementation is not supported (flex
-            attention is not), it is no transformers model with its head, or it has no vision tower that the pruner
-            could look at.
+        UnsupportedModelError: the model cannot be pruned, or not by this method, or not with its attention
+            implementation; it is no transformers model with its head; the method wants a vision tower it lacks.
         LayoutError: the mask is malformed, or missing where it is needed.
         ConfigError: `pruner` is no method with its settings, these do not fit the model, or it works on the picture.
         VisiPrunerError: the model has a pruner attached already.
