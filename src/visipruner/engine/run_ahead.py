@@ -102,9 +102,11 @@ class EntryLook:
         names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
         if not first or not names:
             return {}
-        start = Rows(tuple(part[:1] * 0 + first if part.numel() else part for part in chosen.index), chosen.seq)
         earlier = Rows(tuple(part - first for part in chosen.index), chosen.seq)
-        is_counted = {name: bool(arguments_for(start, {name: kwargs[name]})[name][1].any()) for name in names}
+        around = [part[:0] for part in chosen.index]
+        around[example] = torch.arange(first - 1, min(first + 2, chosen.seq), device=earlier.flat.device)
+        turns = Rows(tuple(around), chosen.seq)
+        is_counted = {name: _are_even(*arguments_for(turns, {name: kwargs[name]})[name]) for name in names}
         return {name: arguments_for(earlier, kwargs)[name] for name in names if is_counted[name]}
 
     def _project(
@@ -127,3 +129,9 @@ class EntryLook:
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
         (queries, keys, _), used = self._run_ahead(layer, states[None], given)
         return queries[0], keys[0], scaling_of(used, queries), used.get("softcap")
+
+
+def _are_even(cos: Tensor, sin: Tensor) -> bool:
+    """Whether the last row of padding and the first two real rows `[..., 3, d]` follow each other at one distance."""
+    turn = sin[..., 1:, :] * cos[..., :-1, :] - cos[..., 1:, :] * sin[..., :-1, :]
+    return turn.shape[-2] == 2 and torch.allclose(turn[..., 0, :], turn[..., 1, :], atol=1e-3)
