@@ -9,6 +9,7 @@ import pytest
 from visipruner.cli.errors import CliError
 from visipruner.models import loading as models
 from visipruner.speed.checks import CHECKS
+from visipruner.speed.host_work import BOUNDS
 from visipruner.speed.rounds import DENSE, TEXT
 
 
@@ -60,6 +61,13 @@ def test_every_check_runs_in_small(cli, name, tmp_path):
     has_no_table = name in ("questions", "host")  # targets alone
     assert has_no_table == (not check["points"]) == (not table.exists())
     assert has_no_table or "| dense |" in table.read_text()
+
+
+def test_the_hosts_work_is_told_target_by_target(cli):
+    result = cli("bench", "--check", "host")
+    assert result.exit_code == 0, result.output
+    assert "32 tiny Llama layers, float32; counts, no seconds" in result.stdout
+    assert result.stdout.count("met     ") == 4 * len(BOUNDS)
 
 
 def test_a_model_of_the_hub_may_be_downloaded(cli, monkeypatch):

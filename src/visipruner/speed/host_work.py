@@ -18,11 +18,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
+from visipruner.engine.calls import cache_of
 
 LAYERS, WIDTH = 32, 64
 BEFORE, VISUAL, AFTER = 35, 64, 13  # rows of a prompt
 BATCH = 8
-MODEL = {"shape": "32 tiny Llama layers", "rows": [BEFORE, VISUAL, AFTER], "batch": BATCH}
+MODEL = {
+    "name": "32 tiny Llama layers",
+    "dtype": "float32",
+    "rows": [BEFORE, VISUAL, AFTER],
+    "batch": BATCH,
+    "notes": ["counts, no seconds"],
+}
 # What waits for a device, as torch calls it below and above its dispatcher.
 _READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 _READ_METHODS = (Tensor.tolist, Tensor.numpy)
@@ -147,7 +154,7 @@ def _counted(model: Any, pruner: Pruner | None, batch: int) -> tuple[int, int, i
             model(**inputs, use_cache=True)
         with _Reads() as read, _Operations() as prefill:
             out = model(**inputs, use_cache=True)
-        following = {"input_ids": torch.full((batch, 1), 5), "cache": out.past_key_values, "use_cache": True}
+        following = {"input_ids": torch.full((batch, 1), 5), "cache": cache_of(out), "use_cache": True}
         if "attention_mask" in inputs:
             following["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
         with _Operations() as decode:
