@@ -14,7 +14,8 @@ from tests.vllm.answers import answer_of, asked, served
 from tests.vllm.models import PROMPTS
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, PromptRun, Pruner
-from visipruner.integrations.vllm import internals, plugin
+from visipruner.integrations.vllm import plugin
+from visipruner.integrations.vllm.internals import hooks
 from visipruner.pruners.registry import make_from_spec
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def test_a_report_goes_with_the_output_of_one_step() -> None:
             return output
 
     runner, reports = Runner(), ["first", None]
-    internals.report_with_output(runner, "report", lambda: reports.pop(0))
+    hooks.report_with_output(runner, "report", lambda: reports.pop(0))
     assert not hasattr(runner.sample_tokens(EMPTY_MODEL_RUNNER_OUTPUT), "report")
     first, second = (runner.sample_tokens(ModelRunnerOutput(req_ids=[], req_id_to_index={})) for _ in range(2))
     assert first.report == "first"

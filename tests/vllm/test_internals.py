@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from visipruner.integrations.vllm import internals
+from visipruner.integrations.vllm.internals import hooks
 from visipruner.integrations.vllm.refusals import DECODERS
 
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
@@ -29,7 +29,7 @@ def source(path: str) -> str:
 
 
 def test_the_version_is_one_that_was_tried() -> None:
-    assert internals.version() in internals.TRIED
+    assert hooks.version() in hooks.TRIED
 
 
 def test_vllm_finds_the_plug_in() -> None:
@@ -176,7 +176,7 @@ def test_decoders_are_those_that_were_tried() -> None:
 
 
 def test_cache_groups_derive_from_what_vllm_has() -> None:
-    from visipruner.integrations.vllm.cache_groups import GROUPS, GroupManager
+    from visipruner.integrations.vllm.internals.cache_groups import GROUPS, GroupManager
 
     base = GroupManager.__mro__[1]
     for name in ("get_num_blocks_to_allocate", "allocate_new_blocks"):

@@ -11,7 +11,7 @@ import torch
 
 import visipruner
 from visipruner.errors import VisiPrunerError
-from visipruner.integrations.vllm import internals
+from visipruner.integrations.vllm.internals import hooks
 from visipruner.integrations.vllm.plugin import register
 from visipruner.integrations.vllm.refusals import check_config, check_decoder
 from visipruner.pruners.registry import make_from_spec
@@ -74,7 +74,7 @@ def test_methods_that_are_refused(folder: Path, asked: Any, said: str) -> None:
 
 
 def test_another_version_needs_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(internals, "TRIED", ("0.1",))
+    monkeypatch.setattr(hooks, "TRIED", ("0.1",))
     with pytest.raises(VisiPrunerError, match=r"tried with vLLM 0\.1 and not with"):
         configured(folder)
     assert configured(folder, {**FASTV, "allow_untested": True}) is not None

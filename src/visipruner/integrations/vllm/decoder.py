@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.contract.entry_view import Project
-from visipruner.integrations.vllm import internals
+from visipruner.integrations.vllm.internals import model
 from visipruner.integrations.vllm.step import QKV, Step
 
 # Gives a layer the attention metadata of its rows.
@@ -29,7 +29,7 @@ class _StopHere(Exception):  # noqa: N818 (nothing went wrong)
 @contextmanager
 def narrowed(decoder: nn.Module, step: Step, install: Install) -> Iterator[None]:
     """While open, `decoder` runs this one `step`."""
-    layers = internals.layers_of(decoder)
+    layers = model.layers_of(decoder)
     forward = _Forward(step, install, layers)
     modules = [decoder, *layers]
     originals = [module.forward for module in modules]
@@ -49,10 +49,10 @@ class _Forward:
 
     def run_all(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The decoder: rows that left come back as zeros; nobody reads them."""
-        rows = internals.rows_given(args, kwargs)
+        rows = model.rows_given(args, kwargs)
         real = int(self._step.lengths.sum())
         if rows != real:  # padded for a captured graph, which does not run now
-            self._step.rows = torch.arange(real, device=internals.device_given(args, kwargs))
+            self._step.rows = torch.arange(real, device=model.device_given(args, kwargs))
         return self._step.scattered(original(*args, **kwargs), rows)
 
     def run_layer(
@@ -78,10 +78,10 @@ class _Forward:
         seen = step.in_play(positions, dim=-1)
         if not step.observes(number):
             return original(seen, hidden, residual, **kwargs)  # type: ignore[no-any-return]
-        attention, taken = internals.attention_of(self._layers[number]), list[QKV]()
+        attention, taken = model.attention_of(self._layers[number]), list[QKV]()
         with _attending(attention, partial(_noting, attention, attention.forward, taken)):
             hidden, residual = original(seen, hidden, residual, **kwargs)
-        index = step.select(number, taken[0], *internals.scaling_of(attention))
+        index = step.select(number, taken[0], *model.scaling_of(attention))
         return _cut(hidden, residual, index)
 
     def _projector(self, number: int, positions: Tensor, rows: Tensor) -> Project:
@@ -91,13 +91,13 @@ class _Forward:
     def _project(
         self, layer: nn.Module, positions: Tensor, states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float, float | None]:
-        attention, taken = internals.attention_of(layer), list[QKV]()
+        attention, taken = model.attention_of(layer), list[QKV]()
         where = positions[..., places]
         with _attending(attention, partial(_noting, attention, _stop, taken)):
             # At place 0 rotary embedding turns nothing.
-            internals.run_attention(layer, where if rotary else torch.zeros_like(where), states, _StopHere)
+            model.run_attention(layer, where if rotary else torch.zeros_like(where), states, _StopHere)
         queries, keys, _ = taken[0]
-        scaling, softcap = internals.scaling_of(attention)
+        scaling, softcap = model.scaling_of(attention)
         return queries.transpose(0, 1), keys.transpose(0, 1), scaling, softcap
 
 
@@ -120,7 +120,7 @@ def _noting(
     attention: nn.Module, original: Callable[..., Any], taken: list[QKV], q: Tensor, k: Tensor, v: Tensor, **kwargs: Any
 ) -> Any:
     """An attention that notes what it is given, `[rows, heads, head_dim]`."""
-    taken.append(internals.by_head(attention, q, k, v))
+    taken.append(model.by_head(attention, q, k, v))
     return original(q, k, v, **kwargs)
 
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from visipruner.integrations.vllm import internals
 from visipruner.integrations.vllm.counters import MEANING, REMEMBERED, Numbers, sentence
+from visipruner.integrations.vllm.internals import forward, hooks
 from visipruner.integrations.vllm.refusals import check_config, choose_settings
 from visipruner.integrations.vllm.settings import KEY, Served, served
 from visipruner.integrations.vllm.worker import Report, Worker
@@ -20,10 +20,10 @@ from visipruner.integrations.vllm.worker import Report, Worker
 
 def register() -> None:
     """Gets in where engines are configured and made."""
-    internals.around_engine_config(_configure)
-    internals.around_runner(_make_runner)
-    internals.around_scheduler(_make_scheduler)
-    internals.around_statistics(_record, _log)
+    hooks.around_engine_config(_configure)
+    hooks.around_runner(_make_runner)
+    hooks.around_scheduler(_make_scheduler)
+    hooks.around_statistics(_record, _log)
 
 
 def _configure(original: Callable[..., Any], args: Any, *more: Any, **kwargs: Any) -> Any:
@@ -34,9 +34,9 @@ def _configure(original: Callable[..., Any], args: Any, *more: Any, **kwargs: An
     config = original(*more, **kwargs)
     found = served(args.additional_config[KEY], *_shape(config))
     check_config(config, found.allow_untested)
-    internals.capture_no_decodes(config)
+    hooks.capture_no_decodes(config)
     config.additional_config = {**config.additional_config, KEY: found.as_json()}
-    internals.logger(__name__).info("visipruner: %s %s", found.pruner.name, found.pruner.settings())
+    hooks.logger(__name__).info("visipruner: %s %s", found.pruner.name, found.pruner.settings())
     return config
 
 
@@ -46,7 +46,7 @@ def _make_runner(original: Callable[..., Any], runner: Any, vllm_config: Any, *m
     if asked is not None:
         worker = runner.visipruner = Worker(runner, asked, *_shape(vllm_config))
         worker.begin()
-        internals.report_with_output(runner, KEY, worker.report)
+        hooks.report_with_output(runner, KEY, worker.report)
 
 
 def _make_scheduler(original: Callable[..., Any], scheduler: Any, vllm_config: Any, *more: Any, **kwargs: Any) -> None:
@@ -57,11 +57,11 @@ def _make_scheduler(original: Callable[..., Any], scheduler: Any, vllm_config: A
         def take(report: Report) -> Sequence[str]:
             numbers.add(report.numbers)
             for free in report.free:
-                internals.give_back(scheduler, free)
+                forward.give_back(scheduler, free)
             return report.failed
 
-        internals.take_reports(scheduler, KEY, take)
-        internals.send_with_statistics(scheduler, KEY, numbers.take)
+        hooks.take_reports(scheduler, KEY, take)
+        hooks.send_with_statistics(scheduler, KEY, numbers.take)
 
 
 def _asked(config: Any) -> Served | None:
@@ -83,9 +83,9 @@ _logged: Counter[str] = Counter()
 
 def _record(original: Callable[..., Any], _: Any, scheduler_stats: Any, *more: Any, **kw: Any) -> Any:
     """Takes our numbers out of the statistics on their way to vLLM's loggers."""
-    for name, number in internals.received(scheduler_stats, KEY).items():
+    for name, number in hooks.received(scheduler_stats, KEY).items():
         is_state = name == REMEMBERED
-        internals.count_for_prometheus(f"{KEY}_{name}", MEANING[name], number, is_state)
+        hooks.count_for_prometheus(f"{KEY}_{name}", MEANING[name], number, is_state)
         totals[name] += 0 if is_state else number
     return original(scheduler_stats, *more, **kw)
 
@@ -94,5 +94,5 @@ def _log(original: Callable[..., Any], _: Any) -> Any:
     result = original()
     if totals != _logged:
         _logged.update(totals - _logged)
-        internals.logger(__name__).info(sentence(totals))
+        hooks.logger(__name__).info(sentence(totals))
     return result

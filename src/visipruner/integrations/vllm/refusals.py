@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from visipruner.errors import UnsupportedModelError
-from visipruner.integrations.vllm import internals
+from visipruner.integrations.vllm.internals import hooks, model
 
 # Decoders of vLLM's that were tried, and the `model_type` of text configurations.
 DECODERS = ("LlamaModel", "Qwen2Model", "MistralModel")
@@ -53,13 +53,13 @@ def check_decoder(decoder: nn.Module, allow_untested: bool) -> None:
     name = type(decoder).__name__
     if name not in DECODERS and not allow_untested:
         raise UnsupportedModelError(f"visipruner was tried with {', '.join(DECODERS)} and not with {name}; {_ANYWAY}.")
-    backends = {internals.backend_of(layer) for layer in internals.layers_of(decoder)} - set(BACKENDS)
+    backends = {model.backend_of(layer) for layer in model.layers_of(decoder)} - set(BACKENDS)
     if backends and not allow_untested:
         raise UnsupportedModelError(
             f"visipruner gives layers attention metadata of their own, which {', '.join(sorted(backends))} may mix up; "
             f"choose one of {', '.join(BACKENDS)} with attention_backend (--attention-backend), {_ANYWAY}."
         )
-    windows = [layer for layer, module in enumerate(internals.layers_of(decoder)) if internals.is_windowed(module)]
+    windows = [layer for layer, module in enumerate(model.layers_of(decoder)) if model.is_windowed(module)]
     if windows:
         raise UnsupportedModelError(
             f"visipruner packs caches, which sliding windows (here in layer {windows[0]}) would count wrongly; serve a "
@@ -90,10 +90,10 @@ def _impossible(config: Any) -> Iterator[str]:
 
 
 def _untried(config: Any) -> Iterator[str]:
-    version, kind = internals.version(), config.model_config.hf_text_config.model_type
+    version, kind = hooks.version(), config.model_config.hf_text_config.model_type
     cache, executor = config.cache_config.cache_dtype, config.parallel_config.distributed_executor_backend
-    if version not in internals.TRIED:
-        yield f"was tried with vLLM {', '.join(internals.TRIED)} and not with {version}; install that, {_ANYWAY}"
+    if version not in hooks.TRIED:
+        yield f"was tried with vLLM {', '.join(hooks.TRIED)} and not with {version}; install that, {_ANYWAY}"
     if kind not in TEXTS:
         yield f"was tried with decoders {', '.join(TEXTS)} and not with {kind}; serve one of these, {_ANYWAY}"
     if cache != "auto":

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.integrations.vllm import internals
 from visipruner.integrations.vllm.counters import REMEMBERED, Numbers
 from visipruner.integrations.vllm.decoder import narrowed
+from visipruner.integrations.vllm.internals import forward, hooks, model
 from visipruner.integrations.vllm.refusals import check_decoder
 from visipruner.integrations.vllm.request import Request
 from visipruner.integrations.vllm.settings import Served
@@ -23,7 +23,7 @@ class Report:
     """What the scheduler's process is told: requests that must end with an error, blocks to free, and numbers."""
 
     failed: list[str]
-    free: list[internals.FreeBlocks]
+    free: list[forward.FreeBlocks]
     numbers: dict[str, int]
 
 
@@ -43,22 +43,22 @@ class Worker:
     in_line: bool
     requests: dict[str, Request] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-    free: list[internals.FreeBlocks] = field(default_factory=list)
+    free: list[forward.FreeBlocks] = field(default_factory=list)
     numbers: Numbers = field(default_factory=Numbers)
     _remembered: int = 0
 
     @cached_property
     def _places(self) -> list[tuple[str, int]]:
-        return internals.places_of(self.runner)
+        return forward.places_of(self.runner)
 
     def begin(self) -> None:
         """Takes its place in the runner."""
         check = partial(check_decoder, allow_untested=self.served.allow_untested)
-        internals.check_once_loaded(self.runner, check)
-        internals.run_model_through(self.runner, self.run_model)
-        internals.tell_finished(self.runner, self.forget)
+        hooks.check_once_loaded(self.runner, check)
+        hooks.run_model_through(self.runner, self.run_model)
+        hooks.tell_finished(self.runner, self.forget)
         if self.served.cache_groups:
-            internals.group_caches(self.runner, self.served.cache_groups)
+            hooks.group_caches(self.runner, self.served.cache_groups)
 
     def forget(self, ids: Sequence[str]) -> None:
         """These requests are over."""
@@ -76,26 +76,26 @@ class Worker:
 
     def run_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One forward of the model."""
-        step = self._step() if internals.has_attention() else None
+        step = self._step() if forward.has_attention() else None
         if step is None:
             return original(*args, **kwargs)
-        metadata = internals.Metadata(self.runner, self._places, step, internals.rows_given(args, kwargs))
+        metadata = forward.Metadata(self.runner, self._places, step, model.rows_given(args, kwargs))
         if not step.is_read:
             for layer in range(self.num_layers):
                 metadata.install(layer)
             return original(*args, **kwargs)
-        internals.run_uncompiled()
-        with narrowed(internals.decoder_of(self.runner), step, metadata.install):
+        forward.run_uncompiled()
+        with narrowed(model.decoder_of(self.runner), step, metadata.install):
             output = original(*args, **kwargs)
         self._note(step)
         return output
 
     def _step(self) -> Step | None:
         """What this forward is to us; None where all rows run everywhere on whole caches."""
-        ids = internals.names_of(self.runner)
+        ids = forward.names_of(self.runner)
         if all(name in self.requests and not self.requests[name].is_visual for name in ids):
             return None  # text alone costs as little as possible
-        ran, lengths = internals.batch_of(self.runner)
+        ran, lengths = forward.batch_of(self.runner)
         requests = [self._known(*each) for each in zip(ids, ran, lengths, strict=True)]
         if not any(request.is_read or request.is_packed for request in requests):
             return None
@@ -106,11 +106,11 @@ class Worker:
         request = self.requests.get(name)
         if request is not None and ran > 0:
             return request
-        pictures, prompt_length = internals.prompt_of(self.runner, name)
+        pictures, prompt_length = forward.prompt_of(self.runner, name)
         request = Request.of(pictures, prompt_length, self.num_layers, self.runner.device)
         self.requests[name] = request
         if request.is_visual:
-            is_whole = ran == 0 and length >= prompt_length and not internals.wants_every_row(self.runner, name)
+            is_whole = ran == 0 and length >= prompt_length and not forward.wants_every_row(self.runner, name)
             request.read(self.served.pruner.begin(lambda: self.in_line) if is_whole else None)
             self.numbers.add({"prompts_dense": int(not is_whole)})
         return request
@@ -119,12 +119,12 @@ class Worker:
         """Counts what became of the prompts, which are read now, and drops blocks that they no longer need."""
         for name, request, rows in zip(step.ids, step.requests, (step.ran + step.lengths).tolist(), strict=True):
             if self.served.cache_groups and request.run is not None and request.is_packed:
-                self.free += internals.shorten(self.runner, name, request.gone, rows)
+                self.free += forward.shorten(self.runner, name, request.gone, rows)
             error = step.failed.get(name)
             if error is not None:
                 self.failed.append(name)
                 self.numbers.add({"prompts_failed": 1})
-                internals.logger(__name__).error("Request %s ends: the method failed.", name, exc_info=error)
+                hooks.logger(__name__).error("Request %s ends: the method failed.", name, exc_info=error)
             elif request.run is not None:
                 self.numbers.add(
                     {

@@ -5,8 +5,8 @@ group. Layers whose specs are of unlike classes come into groups of their own. A
 once its rows left, the worker drops the end of the block list in groups that hold fewer rows, and tells the scheduler,
 which frees those blocks and from then on counts the rows that are left.
 
-This file and `internals` are all that knows vLLM's insides; here are the classes that must derive from vLLM's. They are
-registered as soon as a process imports them, which it does when it reads a spec that another process made.
+These classes must derive from vLLM's own. A process registers them as it imports this file, which it does when it
+reads a spec that another process made.
 """
 
 from __future__ import annotations
