@@ -225,7 +225,8 @@ def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
         got = _in_turns(subject, inputs, more)
         kept = handle.trace[0].kept
-    expected = subject.cut(inputs, kept, lambda: _in_turns(subject, inputs, more))
+    run = partial(_at_once if subject.host.states else _in_turns, subject, inputs, more)
+    expected = subject.cut(inputs, kept, run)
     return judge.of_rows(check, where, got, expected, plain)
 
 
@@ -237,6 +238,11 @@ def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
         return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]
+
+
+def _at_once(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
+    """The same of a prompt and further text in one go."""
+    return subject.logits(_longer(inputs, more))[0, -more.shape[1] :]
 
 
 def batch(subject: Subject, judge: Judge, side: Side, check: str, where: str) -> Finding:

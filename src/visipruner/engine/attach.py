@@ -22,6 +22,7 @@ from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.patch import Attachment, check_free
+from visipruner.engine.states import check_states
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
@@ -76,6 +77,7 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_cache(host, pruner)
+    check_states(host, pruner)
     check_free(host)
     return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner), clock)
 
