@@ -55,6 +55,9 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "qwen3_omni_moe_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
     "ernie4_5_vl_moe": lambda: {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [22, 22, 20]}}},
     "instructblip": lambda: {"image_token_index": 90},
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), lambda: {"image_token_id": 90, "video_token_id": 91}
+    ),
 }
 
 

@@ -1,8 +1,9 @@
 """Multiply-adds that a traced run really executed in the decoder's matrix products. Any shape, grouped-query included.
 
 Counted: the four attention projections, attention (keys and values), what passes a state from row to row where layers
-have that instead, the gated FFN's three matrices, a pruner's score, and the output head where asked for. All rows count, text, visual and the padding that ran. Not counted: norms,
-softmax, RoPE, activations, residuals, gathers, the vision tower. One multiply-add (`macs`) is two FLOPs (`flops`).
+have that instead, the gated FFN's three matrices, a pruner's score, and the output head where asked for. All rows
+count, text, visual and the padding that ran. Not counted: norms, softmax, RoPE, activations, residuals, gathers, the
+vision tower. One multiply-add (`macs`) is two FLOPs (`flops`).
 Attention counts the rectangles handed to the kernel, masked half included, as torch's counter does.
 """
 

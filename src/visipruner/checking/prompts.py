@@ -100,6 +100,7 @@ class TinyPrompts:
         self._form, self._grid = "", GRIDS[0]
         parts = [model, *([model.model] if hasattr(model, "model") else [])]
         self._reads = set().union(*(inspect.signature(part.forward).parameters for part in parts))
+        self._is_packed = "target_sizes" in self._reads  # pictures one after another, of sizes told apart
         self._top = set(inspect.signature(model.forward).parameters)
         for part in parts:
             for name in FEATURES_OF:
@@ -122,6 +123,7 @@ class TinyPrompts:
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
             pixels = args[0] if args else kwargs["pixel_values"]
+            pixels = pixels[0] if self._is_packed else pixels
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
             return self._features(numbers)
 
@@ -160,7 +162,9 @@ class TinyPrompts:
 
     def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
         pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
-        given: dict[str, Any] = {"pixel_values": pixels.contiguous()}
+        given: dict[str, Any] = {"pixel_values": pixels[None] if self._is_packed else pixels.contiguous()}
+        if self._is_packed:
+            given["target_sizes"] = torch.tensor([[6, 8]] * len(numbers))
         if "image_grid_thw" in self._reads:
             given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
         if "image_sizes" in self._reads:

@@ -58,8 +58,8 @@ class Pruner(ABC):
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
             about the same image then need not run.
         in_states: what becomes of a look with `select` at a layer without attention, through which a state passes
-            (linear attention, convolutions): "error"; "next", the method may be asked of the next layer that has
-            attention instead, under the number that it looks at; "ask", it looks at nothing but which tokens are present.
+            (linear attention, convolutions): "error"; "next", it may be asked of the next layer that has attention
+            instead, under the number that it looks at; "ask", it looks at nothing but which tokens are present.
         match_tolerance: how far a share asked of its budget may be missed, which comes in steps.
     """
 

@@ -270,7 +270,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def seal_first(cache: Any) -> None:
-    """Lets the first layer with keys of a transformers cache refuse what a pruned one, after it, will refuse to have cropped."""
+    """Lets the first layer of a transformers cache that holds keys refuse what a pruned one, after it, will refuse to
+    have cropped."""
     place = next(place for place, layer in enumerate(cache.layers) if isinstance(layer, CacheLayerMixin))
     first = cache.layers[place]  # states, which may come before it, cannot be cropped at all
     if isinstance(first, PrunedLayer):

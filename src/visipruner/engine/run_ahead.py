@@ -67,9 +67,7 @@ class EntryLook:
         counts = [tokens.numel() for tokens in self._live.tokens]
         return [example for example, run in enumerate(self._runs) if counts[example] and run.observes_entry(layer)]
 
-    def look(
-        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop
-    ) -> tuple[Tensor, EntryWork]:
+    def look(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop) -> tuple[Tensor, EntryWork]:
         """Hidden states, new ones where tokens were merged, and by example the pairs and rows that scores took.
 
         `drop` takes out what the runs say; it is not kept, for its owner keeps this object and both would stay in

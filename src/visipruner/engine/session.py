@@ -175,9 +175,7 @@ class PromptSession:
         packed = {**self._narrow(kwargs), "attention_mask": None} if self._live.is_packed else {}
         return {**kwargs, **packed}
 
-    def _write_down(
-        self, held: Any, frozen: Sequence[OtherKeys | None] | None, entry_work: EntryWork
-    ) -> None:
+    def _write_down(self, held: Any, frozen: Sequence[OtherKeys | None] | None, entry_work: EntryWork) -> None:
         rests = self._shared is not None and self._shared.is_folded
         self.record.enter(self._live, self._routing, self.projection, held, frozen, self._plan, rests)
         self._count_look(entry_work)
@@ -206,9 +204,7 @@ class PromptSession:
             hidden = live.repack(hidden)
         return self._with_features(layer - 1, hidden)
 
-    def _look_at_entry(
-        self, layer: int, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, EntryWork]:
+    def _look_at_entry(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, EntryWork]:
         """The pruner's look at the rows that enter, around which known rows of a shared image rest or run."""
         if self._shared is not None:
             hidden = self._shared.before_look(layer, hidden, kwargs, self._live, self.runs[0])

@@ -127,8 +127,9 @@ def check_states(host: Host, pruner: Pruner) -> None:
     run, last = pruner.start(), max(set(range(len(host.layers))) - host.states)
     looks = [layer for layer in range(len(host.layers)) if run.observes(layer)]
     lost = [layer for layer in looks if layer in host.states]
-    if pruner.in_states == "error" and lost or pruner.in_states == "next" and looks and min(looks) > last:
-        raise no_attention(host, (lost or looks)[0])
+    is_late = pruner.in_states == "next" and bool(looks) and min(looks) > last
+    if is_late or (pruner.in_states == "error" and lost):
+        raise no_attention(host, lost[0])
 
 
 def no_attention(host: Host, layer: int) -> UnsupportedModelError:
