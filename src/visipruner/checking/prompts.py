@@ -16,10 +16,8 @@ from visipruner.checking.tiny import END, IMAGE, START
 
 Side = Literal["left", "right"]
 TOKENS = 12  # of an image of a tiny model
-GRIDS = (
-    [1, 6, 8],
-    [1, 6, 6],
-)  # time, height and width of its patches, four of which make a token; or a line's end, too
+# Time, height and width of its patches, of which four make a token; or a line's end, too; or sixteen.
+GRIDS = ([1, 6, 8], [1, 6, 6], [1, 12, 16])
 FEATURES_OF = ("get_image_features",)
 
 
@@ -164,7 +162,7 @@ class TinyPrompts:
         pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
         given: dict[str, Any] = {"pixel_values": pixels[None] if self._is_packed else pixels.contiguous()}
         if self._is_packed:
-            given["target_sizes"] = torch.tensor([[6, 8]] * len(numbers))
+            given["target_sizes"] = torch.tensor([self._grid[1:]] * len(numbers))
         if "image_grid_thw" in self._reads:
             given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
         if "image_sizes" in self._reads:
