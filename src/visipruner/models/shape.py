@@ -66,7 +66,7 @@ def _uniform(text: Any) -> Any:
 def _active_width(text: Any) -> int:
     chosen = getattr(text, "num_experts_per_tok", None)
     if not chosen:
-        return int(getattr(text, "intermediate_size", None) or text.ffn_dim)
+        return _adjusted(text, int(getattr(text, "intermediate_size", None) or text.ffn_dim))
     width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
     if isinstance(width, (list, tuple)):  # of experts for text rows, then for visual ones
         width = width[0]
@@ -74,6 +74,16 @@ def _active_width(text: Any) -> int:
         getattr(text, "shared_expert_intermediate_size", None) or (getattr(text, "n_shared_experts", None) or 0) * width
     )
     return int(chosen * width + shared)
+
+
+def _adjusted(text: Any, width: int) -> int:
+    """LFM2's configs name a width of which its layers have two thirds, rounded up."""
+    if not getattr(text, "block_auto_adjust_ff_dim", False):
+        return width
+    width = int(2 * width / 3)
+    if text.block_ffn_dim_multiplier is None:
+        return width
+    return int(-(-int(text.block_ffn_dim_multiplier * width) // text.block_multiple_of) * text.block_multiple_of)
 
 
 def _state_layers(text: Any) -> tuple[int, ...]:
