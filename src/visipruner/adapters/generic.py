@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import image_sizes
-from visipruner.adapters.structure import DEEPSTACK, Structure, read, refused
+from visipruner.adapters.structure import DEEPSTACK, FROM_FIRST, Structure, read, refused
 from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
 
@@ -85,7 +85,7 @@ def completed(model: nn.Module, adapter: Adapter | None) -> Adapter:
 
 def _added(structure: Structure) -> tuple[str, str] | None:
     given = inspect.signature(structure.decoder.forward).parameters
-    return DEEPSTACK if set(DEEPSTACK) <= set(given) else None
+    return next((names for names in (DEEPSTACK, FROM_FIRST) if set(names) <= set(given)), None)
 
 
 def _child(module: nn.Module, *names: str) -> str:

@@ -33,8 +33,10 @@ KNOWN = {
     "kwargs",
     "self",
 }
-# Where a decoder says which rows get features of the image after its first layers, and these (DeepStack).
+# Where a decoder is told which rows get features of the image between its layers, and these (DeepStack): a list with
+# one entry after each of the first layers, or by the layer before which they are added, from the first one on.
 DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+FROM_FIRST = ("vision_mask", "deepstack_features")
 # Settings of decoders whose hidden states are several streams, not `[batch, seq, d]`.
 STREAMS = ("altup_num_inputs", "hc_mult", "num_residual_streams", "mhc_num_streams")
 
@@ -185,6 +187,6 @@ def _check_arguments(model: nn.Module, layers: Any) -> None:
 def _check_additions(model: nn.Module, decoder: nn.Module) -> None:
     """Features that a decoder adds between its layers must be those that the engine adds in its place."""
     given = inspect.signature(decoder.forward).parameters
-    unknown = [name for name in given if "deepstack" in name and name not in DEEPSTACK]
+    unknown = [name for name in given if "deepstack" in name and name not in (*DEEPSTACK, *FROM_FIRST)]
     if unknown:
         raise refused(model.config, f"its decoder adds features of the image between layers ({unknown[0]})")

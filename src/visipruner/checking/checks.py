@@ -19,7 +19,7 @@ from visipruner.pruners.none import NoPruning
 from visipruner.pruners.schedule import FixedSchedule
 
 ONE, OTHER = Asked((1,), 7), Asked((2,), 11)
-TWO, TEXT = Asked((1, 2), 6), Asked((), 9)
+TWO, TEXT, VIDEOS = Asked((1, 2), 6), Asked((), 9), Asked((1, 2), 6, is_video=True)
 NEW_TOKENS = 5
 # How far an error may exceed what the plain model's two attention functions differ by, and the least it may be.
 TIMES_NOISE, TIMES_OWN, ROUNDING = 10, 3, 1e-5
@@ -71,6 +71,8 @@ def run(subject: Subject) -> Iterator[Finding]:
     for kind, layer in subject.kinds().items():
         yield from _tried("drop = cut", f"layer {layer}: {kind}", partial(drop_is_cut, subject, judge, layer))
     yield from _tried("several images", "", partial(several_images, subject, judge))
+    if subject.prompts.videos != "":
+        yield from _tried("video", "", partial(video, subject, judge))
     yield from _tried("cache", "", partial(cached, subject, judge))
     yield from _tried("next turn", "", partial(next_turn, subject, judge))
     for side in ("left", "right"):
@@ -154,6 +156,13 @@ def drop_is_cut(subject: Subject, judge: Judge, layer: int, check: str, where: s
 def several_images(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
     """The same with two unlike images in a prompt."""
     return _against_cut(subject, judge, TWO, 0, check, where)
+
+
+def video(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
+    """The same with two unlike videos."""
+    if isinstance(subject.prompts.videos, str):
+        return Finding(check, where, "left out", says=subject.prompts.videos)
+    return _against_cut(subject, judge, VIDEOS, 0, check, where)
 
 
 def cached(subject: Subject, judge: Judge, check: str, where: str) -> Finding:

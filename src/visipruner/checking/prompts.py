@@ -12,25 +12,34 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visipruner.checking.tiny import END, IMAGE, START
+from visipruner.checking.tiny import END, IMAGE, START, VIDEO
+from visipruner.errors import first_line
 
 Side = Literal["left", "right"]
 TOKENS = 12  # of an image of a tiny model
 # Time, height and width of its patches, of which four make a token; or a line's end, too; or sixteen.
 GRIDS = ([1, 6, 8], [1, 6, 6], [1, 12, 16])
-FEATURES_OF = ("get_image_features",)
+FEATURES_OF = ("get_image_features", "get_video_features")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt. Attributes: images: their numbers, which tell them apart. words: how much text it has."""
+    """A prompt. Attributes: images: their numbers, which tell them apart. words: how much text it has. is_video:
+    whether each is a video."""
 
     images: tuple[int, ...]
     words: int
+    is_video: bool = False
 
 
 class Prompts(Protocol):
-    """Makes a model's inputs."""
+    """Makes a model's inputs.
+
+    Attributes:
+        videos: whether it makes prompts with videos, "" where the model reads none, else why it cannot make any.
+    """
+
+    videos: bool | str
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
         """Of one prompt or several, padded on `side`."""
@@ -44,6 +53,8 @@ class Prompts(Protocol):
 
 class ProcessorPrompts:
     """Chat prompts of the model's own processor, about pictures that are drawn."""
+
+    videos: bool | str = ""
 
     def __init__(self, model: Any, processor: Any, ids: Sequence[int]) -> None:
         self._model, self._processor, self._ids = model, processor, list(ids)
@@ -104,15 +115,27 @@ class TinyPrompts:
             for name in FEATURES_OF:
                 if hasattr(type(part), name):
                     self._give_features(part, name)
-        self._settle()
+        self._settle(Asked((1,), 5))
+        self.videos = self._reads_videos()
 
-    def _settle(self) -> None:
+    def _reads_videos(self) -> bool | str:
+        """Whether features of a video are taken in the form that those of images are."""
+        if "pixel_values_videos" not in self._reads or getattr(self._model.config, "video_token_id", None) != VIDEO:
+            return ""
+        try:
+            with torch.no_grad():
+                self._model(**self.inputs([Asked((1,), 5, is_video=True)]), use_cache=False)
+        except Exception as error:
+            return f"it takes no features in place of a video's ({type(error).__name__}: {first_line(error)})"
+        return True
+
+    def _settle(self, asked: Asked) -> None:
         """Finds the form in which this type wants the features: its own `get_image_features` gives them so."""
         told = []
-        for self._form, self._grid in product(("list", "stacked", "joined"), GRIDS):
+        for self._form, self._grid in product(("list", "stacked", "joined", "by layer"), GRIDS):
             try:
                 with torch.no_grad():
-                    self._model(**self.inputs([Asked((1,), 5)]), use_cache=False)
+                    self._model(**self.inputs([asked]), use_cache=False)
                 return
             except Exception as error:  # whatever a type raises for features of another form
                 told.append(f"{self._form}: {type(error).__name__}: {error}")
@@ -120,7 +143,7 @@ class TinyPrompts:
 
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
-            pixels = args[0] if args else kwargs["pixel_values"]
+            pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("pixel_values_videos"))
             pixels = pixels[0] if self._is_packed else pixels
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
             return self._features(numbers)
@@ -134,12 +157,18 @@ class TinyPrompts:
         made = [torch.randn(4, TOKENS, self._width, generator=torch.Generator().manual_seed(each)) for each in numbers]
         each = [image[0] for image in made]
         levels = [tuple(image[level] for image in made) for level in (1, 2, 3)]
-        forms = {"list": tuple(each), "joined": torch.cat(each), "stacked": torch.stack(each)}
+        forms = {"joined": torch.cat(each), "stacked": torch.stack(each)}
         return Features(
-            pooler_output=forms[self._form],
+            pooler_output=forms.get(self._form, tuple(each)),
             last_hidden_state=torch.stack(each),
-            deepstack_features=[deep if self._form == "list" else torch.cat(deep) for deep in levels],
+            deepstack_features=self._leveled(levels),
         )
+
+    def _leveled(self, levels: Sequence[tuple[Tensor, ...]]) -> list[Any]:
+        """Features that are added between layers, of `levels` of all images."""
+        if self._form == "by layer":
+            return list(enumerate(levels))
+        return [deep if self._form == "list" else torch.cat(deep) for deep in levels]
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
         rows = [self._ids(each) for each in asked]
@@ -150,13 +179,15 @@ class TinyPrompts:
         ids = torch.tensor([pad + row if left else row + pad for pad, row in zip(pads, rows, strict=True)])
         mask = torch.tensor([pad + one if left else one + pad for pad, one in zip(pads, ones, strict=True)])
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        types = (ids == IMAGE).long()
+        types = (ids == IMAGE) + 2 * (ids == VIDEO)
         kinds = [name for name in self._reads if name.endswith("mm_token_type_ids")]
         if not kinds and "token_type_ids" in self._top:
             kinds = ["token_type_ids"]
         given.update(dict.fromkeys(kinds, types))
         numbers = [number for each in asked for number in each.images]
-        return {**given, **self._pictures(numbers)} if numbers else given
+        if not numbers:
+            return given
+        return {**given, **(self._videos(numbers) if asked[0].is_video else self._pictures(numbers))}
 
     def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
         pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
@@ -173,11 +204,25 @@ class TinyPrompts:
             given["high_res_pixel_values"] = pixels
         return given
 
+    def _videos(self, numbers: Sequence[int]) -> dict[str, Any]:
+        pixels = torch.tensor(numbers).float()[:, None, None, None, None].expand(-1, 1, 3, 32, 32)
+        given: dict[str, Any] = {"pixel_values_videos": pixels[:, 0][None] if self._is_packed else pixels.contiguous()}
+        if "video_grid_thw" in self._reads:
+            given["video_grid_thw"] = torch.tensor([self._grid] * len(numbers))
+        if self._is_packed:
+            given["target_sizes_videos"] = torch.tensor([self._grid[1:]] * len(numbers))
+        return given
+
     def _ids(self, asked: Asked) -> list[int]:
         draw = torch.Generator().manual_seed(asked.words)
         ids = torch.randint(3, 79, (5,), generator=draw).tolist()
         for _ in asked.images:
-            ids += [START, *[IMAGE] * TOKENS, END, *torch.randint(3, 79, (2,), generator=draw).tolist()]
+            ids += [
+                START,
+                *[VIDEO if asked.is_video else IMAGE] * TOKENS,
+                END,
+                *torch.randint(3, 79, (2,), generator=draw).tolist(),
+            ]
         return ids + torch.randint(3, 79, (asked.words,), generator=draw).tolist()
 
     def more(self) -> Tensor:

@@ -20,11 +20,10 @@ from visipruner.engine.clock import EngineClock
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
-from visipruner.engine.image_cache import ImageCache, SharedPrefix
+from visipruner.engine.image_cache import ImageCache, SharedPrefix, check_image_cache
 from visipruner.engine.replay import Uncached
 from visipruner.engine.run_ahead import RunAhead
 from visipruner.engine.session import WHOLE, Forward, PromptSession
-from visipruner.engine.states import check_image_cache
 from visipruner.engine.threads import PerThread, Threads
 from visipruner.engine.trace import PruneTrace, plain_examples
 from visipruner.engine.vision import Vision, VisionTap, read_tower

@@ -21,7 +21,7 @@ from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import PLAIN
 from visipruner.engine.attention import QKV
 from visipruner.engine.cache import PrunedLayer
-from visipruner.engine.calls import cache_of, narrowed
+from visipruner.engine.calls import cache_of, check_narrowed, narrowed
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.devices import Copies, device_of
 from visipruner.engine.edges import OtherKeys, PackedExample
@@ -249,6 +249,7 @@ class PromptSession:
 
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows that run; gathered once, as the host gives every layer the same ones."""
+        check_narrowed(kwargs, self._forward.seq)
         return narrowed(kwargs, self._live.placed, self._narrowed)
 
     def _with_features(self, layer: int, hidden: Tensor) -> Tensor:

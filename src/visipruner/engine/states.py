@@ -141,14 +141,5 @@ def no_attention(host: Host, layer: int) -> UnsupportedModelError:
     )
 
 
-def check_image_cache(host: Host) -> None:
-    """Raises UnsupportedModelError: what an image leaves in a state cannot be told from what came before it."""
-    if host.states:
-        raise UnsupportedModelError(
-            f"Layers of {host.adapter.family} pass a state from row to row, which image_cache() cannot share; leave it "
-            "out."
-        )
-
-
 def _layer_of(host: Host, layers: list[int]) -> str:
     return f"layer {layers[0] if layers else min(host.states)} of {host.adapter.family}"
