@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from visipruner.checking.prompts import Asked, Side
 from visipruner.checking.report import Finding
 from visipruner.checking.subject import Subject
-from visipruner.engine.calls import cache_name, cache_of
+from visipruner.engine.calls import cache_name
 from visipruner.errors import first_line
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.schedule import FixedSchedule
@@ -242,8 +243,9 @@ def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding
 def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
     """`[k, vocabulary]`: logits of further text on the cache of a prompt."""
     with torch.no_grad():
-        first = subject.model(**inputs, use_cache=True)
-        given = {"input_ids": more, cache_name(subject.model): cache_of(first)}
+        held = {cache_name(subject.model): DynamicCache(config=subject.host.decoder.config)}
+        subject.model(**inputs, **held, use_cache=True)
+        given = {"input_ids": more, **held}
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
         return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]

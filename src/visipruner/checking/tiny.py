@@ -48,7 +48,6 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
     "partial_rotary_factor": 1.0,
-    "attention_multiplier": 1 / 16,  # of logits, in place of the square root of the width
 }
 TOKENS = {
     "image": IMAGE,
