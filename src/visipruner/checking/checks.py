@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from visipruner.checking.prompts import Asked, Side
 from visipruner.checking.report import Finding
-from visipruner.checking.subject import Subject
+from visipruner.checking.subject import Subject, opened
 from visipruner.engine.calls import cache_name
 from visipruner.errors import first_line
 from visipruner.pruners.none import NoPruning
@@ -92,10 +92,13 @@ def rows(subject: Subject, check: str, where: str) -> Finding:
     inputs = subject.prompts.inputs([TWO])
     given: list[Tensor] = []
 
-    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        given.append(kwargs["inputs_embeds"])
+    def note(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given.append(kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else [*args, kwargs.get("hidden_states")][0])
 
-    hook = subject.host.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    # A decoder that fills its rows by itself shows them where they enter its first layer.
+    host = subject.host
+    shown = host.layers[0] if host.embedder is host.decoder else host.decoder
+    hook = shown.register_forward_pre_hook(note, with_kwargs=True)
     try:
         subject.logits(inputs)
     finally:
@@ -214,7 +217,7 @@ def _answer(subject: Subject, inputs: dict[str, Any], use_cache: bool) -> tuple[
     given = {"suppress_tokens": subject.prompts.suppressed(), "output_logits": True, "return_dict_in_generate": True}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     output = subject.model.generate(**inputs, **length, use_cache=use_cache, **given)
-    return torch.stack([step[0].float() for step in output.logits]), output.sequences[0, -NEW_TOKENS:]
+    return torch.stack([opened(step[0]) for step in output.logits]), output.sequences[0, -NEW_TOKENS:]
 
 
 def _first_words(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> int:
@@ -248,7 +251,7 @@ def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
         given = {"input_ids": more, **held}
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
-        return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]
+        return opened(subject.model(**given, use_cache=True).logits[0])
 
 
 def _at_once(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:

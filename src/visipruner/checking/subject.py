@@ -40,7 +40,7 @@ class Subject:
     def logits(self, inputs: dict[str, Any], **more: Any) -> Tensor:
         """`[batch, seq, vocabulary]` float of one forward without a cache."""
         with torch.no_grad():
-            return self.model(**inputs, use_cache=False, **more).logits.float()  # type: ignore[no-any-return]
+            return opened(self.model(**inputs, use_cache=False, **more).logits)
 
     def visual(self, inputs: dict[str, Any]) -> Tensor:
         """`[batch, seq]` bool: the rows that the adapter finds."""
@@ -91,6 +91,11 @@ class Subject:
         without = _shortened if self.host.states else _closed
         with self.eager(), without(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
             return run()
+
+
+def opened(logits: Tensor) -> Tensor:
+    """Logits as float, with zeros where a model closes words with the lowest number, which would dwarf all else."""
+    return logits.float().masked_fill(logits <= torch.finfo(logits.dtype).min / 2, 0)
 
 
 @contextmanager

@@ -79,14 +79,14 @@ class Hooks:
         host = self._host
         if model is not host.decoder:
             yield model.register_forward_pre_hook(uncompiled(self.opening.take_labels), with_kwargs=True)
-        yield host.decoder.register_forward_pre_hook(uncompiled(self._timed(self._begin)), with_kwargs=True)
-        yield host.decoder.register_forward_hook(uncompiled(self._timed(self._end)), always_call=True)
         if host.embedder is not None:
             yield host.embedder.register_forward_pre_hook(
                 uncompiled(self._timed(self.opening.locate)), with_kwargs=True
             )
             if self._tap is not None:
                 yield host.embedder.register_forward_hook(uncompiled(self._tap.leave), always_call=True)
+        yield host.decoder.register_forward_pre_hook(uncompiled(self._timed(self._begin)), with_kwargs=True)
+        yield host.decoder.register_forward_hook(uncompiled(self._timed(self._end)), always_call=True)
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._timed(self._layer_hook(layer)), with_kwargs=True)
             yield from self._install_routing(layer)

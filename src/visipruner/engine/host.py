@@ -24,7 +24,8 @@ class Host:
     Attributes:
         decoder: the text decoder stack. layers: its layers. attentions: their self-attention modules; in the layers
             `states`, which have none, what passes a state from row to row.
-        embedder: the module that is given `input_ids` and `pixel_values`, or None for text decoders.
+        embedder: the module that is given `input_ids` and `pixel_values`, which may be the decoder, or None for text
+            decoders.
         tower: the vision tower, or None where its patches are not the visual tokens one by one.
         configs: every config object that the attention modules read their implementation from.
         implementation: the attention implementation the model was loaded with. kernel: the function behind it.
@@ -56,14 +57,13 @@ class Host:
         # The config may be a copy of an attached model's.
         implementation = implementation.removeprefix(PREFIX)
         check_masks(implementation)
-        embedder = submodule(model, adapter.embedder)
         return cls(
             adapter=adapter,
             decoder=decoder,
             layers=layers,
             attentions=attentions,
             states=states,
-            embedder=None if embedder is decoder else embedder,
+            embedder=submodule(model, adapter.embedder),
             tower=submodule(model, adapter.vision),
             configs=list(configs.values()),
             implementation=implementation,
