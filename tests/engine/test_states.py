@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import CLIPVisionConfig, DynamicCache, LlavaConfig
 
 import visipruner as vp
 from tools.families.types import default_config
@@ -27,6 +27,7 @@ from visipruner.pruners.feather import Feather
 from visipruner.pruners.pyramiddrop import PyramidDrop
 from visipruner.pruners.shortv import ShortV
 from visipruner.pruners.vtw import VTW
+from visipruner.training import align
 
 # Layers: a state, attention, a state, attention. Of linear attention with a convolution in it, and of convolutions.
 KINDS = ("qwen3_5", "lfm2_vl")
@@ -232,6 +233,14 @@ def test_scores_made_ahead_of_a_layer_need_one_with_attention(kind: str) -> None
         with tried.attach(pruner) as handle:
             tried.logits(inputs)
             assert len(handle.trace[0].kept[3]) < 12
+
+
+def test_training_is_refused_for_a_llava_around_such_a_decoder() -> None:
+    text = default_config("qwen3_5").text_config
+    model = shrunk_model(LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(num_hidden_layers=1)))
+    assert adapter_of(model).attention == "self_attn"
+    with pytest.raises(UnsupportedModelError, match="changes attention edges, of which layer 0 "):
+        align(model, inject_layer=1)
 
 
 @each_kind

@@ -60,6 +60,9 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     ),
 }
 
+# What a check of videos says, and what the table does of it; types that read none have no such check.
+_VIDEOS = {"passes": "yes", "left out": "not tried"}
+
 
 def default_config(kind: str) -> PretrainedConfig:
     """A type's default config, completed where it makes no model."""
@@ -85,7 +88,9 @@ def verdict(report: Report) -> dict[str, Any]:
         why = report.refused.partition("are not supported: ")[2].partition(". Choose")[0] or report.refused
         return {"result": "refused" if "are not supported" in report.refused else "no tiny model", "why": _short(why)}
     if report.passed:
-        return {"result": "passes", "layers": [each.where for each in report.findings if each.check == "drop = cut"]}
+        layers = [each.where for each in report.findings if each.check == "drop = cut"]
+        videos = [each.state for each in report.findings if each.check == "video"]
+        return {"result": "passes", "layers": layers, "videos": _VIDEOS[videos[0]] if videos else "no"}
     bad = next(each for each in report.findings if each.state != "passes")
     return {"result": "not tried" if bad.check == "plain model" else "fails", "why": _short(f"{bad.check}: {bad.says}")}
 
@@ -98,12 +103,12 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         f"Of the {len(found)} types of transformers {version('transformers')} that read images and write text, "
         f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not.",
         "",
-        "| `model_type` | check | described by | why not |",
-        "| --- | --- | --- | --- |",
+        "| `model_type` | check | videos | described by | why not |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for kind, one in found.items():
         by = known.get(kind, "itself") if one["result"] == "passes" else ""
-        lines.append(f"| `{kind}` | {one['result']} | {by} | {one.get('why', '')} |")
+        lines.append(f"| `{kind}` | {one['result']} | {one.get('videos', '')} | {by} | {one.get('why', '')} |")
     return "\n".join(lines) + "\n"
 
 

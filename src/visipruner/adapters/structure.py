@@ -40,6 +40,9 @@ FROM_FIRST = ("vision_mask", "deepstack_features")
 # Settings of decoders whose hidden states are several streams, not `[batch, seq, d]`.
 STREAMS = ("altup_num_inputs", "hc_mult", "num_residual_streams", "mhc_num_streams")
 
+# What is given a cache calls it so; the last name is that of states before transformers 5.24.
+_CACHES = {"cache", "past_key_values", "cache_params"}
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -169,7 +172,7 @@ def _mixer(layer: nn.Module) -> nn.Module | None:
 
 
 def _takes_cache(names: Iterable[str]) -> bool:
-    return {"hidden_states", "attention_mask"} <= set(names) and bool({"cache", "past_key_values"} & set(names))
+    return {"hidden_states", "attention_mask"} <= set(names) and bool(_CACHES & set(names))
 
 
 def _check_arguments(model: nn.Module, layers: Any) -> None:

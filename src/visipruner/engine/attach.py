@@ -77,7 +77,6 @@ def attach(
     host = Host.of(model, chosen)
     pruner.check(len(host.layers))
     check_cache(host, pruner)
-    check_states(host, pruner)
     check_free(host)
     return PruneHandle(model, host, pruner, visual_mask, _tap(host, pruner), clock)
 
@@ -138,6 +137,7 @@ class PruneHandle:
         tap: VisionTap | None = None,
         clock: EngineClock | None = None,
     ) -> None:
+        check_states(host, pruner)
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap, clock), tap
         with ExitStack() as undo:

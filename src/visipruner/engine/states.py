@@ -118,11 +118,13 @@ def check_states(host: Host, pruner: Pruner) -> None:
     """Raises UnsupportedModelError where a method would do to a layer without attention what only attention has."""
     if not host.states:
         return
-    routed = [layer for layer in sorted(host.states) if not pruner.routing(layer).is_plain]
-    if routed or isinstance(pruner, TrainingPruner):
+    is_trained = isinstance(pruner, TrainingPruner)
+    routed = [layer for layer in sorted(host.states) if is_trained or not pruner.routing(layer).is_plain]
+    if routed:
         raise UnsupportedModelError(
-            f"{pruner.name} with these settings changes attention edges, of which {_layer_of(host, routed)} has none; "
-            "choose a method that only drops tokens, or for visipruner stages without 'shallow'."
+            f"{pruner.name} with these settings changes attention edges, of which layer {routed[0]} of "
+            f"{host.adapter.family} has none; choose a method that only drops tokens, or for visipruner stages without "
+            "'shallow'."
         )
     run, last = pruner.start(), max(set(range(len(host.layers))) - host.states)
     looks = [layer for layer in range(len(host.layers)) if run.observes(layer)]
@@ -139,7 +141,3 @@ def no_attention(host: Host, layer: int) -> UnsupportedModelError:
         f"Layer {layer} of {host.adapter.family} has no attention that a method could look at; choose settings with "
         f"which it looks at one of layers {others}, or a method that does not look."
     )
-
-
-def _layer_of(host: Host, layers: list[int]) -> str:
-    return f"layer {layers[0] if layers else min(host.states)} of {host.adapter.family}"
