@@ -143,7 +143,7 @@ class TinyPrompts:
 
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
-            pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("pixel_values_videos"))
+            pixels: Tensor = args[0] if args else kwargs.get("pixel_values", kwargs.get("pixel_values_videos"))
             pixels = pixels[0] if self._is_packed else pixels
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
             return self._features(numbers)
