@@ -17,8 +17,9 @@ from visipruner.errors import first_line
 
 Side = Literal["left", "right"]
 TOKENS = 12  # of an image of a tiny model
-# Time, height and width of its patches, of which four make a token; or a line's end, too; or sixteen.
-GRIDS = ([1, 6, 8], [1, 6, 6], [1, 12, 16])
+# Time, height and width of its patches, of which four make a token; or a line's end, too; or sixteen; or eight.
+GRIDS = ([1, 6, 8], [1, 6, 6], [1, 12, 16], [2, 6, 8])
+FORMS = ("list", "stacked", "joined", "by layer")
 FEATURES_OF = ("get_image_features", "get_video_features")
 
 
@@ -106,7 +107,7 @@ class TinyPrompts:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._width = model.config.get_text_config(decoder=True).hidden_size
-        self._form, self._grid = "", GRIDS[0]
+        self._taken: dict[bool, tuple[str, list[int]]] = {}  # by whether of a video: form of features, and grid
         parts = [model, *([model.model] if hasattr(model, "model") else [])]
         self._reads = set().union(*(inspect.signature(part.forward).parameters for part in parts))
         self._is_packed = "target_sizes" in self._reads  # pictures one after another, of sizes told apart
@@ -115,60 +116,48 @@ class TinyPrompts:
             for name in FEATURES_OF:
                 if hasattr(type(part), name):
                     self._give_features(part, name)
-        self._settle(Asked((1,), 5))
-        self.videos = self._reads_videos()
+        told = self._settled(is_video=False)
+        if told:
+            raise ValueError(f"the plain model takes no features in place of its tower ({told})")
+        has_videos = getattr(model.config, "video_token_id", None) == VIDEO and "pixel_values_videos" in self._reads
+        self.videos = (self._settled(is_video=True) or True) if has_videos else ""
 
-    def _reads_videos(self) -> bool | str:
-        """Whether features of a video are taken in the form that those of images are."""
-        if "pixel_values_videos" not in self._reads or getattr(self._model.config, "video_token_id", None) != VIDEO:
-            return ""
-        try:
-            with torch.no_grad():
-                self._model(**self.inputs([Asked((1,), 5, is_video=True)]), use_cache=False)
-        except Exception as error:
-            return f"it takes no features in place of a video's ({type(error).__name__}: {first_line(error)})"
-        return True
-
-    def _settle(self, asked: Asked) -> None:
-        """Finds the form in which this type wants the features: its own `get_image_features` gives them so."""
+    def _settled(self, is_video: bool) -> str:
+        """Finds the form in which this type wants features of images or videos: its own `get_image_features` gives
+        them so. Returns what it says of other forms, empty where there is one."""
         told = []
-        for self._form, self._grid in product(("list", "stacked", "joined", "by layer"), GRIDS):
+        for taken in product(FORMS, GRIDS):
+            self._taken[is_video] = taken
             try:
                 with torch.no_grad():
-                    self._model(**self.inputs([asked]), use_cache=False)
-                return
+                    self._model(**self.inputs([Asked((1,), 5, is_video)]), use_cache=False)
+                return ""
             except Exception as error:  # whatever a type raises for features of another form
-                told.append(f"{self._form}: {type(error).__name__}: {error}")
-        raise ValueError("the plain model takes no features in place of its tower (" + "; ".join(told) + ")")
+                told.append(f"{type(error).__name__}: {first_line(error)}")
+        return "; ".join(dict.fromkeys(told))
 
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
             pixels: Tensor = args[0] if args else kwargs.get("pixel_values", kwargs.get("pixel_values_videos"))
             pixels = pixels[0] if self._is_packed else pixels
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
-            return self._features(numbers)
+            return self._features(numbers, self._taken["video" in name][0])
 
         known = inspect.signature(getattr(type(part), name))
         own = [parameter for name, parameter in known.parameters.items() if name != "self"]
         features.__signature__ = known.replace(parameters=own)  # type: ignore[attr-defined]
         setattr(part, name, features)
 
-    def _features(self, numbers: Sequence[int]) -> Any:
+    def _features(self, numbers: Sequence[int], form: str) -> Any:
         made = [torch.randn(4, TOKENS, self._width, generator=torch.Generator().manual_seed(each)) for each in numbers]
         each = [image[0] for image in made]
         levels = [tuple(image[level] for image in made) for level in (1, 2, 3)]
         forms = {"joined": torch.cat(each), "stacked": torch.stack(each)}
         return Features(
-            pooler_output=forms.get(self._form, tuple(each)),
+            pooler_output=forms.get(form, tuple(each)),
             last_hidden_state=torch.stack(each),
-            deepstack_features=self._leveled(levels),
+            deepstack_features=_leveled(levels, form),
         )
-
-    def _leveled(self, levels: Sequence[tuple[Tensor, ...]]) -> list[Any]:
-        """Features that are added between layers, of `levels` of all images."""
-        if self._form == "by layer":
-            return list(enumerate(levels))
-        return [deep if self._form == "list" else torch.cat(deep) for deep in levels]
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
         rows = [self._ids(each) for each in asked]
@@ -190,12 +179,12 @@ class TinyPrompts:
         return {**given, **(self._videos(numbers) if asked[0].is_video else self._pictures(numbers))}
 
     def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
-        pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
+        pixels, grid = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32), self._taken[False][1]
         given: dict[str, Any] = {"pixel_values": pixels[None] if self._is_packed else pixels.contiguous()}
         if self._is_packed:
-            given["target_sizes"] = torch.tensor([self._grid[1:]] * len(numbers))
+            given["target_sizes"] = torch.tensor([grid[1:]] * len(numbers))
         if "image_grid_thw" in self._reads:
-            given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
+            given["image_grid_thw"] = torch.tensor([grid] * len(numbers))
         if "image_sizes" in self._reads:
             given["image_sizes"] = torch.tensor([[32, 32]] * len(numbers))
         if "qformer_input_ids" in self._reads:
@@ -205,12 +194,15 @@ class TinyPrompts:
         return given
 
     def _videos(self, numbers: Sequence[int]) -> dict[str, Any]:
-        pixels = torch.tensor(numbers).float()[:, None, None, None, None].expand(-1, 1, 3, 32, 32)
+        pixels, grid = (
+            torch.tensor(numbers).float()[:, None, None, None, None].expand(-1, 1, 3, 32, 32),
+            self._taken[True][1],
+        )
         given: dict[str, Any] = {"pixel_values_videos": pixels[:, 0][None] if self._is_packed else pixels.contiguous()}
         if "video_grid_thw" in self._reads:
-            given["video_grid_thw"] = torch.tensor([self._grid] * len(numbers))
+            given["video_grid_thw"] = torch.tensor([grid] * len(numbers))
         if self._is_packed:
-            given["target_sizes_videos"] = torch.tensor([self._grid[1:]] * len(numbers))
+            given["target_sizes_videos"] = torch.tensor([grid[1:]] * len(numbers))
         return given
 
     def _ids(self, asked: Asked) -> list[int]:
@@ -230,6 +222,13 @@ class TinyPrompts:
 
     def suppressed(self) -> list[int]:
         return list(range(79, 100))
+
+
+def _leveled(levels: Sequence[tuple[Tensor, ...]], form: str) -> list[Any]:
+    """Features that are added between layers, of `levels` of all images."""
+    if form == "by layer":
+        return list(enumerate(levels))
+    return [deep if form == "list" else torch.cat(deep) for deep in levels]
 
 
 class Features(dict[str, Any]):
