@@ -138,8 +138,10 @@ class TinyPrompts:
 
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
-            pixels: Tensor = args[0] if args else kwargs.get("pixel_values", kwargs.get("pixel_values_videos"))
-            pixels = pixels[0] if self._is_packed else pixels
+            given = (
+                args[0] if args else next(given for name, given in kwargs.items() if name.startswith("pixel_values"))
+            )
+            pixels = given[0] if self._is_packed else given
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
             return self._features(numbers, self._taken["video" in name][0])
 

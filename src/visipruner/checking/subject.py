@@ -138,7 +138,8 @@ def _shortened(layers: Sequence[nn.Module], gone: Sequence[Tensor]) -> Iterator[
         if layer is layers[0]:
             seq = hidden.shape[1]
             rows = torch.arange(seq, device=hidden.device)
-        here = ~torch.isin(rows, left)
+        rows = rows.to(hidden.device)  # layers may lie on several
+        here = ~torch.isin(rows, left.to(hidden.device))
         hidden, rows = hidden[:, here], rows[here]
         found = {**kwargs, "attention_mask": _narrow_mask(kwargs.get("attention_mask"), rows)}
         for name, given in kwargs.items():
