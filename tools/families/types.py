@@ -101,7 +101,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     known = adapters.supported()
     lines = [
         f"Of the {len(found)} types of transformers {version('transformers')} that read images and write text, "
-        f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not.",
+        f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not. "
+        "Videos are *not tried* where a type reads them and wants more than features in place of those of its tower.",
         "",
         "| `model_type` | check | videos | described by | why not |",
         "| --- | --- | --- | --- | --- |",
