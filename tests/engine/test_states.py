@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -192,6 +193,12 @@ def test_a_look_at_a_state_waits_for_the_next_attention(kind: str) -> None:
             found.append((handle.trace[0].kept, handle.trace[0].trigger_layer))
     assert found[0] == found[1]
     assert found[0][1] == 1
+
+
+def test_layers_without_what_the_adapter_calls_their_attention_are_refused() -> None:
+    model = shrunk_model(default_config("aya_vision"))
+    with pytest.raises(UnsupportedModelError, match="has no attention called 'attn'; name it in the adapter"):
+        vp.attach(model, vp.NoPruning(), adapter=replace(adapter_of(model), attention="attn"))
 
 
 @each_kind

@@ -159,9 +159,13 @@ def _attention(model: nn.Module, layers: Any) -> str:
 
 def mixer_of(layer: nn.Module, attention: str) -> nn.Module:
     """What mixes the rows of a layer: its self-attention, called `attention`, or where it has none what passes a state
-    from row to row (linear attention, a convolution)."""
+    from row to row (linear attention, a convolution). Raises UnsupportedModelError where it has neither."""
     found = getattr(layer, attention, None) or _mixer(layer)
-    assert isinstance(found, nn.Module)
+    if not isinstance(found, nn.Module):
+        raise UnsupportedModelError(
+            f"A {type(layer).__name__} has no attention called {attention!r}; name it in the adapter "
+            "(attention=..., docs/families.md)."
+        )
     return found
 
 
