@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING, LlavaConfig
 
 import visipruner as vp
@@ -24,9 +26,13 @@ from visipruner.pruners.shortv import ShortV
 
 FOUND = written()
 PASSING = [kind for kind, one in FOUND.items() if one["result"] == "passes"]
-# One of each: a plain decoder, windows and per-row arguments, experts and M-RoPE, latent keys, token types for experts.
-EACH_RUN = ("aya_vision", "gemma4", "qwen3_omni_moe_thinker", "kimi_k25", "ernie4_5_vl_moe")
-REFUSED_EACH_RUN = ("qwen3_5", "mllama", "gemma3n", "llama4", "florence2", "granite4_vision", "chameleon", "blip-2")
+# One of each: a plain decoder, windows and per-row arguments, experts and M-RoPE, latent keys, token types for experts,
+# linear attention, convolutions, features that enter by layer, a decoder that fills its rows by itself.
+EACH_RUN = (
+    *("aya_vision", "gemma4", "qwen3_omni_moe_thinker", "kimi_k25", "ernie4_5_vl_moe"),
+    *("qwen3_5", "lfm2_vl", "granite4_vision", "chameleon"),
+)
+REFUSED_EACH_RUN = ("mllama", "gemma3n", "llama4", "florence2", "idefics", "nemotron_h_omni", "blip-2")
 
 
 def test_every_type_has_a_verdict() -> None:
@@ -44,7 +50,7 @@ def test_a_type_passes_its_tiny_check(kind: str) -> None:
     assert report.passed, str(report)
     assert verdict(report) == FOUND[kind]
     tried = {finding.check for finding in report.findings}
-    assert tried == {
+    assert tried - {"video"} == {
         *("rows", "keep all", "text only", "drop = cut", "several images", "cache", "next turn", "batch"),
     }
 
@@ -60,7 +66,12 @@ def test_what_a_method_drops_is_cut(kind: str) -> None:
     text = ~subject.visual(inputs)[0]
     plain = subject.logits(inputs)[0, text]
     for name in ("capa", "dart", "fastv", "fitprune", "random", "uniform", "vtw"):
-        with subject.attach(registry.method_class(name).for_depth(len(subject.host.layers))) as handle:
+        pruner = registry.method_class(name).for_depth(len(subject.host.layers))
+        if name == "dart" and 0 in subject.host.states:  # it looks at keys of layer 0, and remembers them
+            with pytest.raises(UnsupportedModelError, match=r"Layer 0 of .* has no attention"):
+                subject.attach(pruner)
+            pruner = replace(pruner, layer=min(set(range(len(subject.host.layers))) - subject.host.states) + 1)
+        with subject.attach(pruner) as handle:
             pruned = subject.logits(inputs)[0, text]
             kept = handle.trace[0].kept
         expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0, text]
@@ -167,6 +178,35 @@ def test_a_cache_of_latents_takes_no_method_that_changes_keys_and_values() -> No
             model(**{**prompts.inputs([Asked((2,), 5)]), "attention_mask": None}, cache=cache)
         with pytest.raises(UnsupportedModelError, match="leave it out"), handle.image_cache():
             pass
+
+
+def test_an_argument_as_long_as_the_prompt_that_nobody_narrows_is_refused() -> None:
+    """Hosts hand what they do not know to their layers."""
+    model = shrunk_model(default_config("aya_vision"))
+    adapter, inputs = generic.adapter_of(model), TinyPrompts(model).inputs([Asked((1,), 7)])
+    weights = {"row_weights": torch.ones(1, inputs["input_ids"].shape[1])}
+    with vp.attach(model, vp.NoPruning(), adapter=adapter):
+        model(**inputs, **weights)
+    with (
+        vp.attach(model, vp.FixedSchedule(layers=(0,), keep=(4,)), adapter=adapter),
+        pytest.raises(UnsupportedModelError, match=r"given row_weights \[1, 28\], which nobody narrows"),
+    ):
+        model(**inputs, **weights)
+
+
+def test_images_that_enter_blank_cannot_be_told_apart_by_an_image_cache() -> None:
+    model = shrunk_model(default_config("granite4_vision"))
+    with (
+        vp.attach(model, vp.NoPruning(), adapter=generic.adapter_of(model)) as handle,
+        pytest.raises(UnsupportedModelError, match=r"given the image between them, which image_cache\(\) cannot share"),
+        handle.image_cache(),
+    ):
+        pass
+
+
+def test_a_video_is_tried_where_the_type_reads_one() -> None:
+    said = {kind: FOUND[kind]["videos"] for kind in ("qwen3_5", "minicpmv4_6", "video_llava", "gemma3", "lfm2_vl")}
+    assert said == {"qwen3_5": "yes", "minicpmv4_6": "yes", "video_llava": "yes", "gemma3": "no", "lfm2_vl": "no"}
 
 
 # ---- what attach says -----------------------------------------------------------------------------------------------

@@ -55,7 +55,13 @@ _GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "qwen3_omni_moe_thinker": lambda: {"vision_start_token_id": 85, "vision_end_token_id": 86},
     "ernie4_5_vl_moe": lambda: {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [22, 22, 20]}}},
     "instructblip": lambda: {"image_token_index": 90},
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), lambda: {"image_token_id": 90, "video_token_id": 91}
+    ),
 }
+
+# What a check of videos says, and what the table does of it; types that read none have no such check.
+_VIDEOS = {"passes": "yes", "left out": "not tried"}
 
 
 def default_config(kind: str) -> PretrainedConfig:
@@ -82,7 +88,9 @@ def verdict(report: Report) -> dict[str, Any]:
         why = report.refused.partition("are not supported: ")[2].partition(". Choose")[0] or report.refused
         return {"result": "refused" if "are not supported" in report.refused else "no tiny model", "why": _short(why)}
     if report.passed:
-        return {"result": "passes", "layers": [each.where for each in report.findings if each.check == "drop = cut"]}
+        layers = [each.where for each in report.findings if each.check == "drop = cut"]
+        videos = [each.state for each in report.findings if each.check == "video"]
+        return {"result": "passes", "layers": layers, "videos": _VIDEOS[videos[0]] if videos else "no"}
     bad = next(each for each in report.findings if each.state != "passes")
     return {"result": "not tried" if bad.check == "plain model" else "fails", "why": _short(f"{bad.check}: {bad.says}")}
 
@@ -93,14 +101,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     known = adapters.supported()
     lines = [
         f"Of the {len(found)} types of transformers {version('transformers')} that read images and write text, "
-        f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not.",
+        f"{len(passing)} pass `visipruner check` with a tiny model of their default config; the others say why not. "
+        "Videos are *not tried* where a type reads them and wants more than features in place of those of its tower.",
         "",
-        "| `model_type` | check | described by | why not |",
-        "| --- | --- | --- | --- |",
+        "| `model_type` | check | videos | described by | why not |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for kind, one in found.items():
         by = known.get(kind, "itself") if one["result"] == "passes" else ""
-        lines.append(f"| `{kind}` | {one['result']} | {by} | {one.get('why', '')} |")
+        lines.append(f"| `{kind}` | {one['result']} | {one.get('videos', '')} | {by} | {one.get('why', '')} |")
     return "\n".join(lines) + "\n"
 
 

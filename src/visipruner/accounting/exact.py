@@ -1,8 +1,9 @@
 """Multiply-adds that a traced run really executed in the decoder's matrix products. Any shape, grouped-query included.
 
-Counted: the four attention projections, attention (keys and values), the gated FFN's three matrices, a pruner's score,
-and the output head where asked for. All rows count, text, visual and the padding that ran. Not counted: norms,
-softmax, RoPE, activations, residuals, gathers, the vision tower. One multiply-add (`macs`) is two FLOPs (`flops`).
+Counted: the four attention projections, attention (keys and values), what passes a state from row to row where layers
+have that instead, the gated FFN's three matrices, a pruner's score, and the output head where asked for. All rows
+count, text, visual and the padding that ran. Not counted: norms, softmax, RoPE, activations, residuals, gathers, the
+vision tower. One multiply-add (`macs`) is two FLOPs (`flops`).
 Attention counts the rectangles handed to the kernel, masked half included, as torch's counter does.
 """
 
@@ -23,6 +24,7 @@ class Macs:
         query_output: query and output projections, `2 d H h` per attention row.
         key_value: key and value projections, `d H_kv h` per key row and per value row.
         attention: `QK^T` and `AV`, `2 H h` per (query, key) pair.
+        states: projections, convolution and state of layers without attention, `state_macs` per row of theirs.
         ffn: gate, up and down, `3 d m` per row, and a router's choice, `d E` per row.
         score: a pruner's evidence, counted like attention: one product with the keys, one with the values. A method
             may need one more (VisiPruner takes visual values twice); for its single row that is about 1e-4 of a prompt.
@@ -33,6 +35,7 @@ class Macs:
     query_output: int = 0
     key_value: int = 0
     attention: int = 0
+    states: int = 0
     ffn: int = 0
     score: int = 0
     lm_head: int = 0
@@ -62,6 +65,7 @@ def layer_macs(shape: ModelShape, work: LayerWork) -> Macs:
         query_output=2 * d * head_width * work.attention_rows,
         key_value=d * kv_width * (work.key_rows + work.value_rows),
         attention=2 * head_width * work.attention_pairs,
+        states=shape.state_macs * work.state_rows,
         ffn=d * (3 * shape.intermediate_size + shape.num_experts) * work.rows,
         score=2 * head_width * work.score_pairs + work.score_rows * d * (head_width + 2 * kv_width),
     )
@@ -80,8 +84,13 @@ def prompt_macs(shape: ModelShape, example: ExampleTrace, logit_rows: int = 0) -
 
 def dense_work(shape: ModelShape, length: int) -> list[LayerWork]:
     """What the plain model executes for a prompt of `length` rows (padding, if any, included): full rectangles."""
-    layer = LayerWork(length, length, length, length, attention_pairs=length * length)
-    return [layer] * shape.num_layers
+    return [_dense_layer(shape, layer, length, length * length) for layer in range(shape.num_layers)]
+
+
+def _dense_layer(shape: ModelShape, layer: int, rows: int, pairs: int) -> LayerWork:
+    if layer in shape.state_layers:
+        return LayerWork(rows, state_rows=rows)
+    return LayerWork(rows, rows, rows, rows, attention_pairs=pairs)
 
 
 def dense_macs(shape: ModelShape, length: int, logit_rows: int = 0) -> Macs:
@@ -107,7 +116,7 @@ def decode_macs(shape: ModelShape, key_lengths: Sequence[int], step: int = 0, lo
     """
     if len(key_lengths) != shape.num_layers:
         raise ValueError(f"got the key lengths of {len(key_lengths)} layers for a model of {shape.num_layers}")
-    work = [LayerWork(1, 1, 1, 1, attention_pairs=keys + step + 1) for keys in key_lengths]
+    work = [_dense_layer(shape, layer, 1, keys + step + 1) for layer, keys in enumerate(key_lengths)]
     return work_macs(shape, work, logit_rows)
 
 

@@ -55,13 +55,14 @@ def cache_bytes(cache: Any) -> CacheBytes:
 def expected_kv_bytes(shape: ModelShape, key_lengths: Sequence[int], dtype_bytes: int, new_tokens: int = 0) -> int:
     """Bytes of one example's keys and values, `2 H_kv h` numbers per key, when each layer holds `key_lengths[l]`.
 
-    `new_tokens` keys more in every layer after as many decoded tokens. Padding to the batch's longest is not in it, nor
-    are sliding windows: a plain layer with one drops older keys and holds less, a pruned one does not (`cache_bytes`
-    counts what there is).
+    `new_tokens` keys more in every layer that attends after as many decoded tokens; states are not counted. Padding to
+    the batch's longest is not in it, nor are sliding windows: a plain layer with one drops older keys and holds less, a
+    pruned one does not (`cache_bytes` counts what there is).
     """
     if len(key_lengths) != shape.num_layers:
         raise ValueError(f"got the key lengths of {len(key_lengths)} layers for a model of {shape.num_layers}")
-    keys = sum(key_lengths) + shape.num_layers * new_tokens
+    attending = [keys for layer, keys in enumerate(key_lengths) if layer not in shape.state_layers]
+    keys = sum(attending) + len(attending) * new_tokens
     return 2 * shape.num_kv_heads * shape.head_dim * dtype_bytes * keys
 
 

@@ -17,6 +17,7 @@ class LayerWork:
         attention_pairs: (query, key) pairs the attention kernels were given, per head; rectangles count in full.
         score_pairs: (query, key) pairs computed on top, for a pruner's score, per head.
         score_rows: rows through query, key and value projections on top, for a pruner's score.
+        state_rows: rows that a state passes through, in layers that have one in place of attention.
     """
 
     rows: int = 0
@@ -26,6 +27,7 @@ class LayerWork:
     attention_pairs: int = 0
     score_pairs: int = 0
     score_rows: int = 0
+    state_rows: int = 0
 
 
 @dataclass

@@ -47,7 +47,8 @@ class Adapter:
         key_value: attributes of the attention with the key and the value projection, where they are modules of their
             own; they are spared the visual rows that no row attends to.
         added_features: keyword arguments of the decoder with `[batch, seq]` bool rows and a list of `[rows, d]`
-            features, one entry added to those rows after each of the first layers (DeepStack), or None.
+            features, one entry added to those rows after each of the first layers (DeepStack), or a dictionary of
+            them by the layer before which they are added; None where there are none.
         lacks: what does not work, `{feature: why}`; remarks: what works with a remark. The features are those of
             `visipruner.adapters.features`; both are for the documentation.
     """

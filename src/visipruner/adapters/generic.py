@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import image_sizes
-from visipruner.adapters.structure import DEEPSTACK, Structure, read, refused
+from visipruner.adapters.structure import DEEPSTACK, FROM_FIRST, Structure, read, refused
 from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
 
@@ -26,6 +26,7 @@ from visipruner.errors import LayoutError
 NAMES = ("token_id", "token_index", "context_token_id", "patch_id", "pad_id")
 KINDS = ("image", "video", "img", "im_")
 PIXELS = ("pixel_values", "image_patches", "images", "high_res_pixel_values", "video_pixel_values")
+_NORMS = ("norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f", "embedding_norm")
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -57,7 +58,7 @@ def adapter_of(model: nn.Module) -> Adapter:
         visual="the rows that the model overwrites with features",
         layers=structure.layers,
         attention=structure.attention,
-        final_norm=_child(structure.decoder, "norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f"),
+        final_norm=_child(structure.decoder, *_NORMS),
         output=_child(attention, "o_proj", "out_proj", "dense", "c_proj", "proj", "attn_out"),
         added_features=_added(structure),
     )
@@ -85,7 +86,7 @@ def completed(model: nn.Module, adapter: Adapter | None) -> Adapter:
 
 def _added(structure: Structure) -> tuple[str, str] | None:
     given = inspect.signature(structure.decoder.forward).parameters
-    return DEEPSTACK if set(DEEPSTACK) <= set(given) else None
+    return next((names for names in (DEEPSTACK, FROM_FIRST) if set(names) <= set(given)), None)
 
 
 def _child(module: nn.Module, *names: str) -> str:
@@ -94,7 +95,9 @@ def _child(module: nn.Module, *names: str) -> str:
 
 
 def _embedder(model: nn.Module, structure: Structure) -> tuple[str, nn.Module]:
-    """The innermost module that is given ids and pixels."""
+    """The innermost module that is given ids and pixels: the decoder, where it puts pictures in its rows by itself."""
+    if hasattr(structure.decoder, "get_placeholder_mask"):
+        return structure.path, structure.decoder
     if _pixels(structure.decoder):
         raise refused(model.config, "its decoder embeds pictures itself, so their rows are not known before it runs")
     inner = getattr(model, "model", None)
@@ -134,7 +137,7 @@ def _asked(embedder: nn.Module, named: set[int]) -> set[int]:
     It is shown each id once, with one feature of width one, so that its own check of their numbers holds.
     """
     ask: Any = getattr(embedder, "get_placeholder_mask", None)
-    if ask is None:
+    if ask is None or "token_id" in inspect.signature(ask).parameters:  # it wants to be told itself
         return set()
     table: Any = embedder.get_input_embeddings()  # type: ignore[operator]
     ids = torch.tensor(sorted({*range(table.weight.shape[0]), *named}))[None]

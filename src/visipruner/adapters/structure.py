@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from visipruner.errors import UnsupportedModelError
 
@@ -33,10 +33,15 @@ KNOWN = {
     "kwargs",
     "self",
 }
-# Where a decoder says which rows get features of the image after its first layers, and these (DeepStack).
+# Where a decoder is told which rows get features of the image between its layers, and these (DeepStack): a list with
+# one entry after each of the first layers, or by the layer before which they are added, from the first one on.
 DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+FROM_FIRST = ("vision_mask", "deepstack_features")
 # Settings of decoders whose hidden states are several streams, not `[batch, seq, d]`.
 STREAMS = ("altup_num_inputs", "hc_mult", "num_residual_streams", "mhc_num_streams")
+
+# What is given a cache calls it so; the last name is that of states before transformers 5.24.
+_CACHES = {"cache", "past_key_values", "cache_params"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Structure:
 
     Attributes:
         decoder: the module whose child `layers` is the list of decoder layers; `path` leads to it from the model.
-        attention: attribute of every layer with its self-attention.
+        attention: attribute of the layers with their self-attention; those without have something else that mixes rows
+            by a state (see `mixer_of`).
     """
 
     decoder: nn.Module
@@ -55,8 +61,8 @@ class Structure:
 
     @property
     def first_attention(self) -> nn.Module:
-        first = getattr(self.decoder, self.layers)[0]
-        return getattr(first, self.attention)  # type: ignore[no-any-return]
+        layers: Any = getattr(self.decoder, self.layers)
+        return next(found for layer in layers if isinstance(found := getattr(layer, self.attention, None), nn.Module))
 
 
 def read(model: nn.Module) -> Structure:
@@ -92,7 +98,7 @@ def check_config(config: Any) -> None:
     except KeyError:  # a kind that the type's own file brings, which is not loaded yet: asked again of the model
         held = []
     for kind in dict.fromkeys(map(type, held)):
-        if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if kind not in (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer):
             raise refused(config, f"its cache has layers of type {kind.__name__}, which cannot hold fewer rows")
 
 
@@ -132,9 +138,12 @@ def _is_routed(forward: Callable[..., Any]) -> bool:
 
 
 def _attention(model: nn.Module, layers: Any) -> str:
-    """What every layer calls its self-attention."""
+    """What every layer that has self-attention calls it."""
     names = [[name for name, part in layer.named_children() if is_routed(part)] for layer in layers]
+    known = next(found for found in names if found)
     for number, (layer, found) in enumerate(zip(layers, names, strict=True)):
+        if not found and _mixer(layer) is not None:
+            continue
         if not found:
             mixers = ", ".join(type(part).__name__ for _, part in layer.named_children())
             raise refused(
@@ -143,9 +152,31 @@ def _attention(model: nn.Module, layers: Any) -> str:
             )
         if len(found) > 1 or "cross" in found[0]:
             raise refused(model.config, f"layer {number} attends to something besides the prompt ({', '.join(found)})")
-        if found != names[0]:
-            raise refused(model.config, f"layers call their attention by several names ({names[0][0]}, {found[0]})")
-    return str(names[0][0])
+        if found != known:
+            raise refused(model.config, f"layers call their attention by several names ({known[0]}, {found[0]})")
+    return str(known[0])
+
+
+def mixer_of(layer: nn.Module, attention: str) -> nn.Module:
+    """What mixes the rows of a layer: its self-attention, called `attention`, or where it has none what passes a state
+    from row to row (linear attention, a convolution). Raises UnsupportedModelError where it has neither."""
+    found = getattr(layer, attention, None) or _mixer(layer)
+    if not isinstance(found, nn.Module):
+        raise UnsupportedModelError(
+            f"A {type(layer).__name__} has no attention called {attention!r}; name it in the adapter "
+            "(attention=..., docs/families.md)."
+        )
+    return found
+
+
+def _mixer(layer: nn.Module) -> nn.Module | None:
+    """The one child that is given the cache, and the mask of rows that are padding."""
+    parts = [part for part in layer.children() if _takes_cache(inspect.signature(part.forward).parameters)]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _takes_cache(names: Iterable[str]) -> bool:
+    return {"hidden_states", "attention_mask"} <= set(names) and bool(_CACHES & set(names))
 
 
 def _check_arguments(model: nn.Module, layers: Any) -> None:
@@ -163,6 +194,6 @@ def _check_arguments(model: nn.Module, layers: Any) -> None:
 def _check_additions(model: nn.Module, decoder: nn.Module) -> None:
     """Features that a decoder adds between its layers must be those that the engine adds in its place."""
     given = inspect.signature(decoder.forward).parameters
-    unknown = [name for name in given if "deepstack" in name and name not in DEEPSTACK]
+    unknown = [name for name in given if "deepstack" in name and name not in (*DEEPSTACK, *FROM_FIRST)]
     if unknown:
         raise refused(model.config, f"its decoder adds features of the image between layers ({unknown[0]})")

@@ -89,6 +89,11 @@ class Probe:
         self.host = Host.of(model, self._adapter)
         if self.host.is_flash:  # variants are run by masks
             raise unsupported(self.host.implementation)
+        if self.host.states:
+            raise UnsupportedModelError(
+                f"Some layers of {self._adapter.family} pass a state from row to row and have no attention edges to "
+                "look at or to cut; analyse a model whose layers all have attention."
+            )
         self.visual_mask = None if visual_mask is None else check_visual_mask(visual_mask)
         check_free(self.host)
         self._recording: Recording | None = None

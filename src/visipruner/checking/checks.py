@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from visipruner.checking.prompts import Asked, Side
 from visipruner.checking.report import Finding
-from visipruner.checking.subject import Subject
-from visipruner.engine.calls import cache_name, cache_of
+from visipruner.checking.subject import Subject, opened
+from visipruner.engine.calls import cache_name
 from visipruner.errors import first_line
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.schedule import FixedSchedule
 
 ONE, OTHER = Asked((1,), 7), Asked((2,), 11)
-TWO, TEXT = Asked((1, 2), 6), Asked((), 9)
+TWO, TEXT, VIDEOS = Asked((1, 2), 6), Asked((), 9), Asked((1, 2), 6, is_video=True)
 NEW_TOKENS = 5
 # How far an error may exceed what the plain model's two attention functions differ by, and the least it may be.
 TIMES_NOISE, TIMES_OWN, ROUNDING = 10, 3, 1e-5
@@ -71,6 +72,8 @@ def run(subject: Subject) -> Iterator[Finding]:
     for kind, layer in subject.kinds().items():
         yield from _tried("drop = cut", f"layer {layer}: {kind}", partial(drop_is_cut, subject, judge, layer))
     yield from _tried("several images", "", partial(several_images, subject, judge))
+    if subject.prompts.videos != "":
+        yield from _tried("video", "", partial(video, subject, judge))
     yield from _tried("cache", "", partial(cached, subject, judge))
     yield from _tried("next turn", "", partial(next_turn, subject, judge))
     for side in ("left", "right"):
@@ -89,10 +92,13 @@ def rows(subject: Subject, check: str, where: str) -> Finding:
     inputs = subject.prompts.inputs([TWO])
     given: list[Tensor] = []
 
-    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        given.append(kwargs["inputs_embeds"])
+    def note(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given.append(kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else [*args, kwargs.get("hidden_states")][0])
 
-    hook = subject.host.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    # A decoder that fills its rows by itself shows them where they enter its first layer.
+    host = subject.host
+    shown = host.layers[0] if host.embedder is host.decoder else host.decoder
+    hook = shown.register_forward_pre_hook(note, with_kwargs=True)
     try:
         subject.logits(inputs)
     finally:
@@ -156,6 +162,13 @@ def several_images(subject: Subject, judge: Judge, check: str, where: str) -> Fi
     return _against_cut(subject, judge, TWO, 0, check, where)
 
 
+def video(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
+    """The same with two unlike videos."""
+    if isinstance(subject.prompts.videos, str):
+        return Finding(check, where, "left out", says=subject.prompts.videos)
+    return _against_cut(subject, judge, VIDEOS, 0, check, where)
+
+
 def cached(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
     """An answer that is decoded with a cache is the one without, or where the type cannot decode without one, what one
     forward over prompt and answer with the same edges cut reads."""
@@ -204,7 +217,7 @@ def _answer(subject: Subject, inputs: dict[str, Any], use_cache: bool) -> tuple[
     given = {"suppress_tokens": subject.prompts.suppressed(), "output_logits": True, "return_dict_in_generate": True}
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     output = subject.model.generate(**inputs, **length, use_cache=use_cache, **given)
-    return torch.stack([step[0].float() for step in output.logits]), output.sequences[0, -NEW_TOKENS:]
+    return torch.stack([opened(step[0]) for step in output.logits]), output.sequences[0, -NEW_TOKENS:]
 
 
 def _first_words(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> int:
@@ -225,18 +238,25 @@ def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
         got = _in_turns(subject, inputs, more)
         kept = handle.trace[0].kept
-    expected = subject.cut(inputs, kept, lambda: _in_turns(subject, inputs, more))
+    run = partial(_at_once if subject.host.states else _in_turns, subject, inputs, more)
+    expected = subject.cut(inputs, kept, run)
     return judge.of_rows(check, where, got, expected, plain)
 
 
 def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
     """`[k, vocabulary]`: logits of further text on the cache of a prompt."""
     with torch.no_grad():
-        first = subject.model(**inputs, use_cache=True)
-        given = {"input_ids": more, cache_name(subject.model): cache_of(first)}
+        held = {cache_name(subject.model): DynamicCache(config=subject.host.decoder.config)}
+        subject.model(**inputs, **held, use_cache=True)
+        given = {"input_ids": more, **held}
         if "token_type_ids" in inputs:
             given["token_type_ids"] = torch.zeros_like(more)
-        return subject.model(**given, use_cache=True).logits[0].float()  # type: ignore[no-any-return]
+        return opened(subject.model(**given, use_cache=True).logits[0])
+
+
+def _at_once(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
+    """The same of a prompt and further text in one go."""
+    return subject.logits(_longer(inputs, more))[0, -more.shape[1] :]
 
 
 def batch(subject: Subject, judge: Judge, side: Side, check: str, where: str) -> Finding:

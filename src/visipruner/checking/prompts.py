@@ -12,27 +12,35 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visipruner.checking.tiny import END, IMAGE, START
+from visipruner.checking.tiny import END, IMAGE, START, VIDEO
+from visipruner.errors import first_line
 
 Side = Literal["left", "right"]
 TOKENS = 12  # of an image of a tiny model
-GRIDS = (
-    [1, 6, 8],
-    [1, 6, 6],
-)  # time, height and width of its patches, four of which make a token; or a line's end, too
-FEATURES_OF = ("get_image_features",)
+# Time, height and width of its patches, of which four make a token; or a line's end, too; or sixteen; or eight.
+GRIDS = ([1, 6, 8], [1, 6, 6], [1, 12, 16], [2, 6, 8])
+FORMS = ("list", "stacked", "joined", "by layer")
+FEATURES_OF = ("get_image_features", "get_video_features")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt. Attributes: images: their numbers, which tell them apart. words: how much text it has."""
+    """A prompt. Attributes: images: their numbers, which tell them apart. words: how much text it has. is_video:
+    whether each is a video."""
 
     images: tuple[int, ...]
     words: int
+    is_video: bool = False
 
 
 class Prompts(Protocol):
-    """Makes a model's inputs."""
+    """Makes a model's inputs.
+
+    Attributes:
+        videos: whether it makes prompts with videos, "" where the model reads none, else why it cannot make any.
+    """
+
+    videos: bool | str
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
         """Of one prompt or several, padded on `side`."""
@@ -46,6 +54,8 @@ class Prompts(Protocol):
 
 class ProcessorPrompts:
     """Chat prompts of the model's own processor, about pictures that are drawn."""
+
+    videos: bool | str = ""
 
     def __init__(self, model: Any, processor: Any, ids: Sequence[int]) -> None:
         self._model, self._processor, self._ids = model, processor, list(ids)
@@ -97,48 +107,58 @@ class TinyPrompts:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._width = model.config.get_text_config(decoder=True).hidden_size
-        self._form, self._grid = "", GRIDS[0]
+        self._taken: dict[bool, tuple[str, list[int]]] = {}  # by whether of a video: form of features, and grid
         parts = [model, *([model.model] if hasattr(model, "model") else [])]
         self._reads = set().union(*(inspect.signature(part.forward).parameters for part in parts))
+        self._is_packed = "target_sizes" in self._reads  # pictures one after another, of sizes told apart
         self._top = set(inspect.signature(model.forward).parameters)
         for part in parts:
             for name in FEATURES_OF:
                 if hasattr(type(part), name):
                     self._give_features(part, name)
-        self._settle()
+        told = self._settled(is_video=False)
+        if told:
+            raise ValueError(f"the plain model takes no features in place of its tower ({told})")
+        has_videos = getattr(model.config, "video_token_id", None) == VIDEO and "pixel_values_videos" in self._reads
+        self.videos = (self._settled(is_video=True) or True) if has_videos else ""
 
-    def _settle(self) -> None:
-        """Finds the form in which this type wants the features: its own `get_image_features` gives them so."""
+    def _settled(self, is_video: bool) -> str:
+        """Finds the form in which this type wants features of images or videos: its own `get_image_features` gives
+        them so. Returns what it says of other forms, empty where there is one."""
         told = []
-        for self._form, self._grid in product(("list", "stacked", "joined"), GRIDS):
+        for taken in product(FORMS, GRIDS):
+            self._taken[is_video] = taken
             try:
                 with torch.no_grad():
-                    self._model(**self.inputs([Asked((1,), 5)]), use_cache=False)
-                return
+                    self._model(**self.inputs([Asked((1,), 5, is_video)]), use_cache=False)
+                return ""
             except Exception as error:  # whatever a type raises for features of another form
-                told.append(f"{self._form}: {type(error).__name__}: {error}")
-        raise ValueError("the plain model takes no features in place of its tower (" + "; ".join(told) + ")")
+                told.append(f"{type(error).__name__}: {first_line(error)}")
+        return "; ".join(dict.fromkeys(told))
 
     def _give_features(self, part: Any, name: str) -> None:
         def features(*args: Any, **kwargs: Any) -> Any:
-            pixels = args[0] if args else kwargs["pixel_values"]
+            given = (
+                args[0] if args else next(given for name, given in kwargs.items() if name.startswith("pixel_values"))
+            )
+            pixels = given[0] if self._is_packed else given
             numbers = pixels.reshape(pixels.shape[0], -1)[:, 0].round().int().tolist()
-            return self._features(numbers)
+            return self._features(numbers, self._taken["video" in name][0])
 
         known = inspect.signature(getattr(type(part), name))
         own = [parameter for name, parameter in known.parameters.items() if name != "self"]
         features.__signature__ = known.replace(parameters=own)  # type: ignore[attr-defined]
         setattr(part, name, features)
 
-    def _features(self, numbers: Sequence[int]) -> Any:
+    def _features(self, numbers: Sequence[int], form: str) -> Any:
         made = [torch.randn(4, TOKENS, self._width, generator=torch.Generator().manual_seed(each)) for each in numbers]
         each = [image[0] for image in made]
         levels = [tuple(image[level] for image in made) for level in (1, 2, 3)]
-        forms = {"list": tuple(each), "joined": torch.cat(each), "stacked": torch.stack(each)}
+        forms = {"joined": torch.cat(each), "stacked": torch.stack(each)}
         return Features(
-            pooler_output=forms[self._form],
+            pooler_output=forms.get(form, tuple(each)),
             last_hidden_state=torch.stack(each),
-            deepstack_features=[deep if self._form == "list" else torch.cat(deep) for deep in levels],
+            deepstack_features=_leveled(levels, form),
         )
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
@@ -150,19 +170,23 @@ class TinyPrompts:
         ids = torch.tensor([pad + row if left else row + pad for pad, row in zip(pads, rows, strict=True)])
         mask = torch.tensor([pad + one if left else one + pad for pad, one in zip(pads, ones, strict=True)])
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        types = (ids == IMAGE).long()
+        types = (ids == IMAGE) + 2 * (ids == VIDEO)
         kinds = [name for name in self._reads if name.endswith("mm_token_type_ids")]
         if not kinds and "token_type_ids" in self._top:
             kinds = ["token_type_ids"]
         given.update(dict.fromkeys(kinds, types))
         numbers = [number for each in asked for number in each.images]
-        return {**given, **self._pictures(numbers)} if numbers else given
+        if not numbers:
+            return given
+        return {**given, **(self._videos(numbers) if asked[0].is_video else self._pictures(numbers))}
 
     def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
-        pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
-        given: dict[str, Any] = {"pixel_values": pixels.contiguous()}
+        pixels, grid = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32), self._taken[False][1]
+        given: dict[str, Any] = {"pixel_values": pixels[None] if self._is_packed else pixels.contiguous()}
+        if self._is_packed:
+            given["target_sizes"] = torch.tensor([grid[1:]] * len(numbers))
         if "image_grid_thw" in self._reads:
-            given["image_grid_thw"] = torch.tensor([self._grid] * len(numbers))
+            given["image_grid_thw"] = torch.tensor([grid] * len(numbers))
         if "image_sizes" in self._reads:
             given["image_sizes"] = torch.tensor([[32, 32]] * len(numbers))
         if "qformer_input_ids" in self._reads:
@@ -171,11 +195,28 @@ class TinyPrompts:
             given["high_res_pixel_values"] = pixels
         return given
 
+    def _videos(self, numbers: Sequence[int]) -> dict[str, Any]:
+        pixels, grid = (
+            torch.tensor(numbers).float()[:, None, None, None, None].expand(-1, 1, 3, 32, 32),
+            self._taken[True][1],
+        )
+        given: dict[str, Any] = {"pixel_values_videos": pixels[:, 0][None] if self._is_packed else pixels.contiguous()}
+        if "video_grid_thw" in self._reads:
+            given["video_grid_thw"] = torch.tensor([grid] * len(numbers))
+        if self._is_packed:
+            given["target_sizes_videos"] = torch.tensor([grid[1:]] * len(numbers))
+        return given
+
     def _ids(self, asked: Asked) -> list[int]:
         draw = torch.Generator().manual_seed(asked.words)
         ids = torch.randint(3, 79, (5,), generator=draw).tolist()
         for _ in asked.images:
-            ids += [START, *[IMAGE] * TOKENS, END, *torch.randint(3, 79, (2,), generator=draw).tolist()]
+            ids += [
+                START,
+                *[VIDEO if asked.is_video else IMAGE] * TOKENS,
+                END,
+                *torch.randint(3, 79, (2,), generator=draw).tolist(),
+            ]
         return ids + torch.randint(3, 79, (asked.words,), generator=draw).tolist()
 
     def more(self) -> Tensor:
@@ -183,6 +224,13 @@ class TinyPrompts:
 
     def suppressed(self) -> list[int]:
         return list(range(79, 100))
+
+
+def _leveled(levels: Sequence[tuple[Tensor, ...]], form: str) -> list[Any]:
+    """Features that are added between layers, of `levels` of all images."""
+    if form == "by layer":
+        return list(enumerate(levels))
+    return [deep if form == "list" else torch.cat(deep) for deep in levels]
 
 
 class Features(dict[str, Any]):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
+from visipruner.adapters.structure import PER_ROW
 from visipruner.checking.prompts import Prompts
 from visipruner.checking.tiny import telling_kinds
 from visipruner.contract.pruner import Pruner
@@ -39,7 +40,7 @@ class Subject:
     def logits(self, inputs: dict[str, Any], **more: Any) -> Tensor:
         """`[batch, seq, vocabulary]` float of one forward without a cache."""
         with torch.no_grad():
-            return self.model(**inputs, use_cache=False, **more).logits.float()  # type: ignore[no-any-return]
+            return opened(self.model(**inputs, use_cache=False, **more).logits)
 
     def visual(self, inputs: dict[str, Any]) -> Tensor:
         """`[batch, seq]` bool: the rows that the adapter finds."""
@@ -78,14 +79,23 @@ class Subject:
 
     def cut(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:
         """What `run` gives of a prompt while no row of the full-length model sees visual tokens outside `kept[l]` in
-        layer l, and no row leaves."""
+        layer l, and no row leaves.
+
+        Through layers without attention a state passes that has no edges: a model that has any runs, from layer l on,
+        on the sequence without these tokens; `run` then reads in one go, without a cache."""
         visual = self.visual(inputs)[0].nonzero().flatten()
         gone = [
             torch.ones(len(visual), dtype=torch.bool).index_fill(0, torch.tensor(list(each), dtype=torch.long), False)
             for each in kept
         ]
-        with self.eager(), _closed(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
+        without = _shortened if self.host.states else _closed
+        with self.eager(), without(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
             return run()
+
+
+def opened(logits: Tensor) -> Tensor:
+    """Logits as float, with zeros where a model closes words with the lowest number, which would dwarf all else."""
+    return logits.float().masked_fill(logits <= torch.finfo(logits.dtype).min / 2, 0)
 
 
 @contextmanager
@@ -115,3 +125,49 @@ def _closed(layers: Sequence[nn.Module], columns: Sequence[Tensor]) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _shortened(layers: Sequence[nn.Module], gone: Sequence[Tensor]) -> Iterator[None]:
+    """Layer l runs without the rows `gone[l]`; after the last layer the others are in their places, between zeros."""
+    rows, seq = gone[0], 0
+
+    def shorten(left: Tensor, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        nonlocal rows, seq
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if layer is layers[0]:
+            seq = hidden.shape[1]
+            rows = torch.arange(seq, device=hidden.device)
+        rows = rows.to(hidden.device)  # layers may lie on several
+        here = ~torch.isin(rows, left.to(hidden.device))
+        hidden, rows = hidden[:, here], rows[here]
+        found = {**kwargs, "attention_mask": _narrow_mask(kwargs.get("attention_mask"), rows)}
+        for name, given in kwargs.items():
+            dim = next((dim for prefix, dim in PER_ROW if name.startswith(prefix)), None)
+            if dim is not None and given is not None:
+                parts = given if isinstance(given, tuple) else (given,)
+                narrow = tuple(part.index_select(dim, rows) for part in parts)
+                found[name] = narrow if isinstance(given, tuple) else narrow[0]
+        return ((hidden, *args[1:]), found) if args else (args, {**found, "hidden_states": hidden})
+
+    def restore(layer: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        whole = hidden.new_zeros(1, seq, hidden.shape[-1]).index_copy(1, rows, hidden)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(shorten, left), with_kwargs=True)
+        for layer, left in zip(layers, gone, strict=False)
+    ]
+    hooks.append(layers[-1].register_forward_hook(restore))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _narrow_mask(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+    if mask is None or mask.ndim == 2:
+        return None if mask is None else mask.index_select(1, rows)
+    return mask.index_select(2, rows).index_select(3, rows)

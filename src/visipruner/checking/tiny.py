@@ -145,7 +145,11 @@ def _shrink_layers(text: Any) -> dict[int, dict[str, Any]]:
     if own:
         text.per_layer_config = None
     wanted = min(max(LAYERS, 2 * len(kinds)), MOST_LAYERS, depth)
-    turns = [group[turn] for turn in range(depth) for group in kinds.values() if turn < len(group)]
+    turns: list[int] = []
+    for _ in range(depth):
+        for group in kinds.values():  # kinds by turns, so that each is met after the others, too
+            turns += [layer for layer in group if layer > max(turns, default=-1)][:1]
+    turns += [layer for layer in range(depth) if layer not in turns]
     chosen = sorted(turns[:wanted])
     for name in lists:
         _put(text, name, [vars(text)[name][layer] for layer in chosen])

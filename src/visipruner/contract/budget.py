@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from visipruner.contract.choosing import shares, top
 from visipruner.contract.entry_view import EntryView, Image, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import DroppingPruner
+from visipruner.contract.pruner import DroppingPruner, InStates
 from visipruner.contract.settings import Count, Fraction, Layer
 from visipruner.contract.vision_view import VisionView
 from visipruner.errors import ConfigError
@@ -50,6 +50,8 @@ class ScoredPruner(Budgeted):
     Attributes:
         layer: the first layer without the dropped tokens; they are judged in the layer before it.
     """
+
+    in_states: ClassVar[InStates] = "next"
 
     layer: Layer = 2
 

@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "pruner.json"
 
 Positions = Literal["keep", "compact"]
+InStates = Literal["error", "next", "ask"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Pruner(ABC):
         merges: whether kept tokens may take over what others held (the answer is a `Merge`).
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
             about the same image then need not run.
+        in_states: what becomes of a look with `select` at a layer without attention, through which a state passes
+            (linear attention, convolutions): "error"; "next", it may be asked of the next layer that has attention
+            instead, under the number that it looks at; "ask", it looks at nothing but which tokens are present.
         match_tolerance: how far a share asked of its budget may be missed, which comes in steps.
     """
 
@@ -63,6 +67,7 @@ class Pruner(ABC):
     about: ClassVar[About]
     merges: ClassVar[bool] = False
     reads_last_row_only: ClassVar[bool] = False
+    in_states: ClassVar[InStates] = "error"
     match_tolerance: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from visipruner.engine.edges import OtherKeys, joined_bias
 from visipruner.engine.incoming import PADDING, Incoming, pad_left
@@ -270,12 +270,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def seal_first(cache: Any) -> None:
-    """Lets the first layer of a transformers cache refuse what a pruned one, after it, will refuse to have cropped."""
-    first = cache.layers[0]
+    """Lets the first layer of a transformers cache that holds keys refuse what a pruned one, after it, will refuse to
+    have cropped."""
+    place = next(place for place, layer in enumerate(cache.layers) if isinstance(layer, CacheLayerMixin))
+    first = cache.layers[place]  # states, which may come before it, cannot be cropped at all
     if isinstance(first, PrunedLayer):
         first.seal()
     else:
-        cache.layers[0] = sealed(first)
+        cache.layers[place] = sealed(first)
 
 
 def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:

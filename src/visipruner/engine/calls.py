@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visipruner.adapters.structure import PER_ROW
+from visipruner.adapters.structure import KNOWN, PER_ROW
 from visipruner.engine.rows import Rows
+from visipruner.errors import UnsupportedModelError
 
 # What hosts call their cache: from transformers 5.24 on, where callers may still use the older name, and before.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -69,6 +70,17 @@ def per_row(kwargs: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
         if dim is not None and given is not None:
             found.append((name, given, dim))
     return found
+
+
+def check_narrowed(kwargs: Mapping[str, Any], seq: int) -> None:
+    """Raises UnsupportedModelError for a layer's argument that is as long as the `seq` rows of the prompt, and that
+    would stay so once rows have left."""
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and seq in given.shape and name not in KNOWN and seq_dim(name) is None:
+            raise UnsupportedModelError(
+                f"Layers are given {name} {list(given.shape)}, which nobody narrows to the rows that run; leave it "
+                "out, or remove the pruner."
+            )
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], given: Any) -> Any:

@@ -22,6 +22,7 @@ from visipruner.engine.layer_plan import PLAN
 from visipruner.engine.opening import Opening
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.session import PromptSession
+from visipruner.engine.states import no_attention
 from visipruner.engine.threads import PerThread, Threads
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap
@@ -78,14 +79,14 @@ class Hooks:
         host = self._host
         if model is not host.decoder:
             yield model.register_forward_pre_hook(uncompiled(self.opening.take_labels), with_kwargs=True)
-        yield host.decoder.register_forward_pre_hook(uncompiled(self._timed(self._begin)), with_kwargs=True)
-        yield host.decoder.register_forward_hook(uncompiled(self._timed(self._end)), always_call=True)
         if host.embedder is not None:
             yield host.embedder.register_forward_pre_hook(
                 uncompiled(self._timed(self.opening.locate)), with_kwargs=True
             )
             if self._tap is not None:
                 yield host.embedder.register_forward_hook(uncompiled(self._tap.leave), always_call=True)
+        yield host.decoder.register_forward_pre_hook(uncompiled(self._timed(self._begin)), with_kwargs=True)
+        yield host.decoder.register_forward_hook(uncompiled(self._timed(self._end)), always_call=True)
         for layer, module in enumerate(host.layers):
             yield module.register_forward_pre_hook(self._timed(self._layer_hook(layer)), with_kwargs=True)
             yield from self._install_routing(layer)
@@ -96,6 +97,10 @@ class Hooks:
     def _install_routing(self, layer: int) -> Iterator[RemovableHandle]:
         """Hooks only where the pruner's routing lets a layer's attention, or a part of it, run on fewer rows."""
         routing, module = self._pruner.routing(layer), self._host.attentions[layer]
+        if layer in self._host.states:
+            yield module.register_forward_pre_hook(self._timed(self._enter_states), with_kwargs=True)
+            yield module.register_forward_hook(self._timed(self._leave_states))
+            return
         if routing.freezes_visual and self._host.has_query_maps:
             queries = getattr(module, self._host.adapter.query)
             yield queries.register_forward_pre_hook(self._enter_queries)
@@ -178,6 +183,8 @@ class Hooks:
 
     def run_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], keys_only: bool = False) -> tuple[QKV, Any]:
         """Runs a layer up to its attention on some rows: queries, keys, values as attention would be given them."""
+        if layer in self._host.states:
+            raise no_attention(self._host, layer)
         session, self._session = self._session, None
         self._is_projecting, self._spares_queries = True, keys_only
         try:
@@ -200,6 +207,18 @@ class Hooks:
 
     def _leave_layers(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return None if self._session is None else _changed(output, self._session.leave_layers)
+
+    def _enter_states(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._session is None or not self._session.states.are_parted:
+            return None
+        args, kwargs = by_name(module, args, kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return _with_hidden(args, *self._session.states.enter(hidden, kwargs))
+
+    def _leave_states(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._session is None or not self._session.states.are_parted:
+            return None
+        return _changed(output, self._session.states.leave)
 
     def _enter_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._session is None or not self._session.projection.attends_partly:

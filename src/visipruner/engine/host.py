@@ -11,6 +11,7 @@ from torch import nn
 from visipruner.adapters import adapter_of
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.adapters.generic import completed
+from visipruner.adapters.structure import mixer_of
 from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive, takes_lengths
 from visipruner.errors import UnsupportedModelError
 from visipruner.models.shape import ModelShape
@@ -21,8 +22,10 @@ class Host:
     """A stock model, taken apart.
 
     Attributes:
-        decoder: the text decoder stack. layers: its layers. attentions: their self-attention modules.
-        embedder: the module that is given `input_ids` and `pixel_values`, or None for text decoders.
+        decoder: the text decoder stack. layers: its layers. attentions: their self-attention modules; in the layers
+            `states`, which have none, what passes a state from row to row.
+        embedder: the module that is given `input_ids` and `pixel_values`, which may be the decoder, or None for text
+            decoders.
         tower: the vision tower, or None where its patches are not the visual tokens one by one.
         configs: every config object that the attention modules read their implementation from.
         implementation: the attention implementation the model was loaded with. kernel: the function behind it.
@@ -32,6 +35,7 @@ class Host:
     decoder: nn.Module
     layers: list[nn.Module]
     attentions: list[nn.Module]
+    states: frozenset[int]
     embedder: nn.Module | None
     tower: nn.Module | None
     configs: list[Any]
@@ -45,30 +49,37 @@ class Host:
         cannot be told which keys a row may see."""
         adapter = completed(model, adapter)
         decoder, layers = _decoder(model, adapter)
-        attentions = [getattr(layer, adapter.attention) for layer in layers]
-        configs = {id(config): config for config in (decoder.config, *(part.config for part in attentions))}
+        attentions = [mixer_of(layer, adapter.attention) for layer in layers]
+        states = frozenset(at for at, layer in enumerate(layers) if not hasattr(layer, adapter.attention))
+        attending = [part for at, part in enumerate(attentions) if at not in states]
+        configs = {id(config): config for config in (decoder.config, *(part.config for part in attending))}
         implementation: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
         # The config may be a copy of an attached model's.
         implementation = implementation.removeprefix(PREFIX)
         check_masks(implementation)
-        embedder = submodule(model, adapter.embedder)
         return cls(
             adapter=adapter,
             decoder=decoder,
             layers=layers,
             attentions=attentions,
-            embedder=None if embedder is decoder else embedder,
+            states=states,
+            embedder=submodule(model, adapter.embedder),
             tower=submodule(model, adapter.vision),
             configs=list(configs.values()),
             implementation=implementation,
-            kernel=host_kernel(attentions[0], implementation),
+            kernel=host_kernel(attending[0], implementation),
             shape=ModelShape.from_config(decoder.config),
         )
 
     @property
+    def first_attention(self) -> nn.Module:
+        """The self-attention of the first layer that has one."""
+        return next(part for at, part in enumerate(self.attentions) if at not in self.states)
+
+    @property
     def has_query_maps(self) -> bool:
         """Whether queries are made by modules of their own, which can be left out."""
-        return isinstance(getattr(self.attentions[0], self.adapter.query, None), nn.Module)
+        return isinstance(getattr(self.first_attention, self.adapter.query, None), nn.Module)
 
     @property
     def caches_latents(self) -> bool:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visipruner.adapters.structure import FROM_FIRST
 from visipruner.contract.pruner import PromptRun
 from visipruner.engine.cache import PrunedLayer
 from visipruner.engine.calls import map_tensors, per_row
 from visipruner.engine.edges import OtherKeys, PackedExample
+from visipruner.engine.host import Host
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
 from visipruner.engine.soft import is_biased
@@ -75,6 +77,16 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     return all(map(torch.equal, one, other))
+
+
+def check_image_cache(host: Host) -> None:
+    """Raises UnsupportedModelError where a model's prefix is more than its rows' embeddings, keys and values: a state
+    that passes on, or features of the image that are added to blank rows."""
+    if host.states or host.adapter.added_features == FROM_FIRST:
+        what = "pass a state from row to row" if host.states else "are given the image between them"
+        raise UnsupportedModelError(
+            f"Layers of {host.adapter.family} {what}, which image_cache() cannot share; leave it out."
+        )
 
 
 class ImageCache:

@@ -20,7 +20,7 @@ from visipruner.engine.clock import EngineClock
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
-from visipruner.engine.image_cache import ImageCache, SharedPrefix
+from visipruner.engine.image_cache import ImageCache, SharedPrefix, check_image_cache
 from visipruner.engine.replay import Uncached
 from visipruner.engine.run_ahead import RunAhead
 from visipruner.engine.session import WHOLE, Forward, PromptSession
@@ -227,6 +227,7 @@ class Opening:
         """Lets prompts share what `cache` knows of their image. Raises UnsupportedModelError, VisiPrunerError."""
         if self._image_cache is not None:
             raise VisiPrunerError("This handle has an image cache already; leave its context first.")
+        check_image_cache(self._host)
         pauses = any(self._pruner.routing(layer).freezes_visual for layer in range(len(self._host.layers)))
         is_fixed = isinstance(self._pruner, TrainingPruner) or self._host.caches_latents
         if is_fixed or self._pruner.first_layer() or pauses:

@@ -72,6 +72,17 @@ class Record:
             trace.key_lengths.append(self._keys(example, held, attending, beside))
             trace.work.append(work)
 
+    def enter_states(self, live: LiveRows, state_rows: int) -> None:
+        """What a layer runs in which a state passes through `state_rows` of each example, padding included."""
+        for example, trace in enumerate(self._traces):
+            real = live.rows.lengths[example]
+            padding = 0 if live.is_packed else self._seq - real
+            self.kept[example].append(live.tokens[example])
+            trace.query_lengths.append(real)
+            trace.visual_attention.append(True)
+            trace.key_lengths.append(0)
+            trace.work.append(LayerWork(real + padding, state_rows=state_rows))
+
     def _keys(self, example: int, held: Any, attending: int, beside: OtherKeys | None) -> int:
         """Keys that the layer holds for later tokens."""
         past = held.held_rows(example) if isinstance(held, PrunedLayer) else self._past_real[example]

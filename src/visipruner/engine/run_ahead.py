@@ -18,6 +18,9 @@ from visipruner.engine.rows import Rows
 from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 
+# By example, the (query, key) pairs and the rows that scores took.
+EntryWork = dict[int, tuple[int, int]]
+
 
 def arguments_for(rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A layer's arguments for running ahead on some `rows`: what it is given for them, and neither mask nor cache."""
@@ -64,15 +67,13 @@ class EntryLook:
         counts = [tokens.numel() for tokens in self._live.tokens]
         return [example for example, run in enumerate(self._runs) if counts[example] and run.observes_entry(layer)]
 
-    def look(
-        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop
-    ) -> tuple[Tensor, dict[int, tuple[int, int]]]:
+    def look(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], drop: Drop) -> tuple[Tensor, EntryWork]:
         """Hidden states, new ones where tokens were merged, and by example the pairs and rows that scores took.
 
         `drop` takes out what the runs say; it is not kept, for its owner keeps this object and both would stay in
         memory until Python looks for cycles.
         """
-        work: dict[int, tuple[int, int]] = {}
+        work: EntryWork = {}
         places: list[Tensor] = []
         states: list[Tensor] = []
         for example in self.wanted(layer):

@@ -6,7 +6,7 @@ after the last, rows go back to their places. docs/engine.md tells the whole way
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.routing import PLAIN
 from visipruner.engine.attention import QKV
 from visipruner.engine.cache import PrunedLayer
-from visipruner.engine.calls import cache_of, narrowed
+from visipruner.engine.calls import cache_of, check_narrowed, narrowed
 from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.devices import Copies, device_of
 from visipruner.engine.edges import OtherKeys, PackedExample
@@ -33,8 +33,9 @@ from visipruner.engine.masks import HostMask
 from visipruner.engine.paused import is_resumed, paused_keys
 from visipruner.engine.projection import Projection
 from visipruner.engine.record import Record
-from visipruner.engine.run_ahead import EntryLook, RunAhead
+from visipruner.engine.run_ahead import EntryLook, EntryWork, RunAhead
 from visipruner.engine.soft import blended, is_biased
+from visipruner.engine.states import StateLayers
 from visipruner.engine.storing import Storing
 from visipruner.engine.views import packed_view, whole_view
 from visipruner.engine.vision import Vision
@@ -103,6 +104,7 @@ class PromptSession:
         self._plan: LayerPlan | None = None
         self._entry = EntryLook(self._live, runs, run_ahead, vision)
         self.projection = Projection(self._live)
+        self.states = StateLayers(host, pruner, self._live, forward.past)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]
         self._narrowed: dict[str, Any] = {}
         self._storing = Storing(self._live, owner, forward.past, forward.seq, shared)
@@ -142,6 +144,8 @@ class PromptSession:
         hidden = self._rows_of(layer, hidden)
         hidden, entry_work = self._look_at_entry(layer, hidden, kwargs)
         hidden = self._packed(layer, hidden)
+        if layer in self.states:
+            return hidden, self._pass_state(layer, kwargs, entry_work)
         mask = self._mask(kwargs.get("attention_mask"))
         frozen = self._frozen_keys(layer, kwargs)
         held, others = self._storing.prepare(layer, cache_of(kwargs), self._routing, frozen)
@@ -158,15 +162,29 @@ class PromptSession:
         carried = {PLAN: self._plan} if torch.is_grad_enabled() and not self._forward.past else {}
         return hidden, {**kwargs, **self._narrow(kwargs), **carried, "attention_mask": None}
 
-    def _write_down(
-        self, held: Any, frozen: Sequence[OtherKeys | None] | None, entry_work: Mapping[int, tuple[int, int]]
-    ) -> None:
+    def _pass_state(self, layer: int, kwargs: dict[str, Any], entry_work: EntryWork) -> dict[str, Any]:
+        """The arguments of a layer in which a state passes through the rows: nothing attends, no row is cached."""
+        self._plan = None
+        self.record.enter_states(self._live, self.states.rows(self._forward.seq))
+        self._count_look(entry_work)
+        for example, run in enumerate(self.runs):
+            view = self.states.blind_view(layer, example, run)
+            kept = None if view is None else run.select(layer, view)
+            if kept is not None:
+                self._drop(example, kept, trigger=layer)
+        packed = {**self._narrow(kwargs), "attention_mask": None} if self._live.is_packed else {}
+        return {**kwargs, **packed}
+
+    def _write_down(self, held: Any, frozen: Sequence[OtherKeys | None] | None, entry_work: EntryWork) -> None:
         rests = self._shared is not None and self._shared.is_folded
         self.record.enter(self._live, self._routing, self.projection, held, frozen, self._plan, rests)
-        for example, (pairs, rows) in entry_work.items():
-            self.record.looked(example, pairs, rows)
+        self._count_look(entry_work)
         if frozen is not None:
             self.record.projected_beside(frozen, self._host.has_query_maps)
+
+    def _count_look(self, entry_work: EntryWork) -> None:
+        for example, (pairs, rows) in entry_work.items():
+            self.record.looked(example, pairs, rows)
 
     def _on_its_device(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         device = device_of(self._host.layers[layer], hidden)
@@ -186,9 +204,7 @@ class PromptSession:
             hidden = live.repack(hidden)
         return self._with_features(layer - 1, hidden)
 
-    def _look_at_entry(
-        self, layer: int, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, dict[int, tuple[int, int]]]:
+    def _look_at_entry(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, EntryWork]:
         """The pruner's look at the rows that enter, around which known rows of a shared image rest or run."""
         if self._shared is not None:
             hidden = self._shared.before_look(layer, hidden, kwargs, self._live, self.runs[0])
@@ -233,6 +249,7 @@ class PromptSession:
 
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows that run; gathered once, as the host gives every layer the same ones."""
+        check_narrowed(kwargs, self._forward.seq)
         return narrowed(kwargs, self._live.placed, self._narrowed)
 
     def _with_features(self, layer: int, hidden: Tensor) -> Tensor:
@@ -270,7 +287,7 @@ class PromptSession:
 
     def _is_observed(self, layer: int, example: int) -> bool:
         can_be_seen = self._live.tokens[example].numel() > 0 and self._routing.visual_rows_attend
-        return can_be_seen and self.runs[example].observes(layer)
+        return can_be_seen and self.states.looked_at(layer, self.runs[example]) is not None
 
     def _reads_queries(self, layer: int) -> bool:
         """Whether the pruner will look at more rows' queries than the last one's."""
@@ -278,7 +295,7 @@ class PromptSession:
 
     def _ask(self, layer: int, example: int, view: LayerView, again: bool = False) -> None:
         """Asks the run, and follows its answer unless it was asked `again` by a repeated layer."""
-        kept = self.runs[example].select(layer, view)
+        kept = self.states.select(layer, self.runs[example], view)
         if again:
             return
         self.record.looked(example, view.pairs)

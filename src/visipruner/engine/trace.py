@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from visipruner.accounting.record import ExampleTrace, LayerWork
+from visipruner.accounting.record import ExampleTrace
 from visipruner.models.shape import ModelShape
 
 
@@ -114,6 +114,8 @@ class PruneTrace:
 
 def plain_examples(shape: ModelShape, lengths: list[int], seq: int) -> list[ExampleTrace]:
     """The records of prompts without an image, `lengths` rows each, padded to `seq`: nothing to prune, all ran."""
+    from visipruner.accounting import dense_work
+
     layers = shape.num_layers
     return [
         ExampleTrace(
@@ -122,8 +124,8 @@ def plain_examples(shape: ModelShape, lengths: list[int], seq: int) -> list[Exam
             kept=[[] for _ in range(layers + 1)],
             query_lengths=[length] * layers,
             visual_attention=[True] * layers,
-            key_lengths=[length] * layers,
-            work=[LayerWork(seq, seq, seq, seq, seq * seq) for _ in range(layers)],
+            key_lengths=[0 if layer in shape.state_layers else length for layer in range(layers)],
+            work=dense_work(shape, seq),
         )
         for length in lengths
     ]

@@ -20,6 +20,8 @@ class ModelShape:
             experts together (where some layers are dense, all count as sparse).
         vocab_size: rows of the output embedding.
         num_experts: experts that a router chooses from, 0 without a router.
+        state_layers: layers that pass a state from row to row (linear attention, convolutions) in place of attending.
+        state_macs: multiply-adds of that for one row.
     """
 
     num_layers: int
@@ -30,6 +32,8 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     num_experts: int = 0
+    state_layers: tuple[int, ...] = ()
+    state_macs: int = 0
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
@@ -45,9 +49,11 @@ class ModelShape:
             intermediate_size=_active_width(text),
             vocab_size=text.vocab_size,
             num_experts=getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0,
+            state_layers=_state_layers(text),
+            state_macs=_state_macs(text),
         )
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         return asdict(self)
 
@@ -60,7 +66,7 @@ def _uniform(text: Any) -> Any:
 def _active_width(text: Any) -> int:
     chosen = getattr(text, "num_experts_per_tok", None)
     if not chosen:
-        return int(getattr(text, "intermediate_size", None) or text.ffn_dim)
+        return _adjusted(text, int(getattr(text, "intermediate_size", None) or text.ffn_dim))
     width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
     if isinstance(width, (list, tuple)):  # of experts for text rows, then for visual ones
         width = width[0]
@@ -68,3 +74,34 @@ def _active_width(text: Any) -> int:
         getattr(text, "shared_expert_intermediate_size", None) or (getattr(text, "n_shared_experts", None) or 0) * width
     )
     return int(chosen * width + shared)
+
+
+def _adjusted(text: Any, width: int) -> int:
+    """LFM2's configs name a width of which its layers have two thirds, rounded up."""
+    if not getattr(text, "block_auto_adjust_ff_dim", False):
+        return width
+    width = int(2 * width / 3)
+    if text.block_ffn_dim_multiplier is None:
+        return width
+    return int(-(-int(text.block_ffn_dim_multiplier * width) // text.block_multiple_of) * text.block_multiple_of)
+
+
+def _state_layers(text: Any) -> tuple[int, ...]:
+    kinds = getattr(text, "layer_types", None) or ()
+    return tuple(layer for layer, kind in enumerate(kinds) if kind in ("linear_attention", "conv"))
+
+
+def _state_macs(text: Any) -> int:
+    """Of one row: projections, the short convolution and, in gated linear attention (gated delta rule, arXiv
+    2412.06464), three products with each head's state, `key width x value width`. Kernels that go by chunks of rows
+    compute more."""
+    if not _state_layers(text):
+        return 0
+    d = text.hidden_size
+    if "conv" in text.layer_types:
+        return int(d * (3 * d + d + text.conv_L_cache))
+    heads, keys = text.linear_num_value_heads, text.linear_num_key_heads * text.linear_key_head_dim
+    values = heads * text.linear_value_head_dim
+    width = 2 * keys + values
+    made = d * (width + values + 2 * heads) + width * text.linear_conv_kernel_dim + values * d
+    return int(made + 3 * text.linear_key_head_dim * values)

@@ -41,6 +41,8 @@ class Composed(Pruner):
         if not self.parts:
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
+        looking = [part.in_states for part in self.parts if _may_look(part)]  # several would be asked at once
+        object.__setattr__(self, "in_states", looking[0] if len(looking) == 1 else "error")
 
     def settings(self) -> dict[str, Any]:
         return {"parts": [{"method": part.name, "settings": part.settings()} for part in self.parts]}
@@ -109,6 +111,11 @@ class Composed(Pruner):
         run = self.start()
         run.parts = [part.begin(in_line) for part in self.parts]
         return run
+
+
+def _may_look(part: Pruner) -> bool:
+    """Whether a method, or its run, may ever look at a layer's attention."""
+    return any(getattr(type(part), name) is not getattr(Pruner, name) for name in ("observes", "start"))
 
 
 class _ComposedRun(PromptRun):

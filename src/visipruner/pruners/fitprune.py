@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visipruner.contract.budget import Scope, best, keeps_all, parts_of
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import About, DroppingPruner, PromptRun, Pruner
+from visipruner.contract.pruner import About, DroppingPruner, InStates, PromptRun, Pruner
 from visipruner.contract.settings import Fraction
 from visipruner.errors import ConfigError
 
@@ -41,6 +41,8 @@ class FitPrune(DroppingPruner):
         acts="after every layer",
         needs="all rows' attention, a fitted recipe",
     )
+
+    in_states: ClassVar[InStates] = "next"
 
     remove: tuple[Fraction, ...]
     scope: Scope = "prompt"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visipruner.contract.budget import check_stages
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import About, DroppingPruner
+from visipruner.contract.pruner import About, DroppingPruner, InStates
 from visipruner.contract.settings import Count, Layer
 from visipruner.errors import ConfigError
 
@@ -28,6 +28,8 @@ class FixedSchedule(DroppingPruner):
     about: ClassVar[About] = About(
         "a fixed number of tokens from fixed layers on, content-blind", acts="after any layers"
     )
+
+    in_states: ClassVar[InStates] = "ask"
 
     layers: tuple[Layer, ...]
     keep: tuple[Count, ...]

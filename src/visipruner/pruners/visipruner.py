@@ -14,7 +14,7 @@ from torch import Tensor
 from visipruner.contract.budget import Scope, best, parts_of
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import About, DroppingPruner, PromptRun
+from visipruner.contract.pruner import About, DroppingPruner, InStates, PromptRun
 from visipruner.contract.routing import PLAIN, Routing
 from visipruner.contract.settings import Count, Layer, Number, Within, scaled_layer
 from visipruner.errors import ConfigError
@@ -67,6 +67,7 @@ class VisiPruner(DroppingPruner):
         needs="last row's attention, values",
     )
     reads_last_row_only: ClassVar[bool] = True
+    in_states: ClassVar[InStates] = "next"
 
     stages: tuple[Stage, ...] = STAGES
     shallow_end: Count = 6
