@@ -171,6 +171,32 @@ def test_a_state_cannot_be_cropped_and_keys_refuse_it_first(kind: str) -> None:
             held.layers[1].crop(-1)
 
 
+@each_kind
+def test_gradient_checkpointing_repeats_one_prompt_and_refuses_several(kind: str) -> None:
+    tried = subject(kind)
+    one, two = tried.prompts.inputs([ONE]), tried.prompts.inputs([ONE, OTHER])
+    weight = next(tried.host.attentions[2].parameters())
+    found = []
+    tried.model.train()
+    try:
+        for repeats in (False, True):
+            if repeats:
+                tried.model.activation_checkpointing_enable()
+            with tried.attach(schedule(0)):
+                tried.model(**one, use_cache=False).logits[0, -1].logsumexp(-1).backward()
+                found.append(weight.grad)
+                weight.grad = None
+                if repeats:
+                    with pytest.raises(UnsupportedModelError, match="pass one prompt at a time, or turn it off"):
+                        tried.model(**two, use_cache=False)
+    finally:
+        tried.model.activation_checkpointing_disable()
+        tried.model.zero_grad()
+        tried.model.eval()
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1])
+
+
 # ---- methods that look at attention ---------------------------------------------------------------------------------
 
 

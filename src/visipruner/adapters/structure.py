@@ -170,8 +170,12 @@ def mixer_of(layer: nn.Module, attention: str) -> nn.Module:
 
 
 def _mixer(layer: nn.Module) -> nn.Module | None:
-    """The one child that is given the cache, and the mask of rows that are padding."""
-    parts = [part for part in layer.children() if _takes_cache(inspect.signature(part.forward).parameters)]
+    """The one child that is given the cache, and the mask of rows that are padding, and does not attend."""
+    parts = [
+        part
+        for part in layer.children()
+        if not is_routed(part) and _takes_cache(inspect.signature(part.forward).parameters)
+    ]
     return parts[0] if len(parts) == 1 else None
 
 

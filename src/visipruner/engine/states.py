@@ -26,7 +26,7 @@ class StateLayers:
     """Those of one forward after `past` older rows; of one session."""
 
     def __init__(self, host: Host, pruner: Pruner, live: LiveRows, past: int) -> None:
-        self._layers, self._live, self._past = host.states, live, past
+        self._host, self._layers, self._live, self._past = host, host.states, live, past
         self._may_wait, self._is_blind = pruner.in_states == "next", pruner.in_states == "ask"
 
     def __contains__(self, layer: int) -> bool:
@@ -56,7 +56,12 @@ class StateLayers:
         return self._live.once("states", self._found)
 
     def _found(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows = self._live.rows
+        one, rows = self._host.layers[min(self._layers)], self._live.rows
+        if torch.is_grad_enabled() and one.training and getattr(one, "gradient_checkpointing", False):
+            raise UnsupportedModelError(
+                "Gradient checkpointing repeats layers when it is no longer known where one prompt of a batch ends, "
+                "and states would run on into the next; pass one prompt at a time, or turn it off."
+            )
         stops = np.array([[span.stop] for span in rows.spans])
         places = stops - max(rows.lengths) + np.arange(max(rows.lengths))
         real = places >= np.array([[span.start] for span in rows.spans])
