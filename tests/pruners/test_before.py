@@ -206,8 +206,8 @@ def test_divprune() -> None:
 
 def test_equal_embeddings_are_not_chosen_twice() -> None:
     same = torch.ones(6, 4)
-    assert len(set(most_diverse(same, 4).tolist())) == 4
-    assert len(set(greedy_map(same, 4).tolist())) == 4
+    assert len(set(most_diverse([same], [4])[0].tolist())) == 4
+    assert len(set(greedy_map([same], [4])[0].tolist())) == 4
 
 
 def test_of_equal_embeddings_the_earliest_is_chosen() -> None:
@@ -216,8 +216,23 @@ def test_of_equal_embeddings_the_earliest_is_chosen() -> None:
     few = torch.nn.functional.normalize(torch.randn(8, 64, generator=generator), dim=-1)
     for _ in range(8):
         copies = torch.cat([few, few, few]) + 3e-8 * torch.randn(24, 64, generator=generator)
-        assert most_diverse(copies, 8).tolist() == most_diverse(few.repeat(3, 1), 8).tolist()
-        assert len({place % 8 for place in most_diverse(copies, 8).tolist()}) == 8
+        found, exact = most_diverse([copies, few.repeat(3, 1)], [8, 8])
+        assert found.tolist() == exact.tolist()
+        assert len({place % 8 for place in found.tolist()}) == 8
+
+
+@pytest.mark.parametrize("choose", [most_diverse, greedy_map])
+def test_greedy_steps_for_a_batch_choose_what_they_choose_alone(choose: Any) -> None:
+    """Unlike numbers of tokens and of choices, copies among them, and one embedding that is no number."""
+    generator = torch.Generator().manual_seed(0)
+    few = [torch.randn(n, 32, generator=generator) for n in (40, 7, 300, 12, 1)]
+    few[1][3] = float("nan")
+    few[3][6:] = few[3][:6]
+    counts = [12, 7, 33, 8, 1]
+    together = choose(few, counts)
+    for embeddings, count, found in zip(few, counts, together, strict=True):
+        assert found.tolist() == choose([embeddings], [count])[0].tolist()
+        assert len(set(found.tolist())) == count
 
 
 def _determinant(kernel: Tensor, chosen: list[int]) -> float:

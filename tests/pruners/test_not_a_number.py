@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,7 +38,11 @@ def test_the_worst_leave_first() -> None:
     states = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
     good = [0, 1, 2, 4, 5, 6, 7]
     broken = states.index_fill(0, torch.tensor([3, 8]), NAN)
-    for choose in (most_diverse, greedy_map, thinned):
+
+    def alone_of(greedy: Any) -> Any:
+        return lambda vectors, count: greedy([vectors], [count])[0]
+
+    for choose in (alone_of(most_diverse), alone_of(greedy_map), thinned):
         alone = [good[place] for place in sorted(choose(states[good], 5).tolist())]
         if choose is not thinned:  # which pairs are compared goes by place
             assert sorted(choose(broken, 5).tolist()) == alone

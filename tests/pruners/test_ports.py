@@ -65,7 +65,7 @@ def test_relevance_is_not_normalised_over_the_batch() -> None:
     likeness = (unit @ words[..., None])[..., 0]
     together = (likeness - likeness.min()) / (likeness.max() - likeness.min())
     apart = [(own - own.min()) / (own.max() - own.min()) for own in likeness]
-    chosen = [[greedy_map(unit[i] * r[i][:, None], 5).tolist() for i in (0, 1)] for r in (together, apart)]
+    chosen = [[greedy_map([unit[i] * r[i][:, None]], [5])[0].tolist() for i in (0, 1)] for r in (together, apart)]
     assert chosen[1] == [kept[0] for kept in handle.trace.kept]
     assert chosen[0] != chosen[1], "the bug must show in this case for this to test anything"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +20,7 @@ from visipruner.errors import ConfigError
 
 Scope = Literal["prompt", "image"]
 Choose = Callable[[EntryView, int], Tensor | Merge]
+ChooseEach = Callable[[Sequence[EntryView], Sequence[int]], Sequence[Tensor | Merge]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,21 @@ class EntryPruner(Budgeted):
     def choose(self, view: EntryView, count: int) -> Tensor | Merge:
         """Ascending positions `[count]` among the visual tokens present, or a `Merge` of as many."""
 
+    def choose_each(self, views: Sequence[EntryView], counts: Sequence[int]) -> Sequence[Tensor | Merge]:
+        """As `choose`, of several views; greedy methods take their steps for all of them together."""
+        return [self.choose(view, count) for view, count in zip(views, counts, strict=True)]
+
     def observes_entry(self, layer: int) -> bool:
         return layer == self.layer
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        parts = parts_of(view, self.scope)
-        return chosen(view, parts, [self.budget(len(part)) for part in parts], self.choose)
+        return self.select_entries(layer, [view])[0]
+
+    def select_entries(self, layer: int, views: Sequence[EntryView]) -> list[Tensor | Merge | None]:
+        parts = [parts_of(view, self.scope) for view in views]
+        return chosen_each(
+            views, parts, [[self.budget(len(part)) for part in mine] for mine in parts], self.choose_each
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,21 +155,55 @@ def best(scores: Tensor, parts: Sequence[Tensor], counts: Sequence[int]) -> Tens
 
 
 def chosen(view: EntryView, parts: Sequence[Tensor], counts: Sequence[int], choose: Choose) -> Tensor | Merge | None:
-    """What `choose` answers for each part as if its tokens were the only visual ones, or None where all of them stay.
+    """`chosen_each` of one view."""
+    return chosen_each([view], [parts], [counts], lambda views, sizes: list(map(choose, views, sizes)))[0]
 
-    `choose(view, count)` is not asked for parts that stay, or leave, as a whole.
+
+def chosen_each(
+    views: Sequence[EntryView],
+    parts: Sequence[Sequence[Tensor]],
+    counts: Sequence[Sequence[int]],
+    choose: ChooseEach,
+) -> list[Tensor | Merge | None]:
+    """By view what `choose` answers for each of its parts as if the part's tokens were the only visual ones, or None
+    where all of them stay.
+
+    `choose(views, counts)` is asked once, and not for parts that stay, or leave, as a whole.
     """
-    if keeps_all(parts, counts):
-        return None
-    if len(parts) == 1 and counts[0] > 0:
-        return choose(view, counts[0])
+    asked: list[tuple[EntryView, int]] = []
+    for view, mine, sizes in zip(views, parts, counts, strict=True):
+        if keeps_all(mine, sizes):
+            continue
+        split = [(part, size) for part, size in zip(mine, sizes, strict=True) if 0 < size < len(part)]
+        asked += [(view if len(mine) == 1 else view.narrowed(part), size) for part, size in split]
+    answers = iter(choose([view for view, _ in asked], [size for _, size in asked]) if asked else ())
+    alone = iter(asked)
+    found: list[Tensor | Merge | None] = []
+    for view, mine, sizes in zip(views, parts, counts, strict=True):
+        if keeps_all(mine, sizes):
+            found.append(None)
+        elif len(mine) == 1 and sizes[0] > 0:
+            next(alone)
+            found.append(next(answers))
+        else:
+            found.append(_joined(view, mine, sizes, alone, answers))
+    return found
+
+
+def _joined(
+    view: EntryView,
+    parts: Sequence[Tensor],
+    counts: Sequence[int],
+    alone: Iterator[tuple[EntryView, int]],
+    answers: Iterator[Tensor | Merge],
+) -> Tensor | Merge:
+    """One answer of the answers about parts of a view; `alone`: the parts' own views."""
     kept, states, has_merged = [], [], False
     for part, count in zip(parts, counts, strict=True):
         positions, held = part[:count], view.embeddings[part[:count]]
         if 0 < count < len(part):
-            alone = view.narrowed(part)
-            answer = choose(alone, count)
-            view.add_work_of(alone)
+            answer = next(answers)
+            view.add_work_of(next(alone)[0])
             where = answer.kept if isinstance(answer, Merge) else answer
             positions, held = part[where], answer.states if isinstance(answer, Merge) else view.embeddings[part[where]]
             has_merged |= isinstance(answer, Merge)

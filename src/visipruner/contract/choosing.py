@@ -35,9 +35,28 @@ def union(*positions: Tensor) -> Tensor:
 
 
 def first_smallest(costs: Tensor, slack: float) -> Tensor:
-    """`[1]` long: the first place of `costs` `[n]` or `[n, 1]` that is within `slack` of the smallest. Nothing is read
-    from the device: greedy choices take many such steps."""
-    return (costs <= costs.amin() + slack).to(torch.uint8).argmax(0).view(1)
+    """`[..., 1]` long: in each row of `costs` `[..., n]` the first place that is within `slack` of the smallest. Nothing
+    is read from the device: greedy choices take many such steps."""
+    return (costs <= costs.amin(-1, keepdim=True) + slack).to(torch.uint8).argmax(-1, keepdim=True)
+
+
+def side_by_side(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`[b, n, d]` of several `[n_b, d]`, zeros behind the shorter ones and in place of vectors that are not numbers; and
+    `[b, n]` bool, where such zeros are."""
+    together = torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
+    is_none = together.isnan().any(-1)
+    lengths = [len(part) for part in vectors]
+    if min(lengths) < max(lengths):
+        places = torch.arange(max(lengths), device=together.device)
+        is_none = is_none | (places >= torch.tensor(lengths, device=together.device)[:, None])
+    return together.masked_fill(is_none[..., None], 0), is_none
+
+
+def first_of_each(chosen: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Ascending positions of greedy choices: of each row the first so many of steps `[b, 1]` long."""
+    if not chosen:
+        return [torch.empty(0, dtype=torch.long)] * len(counts)
+    return [row[:count].sort().values for row, count in zip(torch.cat(list(chosen), 1), counts, strict=True)]
 
 
 def others(positions: Tensor, total: int) -> Tensor:

@@ -90,6 +90,10 @@ class Pruner(ABC):
         """
         return None
 
+    def select_entries(self, layer: int, views: Sequence[EntryView]) -> list[Tensor | Merge | None]:
+        """As `select_entry`, of the examples of a batch; for methods of many small steps, which then take them together."""
+        return [self.select_entry(layer, view) for view in views]
+
     def observes(self, layer: int) -> bool:
         """Whether `select` wants to see this layer. Not asked when no visual token is left."""
         return False
@@ -211,6 +215,14 @@ class PromptRun:
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
         """As `Pruner.select_entry`."""
         return None if self._pruner is None else self._pruner.select_entry(layer, view)
+
+    def select_entries(
+        self, layer: int, runs: Sequence[PromptRun], views: Sequence[EntryView]
+    ) -> list[Tensor | Merge | None]:
+        """What `runs` answer about a layer, one per view: runs of this one's method on the examples of a batch."""
+        if self._pruner is not None and type(self).select_entry is PromptRun.select_entry:
+            return self._pruner.select_entries(layer, views)
+        return [run.select_entry(layer, view) for run, view in zip(runs, views, strict=True)]
 
     def observes(self, layer: int) -> bool:
         """As `Pruner.observes`."""

@@ -11,7 +11,7 @@ import torch
 
 from visipruner.contract.pruner import PromptRun
 
-_METHOD = ("observes_entry", "select_entry", "observes", "select")
+_METHOD = ("observes_entry", "select_entry", "select_entries", "observes", "select")
 
 
 def synchronize(device: torch.device) -> None:

@@ -76,9 +76,11 @@ class EntryLook:
         work: EntryWork = {}
         places: list[Tensor] = []
         states: list[Tensor] = []
-        for example in self.wanted(layer):
-            view = self._view(layer, example, self._live.states(example, hidden), kwargs)
-            answer = self._runs[example].select_entry(layer, view)
+        wanted = self.wanted(layer)
+        views = [self._view(layer, example, self._live.states(example, hidden), kwargs) for example in wanted]
+        runs = [self._runs[example] for example in wanted]
+        answers = runs[0].select_entries(layer, runs, views) if runs else []
+        for example, view, answer in zip(wanted, views, answers, strict=True):
             work[example] = (view.pairs, view.projected_rows)
             if isinstance(answer, Merge):
                 places.append(self._live.places(example)[view.visual[answer.kept]])

@@ -7,6 +7,7 @@ Improve Recommendation Diversity", NeurIPS 2018.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import first_smallest
+from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions, PromptRun
 from visipruner.contract.settings import Fraction
@@ -115,12 +116,19 @@ class CDPruner(_Relevance):
     keep_ratio: Fraction = 1 / 9
 
     def choose(self, view: EntryView, count: int) -> Tensor:
+        return greedy_map([self._vectors(view)], [count])[0]
+
+    def choose_each(self, views: Sequence[EntryView], counts: Sequence[int]) -> list[Tensor]:
+        return greedy_map([self._vectors(view) for view in views], counts)
+
+    def _vectors(self, view: EntryView) -> Tensor:
+        """`[n_v, d]` double, whose Gram matrix is L."""
         unit = functional.normalize(view.embeddings.double(), dim=-1)
         if self.relevance == "none":
-            return greedy_map(unit, count)
+            return unit
         likeness = self.likeness(view, unit)
         relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
-        return greedy_map(unit * relevance[:, None], count)
+        return unit * relevance[:, None]
 
 
 def without_instruction(question: str) -> str:
@@ -136,22 +144,21 @@ def words_likeness(view: EntryView, unit: Tensor) -> Tensor:
     return unit @ functional.normalize(view.states[after].double().mean(0), dim=-1)
 
 
-def greedy_map(vectors: Tensor, count: int) -> Tensor:
-    """Ascending positions of the `count` of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
+def greedy_map(vectors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Ascending positions of so many of each of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
     matrix, the earliest of equals, by incremental Cholesky; O(n count (count + d)). In float64: unit vectors gain alike
     but for rounding. Vectors that are not numbers are chosen last."""
-    is_broken = vectors.isnan().any(-1, keepdim=True)
-    vectors = vectors.double().masked_fill(is_broken, 0)
-    gain = vectors.square().sum(-1, keepdim=True).masked_fill(is_broken, -1.0)  # [n, 1]
-    factors = vectors.new_zeros(len(vectors), count)
+    held, is_none = side_by_side([part.double() for part in vectors])
+    batch = torch.arange(len(held), device=held.device)[:, None]
+    gain = held.square().sum(-1).masked_fill(is_none, -1.0)  # [b, n]
+    factors = held.new_zeros(*gain.shape, max(counts))
     chosen: list[Tensor] = []
-    for step in range(count):
+    for step in range(max(counts)):
         best = first_smallest(-gain, 1e-9)
         chosen.append(best)
-        before = factors[:, :step]
-        row = vectors @ vectors.index_select(0, best).T - before @ before.index_select(0, best).T
-        row = row / gain.index_select(0, best).clamp(min=1e-12).sqrt()
-        factors[:, step : step + 1] = row
-        gain = torch.where(is_broken, gain, gain - row.square()).index_fill(0, best, float("-inf"))
-    none = torch.empty(0, dtype=torch.long, device=vectors.device)
-    return torch.cat([none, *chosen]).sort().values
+        before = factors[:, :, :step]
+        row = torch.bmm(held, held[batch, best].mT) - torch.bmm(before, before[batch, best].mT)
+        row = row.squeeze(-1) / gain.gather(1, best).clamp(min=1e-12).sqrt()
+        factors[:, :, step] = row
+        gain = torch.where(is_none, gain, gain - row.square()).scatter(1, best, float("-inf"))
+    return first_of_each(chosen, counts)

@@ -131,31 +131,37 @@ class _ComposedRun(PromptRun):
     def without_gap(self, gone: Tensor) -> Tensor:
         return gone[torch.isin(gone, torch.cat([gone[:0], *(closed.to(gone.device) for closed in self._closed)]))]
 
-    def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor) -> None:
-        """Notes what a part's answer means for positions; `kept` are positions among `tokens`."""
-        if run.may_close_gaps:
+    def _left(self, run: PromptRun, tokens: Tensor, kept: Tensor | None) -> None:
+        """Notes what a part's answer means for positions; `kept` are positions among `tokens`, None for all."""
+        if kept is not None and run.may_close_gaps:
             self._closed.append(run.without_gap(tokens[others(kept, len(tokens))]))
 
     def observes_entry(self, layer: int) -> bool:
         return any(run.observes_entry(layer) for run in self.parts)
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | Merge | None:
-        kept = torch.arange(view.tokens.numel(), device=view.tokens.device)
-        left, has_merged = view, False
-        for run in self.parts:
-            if not left.tokens.numel() or not run.observes_entry(layer):
+        return self.select_entries(layer, [self], [view])[0]
+
+    def select_entries(
+        self, layer: int, runs: Sequence[PromptRun], views: Sequence[EntryView]
+    ) -> list[Tensor | Merge | None]:
+        fellows = [run for run in runs if isinstance(run, _ComposedRun)]
+        entries = [_Entry(view) for view in views]
+        for number in range(len(self.parts)):
+            asked = [
+                (run, entry)
+                for run, entry in zip(fellows, entries, strict=True)
+                if entry.left.tokens.numel() and run.parts[number].observes_entry(layer)
+            ]
+            if not asked:
                 continue
-            answer = run.select_entry(layer, left)
-            if left is not view:
-                view.add_work_of(left)
-            if answer is not None:
-                has_merged |= isinstance(answer, Merge)
-                stays = answer.kept if isinstance(answer, Merge) else answer
-                self._left(run, left.tokens, stays)
-                kept = kept[stays]
-                left = left.narrowed(answer)
-        self._note()
-        return Merge(kept, left.embeddings) if has_merged else kept
+            parts = [run.parts[number] for run, _ in asked]
+            answers = parts[0].select_entries(layer, parts, [entry.left for _, entry in asked])
+            for (run, entry), part, answer in zip(asked, parts, answers, strict=True):
+                run._left(part, entry.left.tokens, entry.follow(answer))
+        for run in fellows:
+            run._note()
+        return [entry.answer() for entry in entries]
 
     def observes(self, layer: int) -> bool:
         return any(run.observes(layer) for run in self.parts)
@@ -177,3 +183,27 @@ class _ComposedRun(PromptRun):
         if triggers:
             self.trigger_layer = triggers[0]
         self.exit_votes = sorted({vote for run in self.parts for vote in run.exit_votes})
+
+
+class _Entry:
+    """What the parts have left so far of the rows of one example that enter a layer."""
+
+    def __init__(self, view: EntryView) -> None:
+        self._view = self.left = view
+        self._kept = torch.arange(view.tokens.numel(), device=view.tokens.device)
+        self._has_merged = False
+
+    def follow(self, answer: Tensor | Merge | None) -> Tensor | None:
+        """Goes on with what a part says; returns the positions that stay among those it saw, None for all."""
+        if self.left is not self._view:
+            self._view.add_work_of(self.left)
+        if answer is None:
+            return None
+        self._has_merged |= isinstance(answer, Merge)
+        stays = answer.kept if isinstance(answer, Merge) else answer
+        self._kept, self.left = self._kept[stays], self.left.narrowed(answer)
+        return stays
+
+    def answer(self) -> Tensor | Merge:
+        """What all parts together say."""
+        return Merge(self._kept, self.left.embeddings) if self._has_merged else self._kept

@@ -6,6 +6,7 @@ from the paper's description alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import first_smallest
+from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions
 from visipruner.contract.settings import Fraction
 
 CHUNK = 256
-BROKEN, CHOSEN = 3.0, 4.0  # likenesses that place a token behind all others
+LAST, CHOSEN = 3.0, 4.0  # likenesses that place a token behind all others
 SAME = 1e-6  # copies of one embedding (a newline's) are equally far but for rounding
 
 
@@ -43,35 +44,37 @@ class DivPrune(EntryPruner):
     keep_ratio: Fraction = 0.098
 
     def choose(self, view: EntryView, count: int) -> Tensor:
-        return most_diverse(view.embeddings, count)
+        return most_diverse([view.embeddings], [count])[0]
+
+    def choose_each(self, views: Sequence[EntryView], counts: Sequence[int]) -> list[Tensor]:
+        return most_diverse([view.embeddings for view in views], counts)
 
 
-def most_diverse(embeddings: Tensor, count: int) -> Tensor:
-    """Ascending positions of `count` of `embeddings` `[n, d]`, chosen greedily for the largest least distance.
+def most_diverse(embeddings: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Ascending positions of so many of each of `embeddings` `[n, d]`, chosen greedily for the largest least distance.
 
     The first is the one whose nearest neighbour is farthest; then always the one farthest from its nearest chosen
     one, the earliest of equals. Embeddings that are not numbers are chosen last. Time O(n d (n + count)), no n x n
-    matrix is held. Distances are taken in float32.
+    matrix is held. Distances are taken in float32; several examples' products round otherwise than one's, so that of
+    tokens equally far but for rounding a batch may choose another.
     """
-    if not count:
-        return torch.empty(0, dtype=torch.long, device=embeddings.device)
-    unit = functional.normalize(embeddings.float(), dim=-1)
-    is_broken = unit.isnan().any(-1, keepdim=True)
-    unit = unit.masked_fill(is_broken, 0)
-    closest = torch.cat([_closest(unit, start, is_broken) for start in range(0, len(unit), CHUNK)])
-    closest = closest.masked_fill(is_broken, BROKEN)  # [n, 1]: likeness to the nearest other, then the nearest chosen
+    unit, is_none = side_by_side([functional.normalize(part.float(), dim=-1) for part in embeddings])
+    batch = torch.arange(len(unit), device=unit.device)[:, None]
+    starts = range(0, unit.shape[1], CHUNK)
+    closest = torch.cat([_closest(unit, start, is_none) for start in starts], 1)
+    closest = closest.masked_fill(is_none, LAST)  # [b, n]: likeness to the nearest other, then the nearest chosen
     chosen = [first_smallest(closest, SAME)]
-    closest = (unit @ unit[chosen[0]].T).masked_fill(is_broken, BROKEN)
-    for _ in range(count - 1):
-        closest.index_fill_(0, chosen[-1], CHOSEN)
+    closest = torch.bmm(unit, unit[batch, chosen[0]].mT).squeeze(-1).masked_fill(is_none, LAST)
+    for _ in range(max(counts) - 1):
+        closest.scatter_(1, chosen[-1], CHOSEN)
         chosen.append(first_smallest(closest, SAME))
-        closest = torch.maximum(closest, unit @ unit.index_select(0, chosen[-1]).T)
-    return torch.cat(chosen).sort().values
+        closest = torch.maximum(closest, torch.bmm(unit, unit[batch, chosen[-1]].mT).squeeze(-1))
+    return first_of_each(chosen, counts)
 
 
-def _closest(unit: Tensor, start: int, is_broken: Tensor) -> Tensor:
-    """`[<= CHUNK, 1]`: of the embeddings from `start` on, the likeness to the nearest other one."""
-    likeness = unit[start : start + CHUNK] @ unit.T
-    own = torch.arange(len(likeness), device=unit.device)
-    likeness[own, own + start] = -2.0
-    return likeness.masked_fill(is_broken.T, -2.0).amax(-1, keepdim=True)
+def _closest(unit: Tensor, start: int, is_none: Tensor) -> Tensor:
+    """`[b, <= CHUNK]`: of the embeddings from `start` on, the likeness to the nearest other one."""
+    likeness = unit[:, start : start + CHUNK] @ unit.mT
+    own = torch.arange(likeness.shape[1], device=unit.device)
+    likeness[:, own, own + start] = -2.0
+    return likeness.masked_fill(is_none[:, None], -2.0).amax(-1)
