@@ -18,6 +18,7 @@ from visipruner.contract.layout import VisualRows, check_visual_mask, layouts
 from visipruner.engine.attention import QKV, unsupported
 from visipruner.engine.calls import bound
 from visipruner.engine.host import Host
+from visipruner.engine.masks import MaskForm
 from visipruner.engine.patch import Attachment, check_free
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError
 
@@ -87,8 +88,8 @@ class Probe:
         self.model = model
         self._adapter = adapter or adapter_of(model)
         self.host = Host.of(model, self._adapter)
-        if self.host.is_flash:  # variants are run by masks
-            raise unsupported(self.host.implementation)
+        if self.host.form in (MaskForm.LENGTHS, MaskForm.BLOCKS):  # variants are run by masks of single rows
+            raise unsupported(self.host.implementation, ("sdpa", "eager"))
         if self.host.states:
             raise UnsupportedModelError(
                 f"Some layers of {self._adapter.family} pass a state from row to row and have no attention edges to "

@@ -100,9 +100,8 @@ class EntryPruner(Budgeted):
 
     def select_entries(self, layer: int, views: Sequence[EntryView]) -> list[Tensor | Merge | None]:
         parts = [parts_of(view, self.scope) for view in views]
-        return chosen_each(
-            views, parts, [[self.budget(len(part)) for part in mine] for mine in parts], self.choose_each
-        )
+        counts = [[self.budget(len(part)) for part in mine] for mine in parts]
+        return chosen_each(views, parts, counts, self.choose_each)
 
 
 @dataclass(frozen=True, kw_only=True)

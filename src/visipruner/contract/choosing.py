@@ -35,14 +35,16 @@ def union(*positions: Tensor) -> Tensor:
 
 
 def first_smallest(costs: Tensor, slack: float) -> Tensor:
-    """`[..., 1]` long: in each row of `costs` `[..., n]` the first place that is within `slack` of the smallest. Nothing
-    is read from the device: greedy choices take many such steps."""
+    """`[..., 1]` long: in each row of `costs` `[..., n]` the first place that is within `slack` of the smallest.
+
+    Nothing is read from the device: greedy choices take many such steps.
+    """
     return (costs <= costs.amin(-1, keepdim=True) + slack).to(torch.uint8).argmax(-1, keepdim=True)
 
 
 def side_by_side(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`[b, n, d]` of several `[n_b, d]`, zeros behind the shorter ones and in place of vectors that are not numbers; and
-    `[b, n]` bool, where such zeros are."""
+    """`[b, n, d]` of several `[n_b, d]`, and `[b, n]` bool, where zeros stand behind the shorter ones and in place of
+    vectors that are not numbers."""
     together = torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
     is_none = together.isnan().any(-1)
     lengths = [len(part) for part in vectors]

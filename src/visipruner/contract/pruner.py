@@ -91,7 +91,7 @@ class Pruner(ABC):
         return None
 
     def select_entries(self, layer: int, views: Sequence[EntryView]) -> list[Tensor | Merge | None]:
-        """As `select_entry`, of the examples of a batch; for methods of many small steps, which then take them together."""
+        """As `select_entry`, of the examples of a batch; methods of many small steps take them together."""
         return [self.select_entry(layer, view) for view in views]
 
     def observes(self, layer: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +18,12 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from visipruner.engine.masks import MaskForm
 from visipruner.errors import UnsupportedModelError
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "visipruner_"
+TAKEN = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 # Queries, keys and values as a layer hands them to attention: `[batch, heads, n, head_dim]`.
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -78,32 +80,25 @@ def register(implementation: str) -> str:
     return name
 
 
-def check_masks(implementation: str) -> None:
-    """Raises UnsupportedModelError unless kernels of this implementation are told row by row which keys to see.
+# By the function that makes the whole prompt's masks: how kernels are told what a row may see.
+_FORMS = {eager_mask: MaskForm.ADDED, flash_attention_mask: MaskForm.LENGTHS, flex_attention_mask: MaskForm.BLOCKS}
 
-    Flash kernels are told by lengths instead (`engine.flash`); flex kernels are given compiled blocks of the unpruned
-    rows.
-    """
+
+def form_of(implementation: str) -> MaskForm:
+    """How kernels of this implementation are told which keys a row may see. Raises UnsupportedModelError for those that
+    are not."""
     makes = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
-    if makes in (None, flex_attention_mask):
+    if makes is None:
         raise unsupported(implementation)
+    return _FORMS.get(makes, MaskForm.BOOL)
 
 
-def takes_lengths(implementation: str) -> bool:
-    """Whether kernels of this implementation are of variable length, as flash attention is, and take no mask."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is flash_attention_mask
-
-
-def is_additive(implementation: str) -> bool:
-    """Whether kernels of this implementation need a mask always, a float one that is added to the logits."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[implementation] is eager_mask
-
-
-def unsupported(implementation: str) -> UnsupportedModelError:
-    """What is said of an attention implementation that ours cannot stand in for."""
+def unsupported(implementation: str, others: Sequence[str] = TAKEN) -> UnsupportedModelError:
+    """What is said of an attention implementation that ours cannot stand in for, but for `others`."""
+    names = ", ".join(map(repr, others[:-1]))
     return UnsupportedModelError(
         f"Attention implementation {implementation!r} cannot be attached to; load the model with "
-        "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
+        f"attn_implementation={names} or {others[-1]!r}."
     )
 
 
@@ -118,7 +113,7 @@ def host_kernel(module: nn.Module, implementation: str) -> Kernel:
             )
         return kernel  # type: ignore[no-any-return]
     registered: Kernel = ALL_ATTENTION_FUNCTIONS[implementation]
-    if not takes_lengths(implementation):
+    if form_of(implementation) is not MaskForm.LENGTHS:
         return registered
 
     def flash(caller: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 
 from visipruner.engine.edges import OtherKeys, joined_bias
 from visipruner.engine.incoming import PADDING, Incoming, pad_left
+from visipruner.engine.masks import MaskForm, added, unblocked
 from visipruner.engine.sealed import SealedLayer, SealedSlidingLayer, no_crop, sealed
 from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
@@ -90,6 +91,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.logical = logical
 
     def _store(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
+        if new.transform is not None:
+            value_states = new.transform(value_states)
         if new.is_plain and not self._held():
             places, self.columns, self.is_padded = new.padded
             batch = len(new.rows.index)
@@ -99,7 +102,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.logical += new.logical
 
     def _store_each(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
-        """Rows that come after others, or are changed before they are stored: example by example."""
+        """Rows that come after others, or with more than rows: example by example."""
         parts = [
             self._stored(example, key_states[0, :, span], value_states[0, :, span], new)
             for example, span in enumerate(new.rows.spans)
@@ -119,10 +122,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _stored(self, example: int, k: Tensor, v: Tensor, new: Incoming) -> OtherKeys:
         """All that an example holds once its new rows, keys and values `[kv_heads, n, head_dim]`, are stored."""
         where, bias = new.columns[example], None if new.bias is None else new.bias[example]
-        if new.transform is not None:
-            v = new.transform[example](v)
-        if new.stored is not None:
-            mine = new.stored[example]
+        if new.places is not None:
+            mine = new.places[example]
             k, v, where = k[:, mine], v[:, mine], where[mine]
             bias = None if bias is None else bias[mine]
         mine_all = OtherKeys(k, v, where, bias, torch.zeros_like(where, dtype=torch.bool))
@@ -157,28 +158,34 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def narrow_mask(
         self,
-        mask: Tensor | None,
+        mask: Any,
         queries: int,
         dtype: torch.dtype,
         known: dict[Any, Any] | None = None,
-        is_flash: bool = False,
-    ) -> Tensor | None:
+        form: MaskForm = MaskForm.BOOL,
+    ) -> Any:
         """The host's mask over the unpruned columns, for the keys held plus `queries` new ones.
 
         `mask` is `[batch or 1, 1, queries, columns]` (bool, or float to be added), or None where the host's kernel
         needs none; then None comes back too, unless padding or a sink's bias must be told to the kernel. For flash
-        kernels it is, and becomes, `[batch, columns]`, which keys are no padding. `known` remembers what one forward's
-        layers have in common.
+        kernels it is, and becomes, `[batch, columns]`, which keys are no padding; for flex kernels blocks. `known`
+        remembers what one forward's layers have in common.
         """
         if mask is None and not self.is_padded and self.bias is None:
             return None
-        narrowed = self._narrowed_padding if is_flash else self._narrowed
         if known is None:
-            return narrowed(mask, queries, dtype)
+            return self._in_form(form, mask, queries, dtype)
         key = (id(mask), id(self.columns), id(self.bias), self._held(), self.logical, self.columns.device, dtype)
         if key not in known:  # what the ids belong to is kept as long as they are
-            known[key] = (narrowed(mask, queries, dtype), mask, self.columns, self.bias)
-        return known[key][0]  # type: ignore[no-any-return]
+            known[key] = (self._in_form(form, mask, queries, dtype), mask, self.columns, self.bias)
+        return known[key][0]
+
+    def _in_form(self, form: MaskForm, mask: Any, queries: int, dtype: torch.dtype) -> Any:
+        if form is MaskForm.LENGTHS:
+            return self._narrowed_padding(mask, queries, dtype)
+        narrow = self._narrowed(unblocked(mask), queries, dtype)
+        is_told = form is not MaskForm.BLOCKS or narrow.is_floating_point()
+        return narrow if is_told else form.of(narrow[:, 0], dtype)
 
     def _with_new(self, queries: int) -> Tensor:
         """`[batch, held + queries]`: `all_columns`, and those of the rows to come."""
@@ -215,8 +222,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _biased(self, narrow: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         if narrow.dtype == torch.bool:
-            lowest = torch.finfo(dtype).min
-            narrow = torch.where(narrow, torch.zeros((), dtype=dtype, device=narrow.device), lowest)
+            narrow = added(narrow, dtype)
         wide = nn.functional.pad(bias, (0, narrow.shape[-1] - bias.shape[1])).to(narrow.dtype)
         return (narrow + wide[:, None, None]).clamp(min=torch.finfo(narrow.dtype).min)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visipruner.contract.routing import Edge, Routing
 from visipruner.engine.attention import QKV, Kernel
-from visipruner.engine.masks import HostMask, is_open
+from visipruner.engine.masks import HostMask, MaskForm, added, is_open
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,8 @@ class PackedExample:
 
     Attributes:
         example: its number in the batch.
-        rows: `[n]` long, host rows. visual, text: `[n_v]` and `[n_t]` long, where visual and text rows are among them.
+        rows: `[n]` long, host rows. visual: `[n_v]` long, where visual rows are among them; text: gives the others'
+            places, `[n_t]` long.
         prompt_end: rows from this one on came after the prompt.
         on_host: gives `rows`, and which of them are visual, as numbers.
         bias: `[n]` or `[n, n]` float, added to the logits of its keys, or None.
@@ -68,7 +69,7 @@ class PackedExample:
     example: int
     rows: Tensor
     visual: Tensor
-    text: Tensor
+    text: Callable[[], Tensor]
     prompt_end: int
     on_host: Callable[[], tuple[np.ndarray, np.ndarray]]
     bias: Tensor | None = None
@@ -113,7 +114,7 @@ class Edges:
     edge: Edge
     members: Tensor | None
     keys: Tensor | None
-    mask: Tensor | None
+    mask: Any
     is_causal: bool
     blind: Tensor | None
     pairs: int
@@ -163,26 +164,43 @@ def _attend(
     return output if group.blind is None else output.masked_fill(group.blind[None, :, None, None], 0)
 
 
-def plan(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dtype: torch.dtype) -> Groups:
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Rows of one example that see keys by the same edge, in the host's numbers.
+
+    Attributes:
+        members, keys: ascending places among the example's rows. allowed: `[members, keys]` bool, which may see which;
+            None where the keys are the members themselves, under plain causality.
+    """
+
+    edge: Edge
+    members: np.ndarray
+    keys: np.ndarray
+    allowed: np.ndarray | None
+
+
+def plan(routing: Routing, host: HostMask, part: PackedExample, form: MaskForm, dtype: torch.dtype) -> Groups:
     """How an example's rows attend in a layer of this routing."""
-    return Groups(_edges(routing, host, part, eager, dtype))
-
-
-def _edges(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
     if part.others is not None or part.bias is not None or not host.is_causal[part.example]:
-        return _masked(routing, host, part, eager, dtype)
-    if is_routed(routing, part):
-        return _routed(routing, part, eager, dtype)
-    count = part.rows.numel()
-    if not count:
-        return []
-    mask = causal_mask(count, dtype, part.rows.device) if eager else None
-    return [Edges("attend", None, None, mask, count > 1 and not eager, None, count * count)]
+        return Groups(_masked(routing, host, part, form, dtype))
+    return Groups([_group(sight, part.rows, form, dtype) for sight in sights(routing, part).values()])
 
 
-def causal_mask(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[1, 1, count, count]`, what eager kernels add: rows see themselves and those before."""
-    return torch.full((1, 1, count, count), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
+def sights(routing: Routing, part: PackedExample) -> dict[str, Sight]:
+    """What an example's rows see under plain causality, by what the rows are; of a routed layer one read, and only
+    where tokens left before."""
+    if not is_routed(routing, part):
+        everyone = np.arange(part.rows.numel())
+        return {"all": Sight("attend", everyone, everyone, None)} if len(everyone) else {}
+    rows, is_visual = part.on_host()
+    found = {}
+    for name, (members, edge) in members_of(routing, part, rows, is_visual).items():
+        keys = np.flatnonzero(~is_visual) if edge == "cut" else np.arange(len(rows))
+        if edge == "cut":  # keys that no row of the group can see are not worth a kernel's time
+            keys = keys[rows[keys] <= rows[members[-1]]]
+        allowed = None if np.array_equal(keys, members) else rows[keys][None] <= rows[members][:, None]
+        found[name] = Sight(edge, members, keys, allowed)
+    return found
 
 
 def is_routed(routing: Routing, part: PackedExample) -> bool:
@@ -191,61 +209,41 @@ def is_routed(routing: Routing, part: PackedExample) -> bool:
     return not is_plain and (part.others is not None or part.visual.numel() > 0)
 
 
-def _routed(routing: Routing, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
-    """Groups under plain causality, planned in numbers on the host: one read, and only where tokens left before."""
-    (rows, is_visual), device = part.on_host(), part.rows.device
-    found = []
-    for members, edge in members_of(routing, part, rows, is_visual):
-        keys = np.flatnonzero(~is_visual) if edge == "cut" else np.arange(len(rows))
-        allowed = rows[keys][None] <= rows[members][:, None]
-        if edge == "cut":  # keys that no row of the group can see are not worth a kernel's time
-            seen = allowed.any(0)
-            keys, allowed = keys[seen], allowed[:, seen]
-        found.append(_group(edge, members, keys, allowed, eager, dtype, device))
-    return found
-
-
 def members_of(
     routing: Routing, part: PackedExample, rows: np.ndarray, is_visual: np.ndarray
-) -> list[tuple[np.ndarray, Edge]]:
-    """Places of the rows that see visual rows by the same edge; no group is empty."""
+) -> dict[str, tuple[np.ndarray, Edge]]:
+    """Places of the rows that see visual rows by the same edge, by what they are; none is empty."""
     is_later = (rows >= part.prompt_end) if routing.prompt_only else np.zeros_like(is_visual)
-    groups: list[tuple[np.ndarray, Edge]] = [
-        (np.flatnonzero(~is_visual & ~is_later), routing.text_to_visual),
-        (np.flatnonzero(is_visual), routing.visual_to_visual),
-        (np.flatnonzero(is_later), "attend"),
-    ]
-    return [(members, edge) for members, edge in groups if len(members)]
+    groups: dict[str, tuple[np.ndarray, Edge]] = {
+        "text": (np.flatnonzero(~is_visual & ~is_later), routing.text_to_visual),
+        "visual": (np.flatnonzero(is_visual), routing.visual_to_visual),
+        "later": (np.flatnonzero(is_later), "attend"),
+    }
+    return {name: (members, edge) for name, (members, edge) in groups.items() if len(members)}
 
 
-def _group(
-    edge: Edge,
-    members: np.ndarray,
-    keys: np.ndarray,
-    allowed: np.ndarray,
-    eager: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Edges:
+def _group(sight: Sight, rows: Tensor, form: MaskForm, dtype: torch.dtype) -> Edges:
     """A group as cheap for a kernel as can be: fast paths run without a mask."""
-    is_square = len(keys) == len(members) > 1 and bool((keys == members).all())
-    mask, blind = None, None
-    if eager or not (is_square or allowed.all()):
-        given = torch.from_numpy(allowed).to(device)
-        mask = (_added(given, dtype) if eager else given)[None, None]
-    if not allowed.any(-1).all():
-        blind = torch.from_numpy(~allowed.any(-1)).to(device)
-    rows, columns = (torch.from_numpy(part).to(device) for part in (members, keys))
-    return Edges(edge, rows, columns, mask, is_square and not eager, blind, allowed.size)
+    count, device, blind = len(sight.members), rows.device, None
+    members = None if count == rows.numel() else torch.from_numpy(sight.members).to(device)
+    if sight.allowed is None:
+        mask = form.causal(count, dtype, device)
+        return Edges(sight.edge, members, members, mask, mask is None and count > 1, None, count * count)
+    keys = None if len(sight.keys) == rows.numel() else torch.from_numpy(sight.keys).to(device)
+    mask = mask_of(sight.allowed[None], form, dtype, device)
+    if not sight.allowed.any(-1).all():
+        blind = torch.from_numpy(~sight.allowed.any(-1)).to(device)
+    return Edges(sight.edge, members, keys, mask, False, blind, sight.allowed.size)
 
 
-def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the logits: 0, or the lowest number where nothing is `allowed` (bool)."""
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)
+def mask_of(allowed: np.ndarray, form: MaskForm, dtype: torch.dtype, device: torch.device) -> Any:
+    """A kernel's mask of `[batch, members, keys]` bool, None where it needs none."""
+    if form is not MaskForm.ADDED and allowed.all():
+        return None
+    return form.of(torch.from_numpy(allowed).to(device), dtype)
 
 
-def _masked(routing: Routing, host: HostMask, part: PackedExample, eager: bool, dtype: torch.dtype) -> list[Edges]:
+def _masked(routing: Routing, host: HostMask, part: PackedExample, form: MaskForm, dtype: torch.dtype) -> list[Edges]:
     """Groups that are told row by row what to see: the caller's own mask, older keys, biases. Reads nothing."""
     columns = part.columns(host.past)
     groups: list[tuple[Tensor | None, Edge]] = [(None, "attend")]
@@ -260,29 +258,30 @@ def _masked(routing: Routing, host: HostMask, part: PackedExample, eager: bool, 
         keys = _text_keys(part) if edge == "cut" else None
         given = host.values(part.example, rows, columns if keys is None else columns[keys])
         blind = ~is_open(given).any(-1)
+        pairs = given.numel()
         if bias is not None:
-            added = bias if bias.ndim == 1 or members is None else bias[members]
-            added = added if keys is None else added[..., keys]
-            given = (given if given.is_floating_point() else _added(given, dtype)) + added.to(dtype)
+            more = bias if bias.ndim == 1 or members is None else bias[members]
+            more = more if keys is None else more[..., keys]
+            given = (given if given.is_floating_point() else added(given, dtype)) + more.to(dtype)
             given = given.clamp(min=torch.finfo(dtype).min)
-        elif eager and not given.is_floating_point():
-            given = _added(given, dtype)
-        found.append(Edges(edge, members, keys, given[None, None], False, blind, given.numel()))
+        mask = given[None, None] if given.is_floating_point() else form.of(given[None], dtype)
+        found.append(Edges(edge, members, keys, mask, False, blind, pairs))
     return found
 
 
 def _groups(routing: Routing, part: PackedExample) -> list[tuple[Tensor | None, Edge]]:
-    text, later = part.text, part.text[:0]
+    text = part.text()
+    later = text[:0]
     if routing.prompt_only:
-        is_later = part.rows[part.text] >= part.prompt_end
-        text, later = part.text[~is_later], part.text[is_later]
+        is_later = part.rows[text] >= part.prompt_end
+        text, later = text[~is_later], text[is_later]
     return [(text, routing.text_to_visual), (part.visual, routing.visual_to_visual), (later, "attend")]
 
 
 def _text_keys(part: PackedExample) -> Tensor:
     if part.others is None:
-        return part.text
-    return torch.cat([(~part.others.visual).nonzero().flatten(), part.text + part.others.columns.numel()])
+        return part.text()
+    return torch.cat([(~part.others.visual).nonzero().flatten(), part.text() + part.others.columns.numel()])
 
 
 def _bias(part: PackedExample) -> Tensor | None:
@@ -295,13 +294,13 @@ def run_kernel(
     kernel: Kernel,
     module: nn.Module,
     qkv: QKV,
-    mask: Tensor | None,
+    mask: Any,
     is_causal: bool,
     kwargs: Mapping[str, Any],
     lengths: Lengths | None = None,
 ) -> Tensor:
     """The host's own attention function on a mask, or lengths, of ours, `[batch, n, heads, head_dim]`."""
-    if mask is not None and mask.is_floating_point():
+    if isinstance(mask, Tensor) and mask.is_floating_point():
         mask = mask.to(qkv[0].dtype)  # autocast runs attention in another dtype than the layer
     extra: dict[str, Any] = {} if mask is not None else {"is_causal": is_causal}
     if lengths is not None:
@@ -311,15 +310,21 @@ def run_kernel(
     return output
 
 
-def edge_values(edge: Edge, values: Tensor, visual: Tensor) -> Tensor:
-    """Values `[..., n, head_dim]`, those of the rows `visual` (`[k]` long) as the edge has them.
+def edge_values(edge: Edge, values: Tensor, visual: Tensor, counts: Sequence[int] = ()) -> Tensor:
+    """Values `[..., n, head_dim]`, those of the rows `visual` (`[k]` long; `counts`, of several examples one after
+    another) as the edge has them.
 
     Zeroing weights after the softmax is the same as zeroing the values they multiply, and moving their sum to a sink
     is the same as giving every visual row the sink's value: no attention map is needed for either.
     """
     if edge in ("attend", "cut") or not visual.numel():
         return values
+    counts = counts or [visual.numel()]
+    starts = np.cumsum([0, *counts[:-1]])
     if edge == "merge":
-        sink = values.index_select(-2, visual[:1])
-        return values.index_copy(-2, visual, sink.expand(*sink.shape[:-2], len(visual), -1))
-    return values.index_fill(-2, visual[: len(visual) // 2] if edge == "zero_first_half" else visual, 0)
+        sinks = visual.index_select(0, torch.from_numpy(np.repeat(starts, counts)).to(visual.device))
+        return values.index_copy(-2, visual, values.index_select(-2, sinks))
+    if edge == "zero_first_half":
+        halves = [start + np.arange(count // 2) for start, count in zip(starts, counts, strict=True)]
+        visual = visual.index_select(0, torch.from_numpy(np.concatenate(halves)).to(visual.device))
+    return values.index_fill(-2, visual, 0)

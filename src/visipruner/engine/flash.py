@@ -76,7 +76,7 @@ def _routed(routing: Routing, part: PackedExample, before: int) -> list[Edges]:
     device, found = part.rows.device, []
     older = np.flatnonzero(~part.others.visual.cpu().numpy()) if part.others is not None else np.arange(0)
     text = np.concatenate([older, before + np.flatnonzero(~is_visual)])
-    for members, edge in members_of(routing, part, rows, is_visual):
+    for members, edge in members_of(routing, part, rows, is_visual).values():
         where = torch.from_numpy(members).to(device)
         if edge != "cut":  # all rows run, and those of the group are taken
             size = len(rows)

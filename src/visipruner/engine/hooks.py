@@ -201,8 +201,8 @@ class Hooks:
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
         if not isinstance(held, PrunedLayer):
             return None
-        mask, is_flash = kwargs.get("attention_mask"), self._host.is_flash
-        mask = held.narrow_mask(mask, hidden.shape[1], hidden.dtype, self._narrowed, is_flash)
+        mask, form = kwargs.get("attention_mask"), self._host.form
+        mask = held.narrow_mask(mask, hidden.shape[1], hidden.dtype, self._narrowed, form)
         return args, {**kwargs, "attention_mask": mask}
 
     def _leave_layers(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -12,7 +12,8 @@ from visipruner.adapters import adapter_of
 from visipruner.adapters.base import Adapter, submodule
 from visipruner.adapters.generic import completed
 from visipruner.adapters.structure import mixer_of
-from visipruner.engine.attention import PREFIX, Kernel, check_masks, host_kernel, is_additive, takes_lengths
+from visipruner.engine.attention import PREFIX, Kernel, form_of, host_kernel
+from visipruner.engine.masks import MaskForm
 from visipruner.errors import UnsupportedModelError
 from visipruner.models.shape import ModelShape
 
@@ -28,7 +29,8 @@ class Host:
             decoders.
         tower: the vision tower, or None where its patches are not the visual tokens one by one.
         configs: every config object that the attention modules read their implementation from.
-        implementation: the attention implementation the model was loaded with. kernel: the function behind it.
+        implementation: the attention implementation the model was loaded with. kernel: the function behind it; form:
+            how that is told which keys a row may see.
     """
 
     adapter: Adapter
@@ -41,6 +43,7 @@ class Host:
     configs: list[Any]
     implementation: str
     kernel: Kernel
+    form: MaskForm
     shape: ModelShape
 
     @classmethod
@@ -56,7 +59,7 @@ class Host:
         implementation: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
         # The config may be a copy of an attached model's.
         implementation = implementation.removeprefix(PREFIX)
-        check_masks(implementation)
+        form = form_of(implementation)
         return cls(
             adapter=adapter,
             decoder=decoder,
@@ -68,6 +71,7 @@ class Host:
             configs=list(configs.values()),
             implementation=implementation,
             kernel=host_kernel(attending[0], implementation),
+            form=form,
             shape=ModelShape.from_config(decoder.config),
         )
 
@@ -91,15 +95,10 @@ class Host:
         return next(self.decoder.parameters()).dtype
 
     @property
-    def is_flash(self) -> bool:
-        """Whether attention kernels take lengths of sequences, and no mask."""
-        return takes_lengths(self.implementation)
-
-    @property
     def is_eager(self) -> bool:
         """Whether attention is eager, or a function registered with eager's masks: it takes nothing but these, and
         may give attention maps."""
-        return is_additive(self.implementation)
+        return self.form is MaskForm.ADDED
 
 
 def depth_of(model: nn.Module) -> int:

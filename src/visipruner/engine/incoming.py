@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,9 @@ class Incoming:
     Attributes:
         rows: the new rows, packed as the keys `[1, kv_heads, sum(lengths), head_dim]` are. past: logical rows before.
         logical: rows the host thinks it appended, padding and dropped rows included.
-        stored: per example, places `[k]` long of the new rows that later tokens can need, or None for all.
-        transform: applied to each example's new values before they are stored.
+        stored: `[sum]` long, places of the new rows that later tokens can need, or None for all; `counts`: how many of
+            them each example has.
+        transform: applied to the packed new values before they are stored.
         bias: per example `[n_b]` float added to the logits of its new rows, or None.
         beside: per example keys of rows that are not among the new ones, or None; they are stored too.
     """
@@ -31,21 +33,25 @@ class Incoming:
     rows: Rows
     past: int
     logical: int
-    stored: Sequence[Tensor] | None = None
-    transform: Sequence[Callable[[Tensor], Tensor]] | None = None
+    stored: Tensor | None = None
+    counts: Sequence[int] = ()
+    transform: Callable[[Tensor], Tensor] | None = None
     bias: Sequence[Tensor] | None = None
     beside: Sequence[OtherKeys | None] | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether rows are stored as they come, all or some of them."""
-        return self.transform is None and self.bias is None and self.beside is None
+        """Whether nothing but rows is stored, all or some of them."""
+        return self.bias is None and self.beside is None
 
     def kept(self, example: int) -> int:
         """Rows of an example that are stored."""
         beside = None if self.beside is None else self.beside[example]
-        mine = self.rows.lengths[example] if self.stored is None else self.stored[example].numel()
-        return mine + (0 if beside is None else beside.columns.numel())
+        return self._counts[example] + (0 if beside is None else beside.columns.numel())
+
+    @property
+    def _counts(self) -> Sequence[int]:
+        return self.rows.lengths if self.stored is None else self.counts
 
     @cached_property
     def columns(self) -> list[Tensor]:
@@ -53,21 +59,32 @@ class Incoming:
         return [index + self.past if self.past else index for index in self.rows.index]
 
     @cached_property
+    def places(self) -> list[Tensor] | None:
+        """Per example `[k]` long, places of what is stored among its new rows, or None for all."""
+        if self.stored is None:
+            return None
+        parts = self.stored.split(list(self._counts))
+        return [part - span.start for part, span in zip(parts, self.rows.spans, strict=True)]
+
+    @cached_property
     def padded(self) -> tuple[Tensor | None, Tensor, bool]:
         """Of plain rows: their places among the packed ones, examples padded on the left (None: as they come), their
         logical columns `[batch, longest]`, and whether any is PADDING."""
-        stored = self.stored or [torch.arange(length, device=self.rows.flat.device) for length in self.rows.lengths]
-        columns = self.columns if self.stored is None else [c[s] for c, s in zip(self.columns, stored, strict=True)]
-        if len(columns) == 1:
-            return (None if self.stored is None else stored[0]), columns[0][None], False
-        longest = max(part.numel() for part in columns)
-        starts = [span.start for span in self.rows.spans]
-        places = [
-            pad_left(part + start, longest, -1, min(start, self.rows.total - 1))
-            for part, start in zip(stored, starts, strict=True)
-        ]
-        where = torch.stack([pad_left(part, longest, -1, PADDING) for part in columns])
-        return torch.cat(places), where, any(part.numel() < longest for part in columns)
+        columns = torch.cat(self.rows.index) if len(self.rows.index) > 1 else self.rows.index[0]
+        columns = columns if self.stored is None else columns.index_select(0, self.stored)
+        columns = columns + self.past if self.past else columns
+        counts = np.array(self._counts)
+        if len(counts) == 1:
+            return self.stored, columns[None], False
+        longest, ends, device = int(counts.max()), np.cumsum(counts)[:, None], columns.device
+        order = ends - longest + np.arange(longest)
+        is_padding = order < ends - counts[:, None]
+        where = torch.from_numpy(np.where(is_padding, 0, order).flatten()).to(device)
+        columns = columns.index_select(0, where).view(len(counts), longest)
+        if is_padding.any():
+            columns = columns.masked_fill(torch.from_numpy(is_padding).to(device), PADDING)
+        places = where if self.stored is None else self.stored.index_select(0, where)
+        return places, columns, bool(is_padding.any())
 
 
 def pad_left(tensor: Tensor, length: int, dim: int, value: int = 0) -> Tensor:

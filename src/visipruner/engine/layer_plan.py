@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from visipruner.contract.pruner import PromptRun
 from visipruner.contract.routing import Routing
 from visipruner.engine import flash
-from visipruner.engine.attention import QKV, Kernel
-from visipruner.engine.edges import Groups, OtherKeys, PackedExample, causal_mask, plan, run_kernel
+from visipruner.engine.attention import QKV
+from visipruner.engine.edges import Groups, OtherKeys, PackedExample, is_routed, plan, sights
 from visipruner.engine.host import Host
 from visipruner.engine.live_rows import LiveRows
-from visipruner.engine.masks import HostMask
+from visipruner.engine.masks import HostMask, MaskForm
+from visipruner.engine.padded import PaddedRows
 from visipruner.engine.rows import Rows
 from visipruner.engine.soft import edge_bias, is_biased
 from visipruner.errors import UnsupportedModelError
@@ -40,17 +40,16 @@ class LayerPlan:
     Attributes:
         rows: where each example lies in the packed rows. parts: the examples.
         groups: per example the groups of its rows. together: all examples in one call, where their rows are plain.
-        looks: by example what asks the pruner. mask: what the host's said. is_flash: whether the kernel takes none.
+        looks: by example what asks the pruner. mask: what the host's said.
     """
 
-    kernel: Kernel
+    host: Host
     rows: Rows
     parts: Sequence[PackedExample]
     groups: Sequence[Groups]
     together: PaddedRows | flash.PackedRows | None
     looks: dict[int, Look]
     mask: HostMask
-    is_flash: bool
     has_run: bool = False
 
     def pairs(self, example: int) -> int:
@@ -66,10 +65,10 @@ class LayerPlan:
                 "so it cannot be pruned (layers may share keys); choose another model."
             )
         again, self.has_run = self.has_run, True
-        if self.is_flash:
+        if self.host.form is MaskForm.LENGTHS:
             flash.check_window(kwargs, self.mask)
         if self.together is not None:
-            output = self.together.attend(self.kernel, module, qkv, kwargs)
+            output = self.together.attend(self.host.kernel, module, qkv, kwargs)
             for example in self.looks:
                 span = self.rows.spans[example]
                 q, k, v = (part[:, :, span] for part in qkv)
@@ -80,7 +79,7 @@ class LayerPlan:
             q, k, v = qkv if len(self.parts) == 1 else (tensor[:, :, span] for tensor in qkv)
             if part.others is not None:
                 k, v = part.others.before(k, v)
-            outputs.append(groups.attend(self.kernel, module, (q, k, v), part.visual_keys(), kwargs))
+            outputs.append(groups.attend(self.host.kernel, module, (q, k, v), part.visual_keys(), kwargs))
             self._look(part.example, kwargs, q, k, v, again)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
@@ -88,50 +87,6 @@ class LayerPlan:
         look = self.looks.get(example)
         if look is not None:
             look(kwargs, (q[0], k[0], v[0]), again)
-
-
-class PaddedRows:
-    """Examples of unlike length in one call of the kernel: padded on the right, where plain causality hides the padding
-    from every row before it, so that no mask is needed.
-
-    Attributes:
-        longest: rows of the longest example.
-    """
-
-    def __init__(self, rows: Rows, mask: Tensor | None) -> None:
-        self._batch, self.longest, self._mask = len(rows.index), max(rows.lengths), mask
-        self._in: Tensor | None = None
-        if rows.total < self._batch * self.longest:
-            starts = np.array([[span.start] for span in rows.spans])
-            stops = np.array([[span.stop] for span in rows.spans])
-            places = starts + np.arange(self.longest)
-            device = rows.flat.device
-            self._in = torch.from_numpy(np.minimum(places, stops - 1).flatten()).to(device)
-            self._out = torch.from_numpy(np.flatnonzero(places < stops)).to(device)
-
-    def pairs(self, example: int) -> int:
-        """(query, key) pairs that the kernel computes for an example, per head; padding counts."""
-        return self.longest**2
-
-    @classmethod
-    def of(cls, rows: Rows, eager: bool, dtype: torch.dtype) -> PaddedRows | None:
-        """None where padding would take more than it saves: a few calls cost less than twice the attention."""
-        longest = max(rows.lengths)
-        if min(rows.lengths) == 0 or len(rows.index) * longest**2 > 2 * sum(length**2 for length in rows.lengths):
-            return None
-        return cls(rows, causal_mask(longest, dtype, rows.flat.device) if eager else None)
-
-    def attend(self, kernel: Kernel, module: nn.Module, qkv: QKV, kwargs: Any) -> Tensor:
-        """Of packed `[1, heads, n, head_dim]` queries, keys and values, `[1, n, heads, head_dim]`."""
-        q, k, v = map(self._padded, qkv)
-        output = run_kernel(kernel, module, (q, k, v), self._mask, self._mask is None and self.longest > 1, kwargs)
-        packed = output.reshape(1, self._batch * self.longest, *output.shape[2:])
-        return packed if self._in is None else packed.index_select(1, self._out)
-
-    def _padded(self, packed: Tensor) -> Tensor:
-        """`[batch, heads, longest, head_dim]`."""
-        wide = packed if self._in is None else packed.index_select(2, self._in)
-        return wide.view(packed.shape[1], self._batch, self.longest, packed.shape[3]).transpose(0, 1)
 
 
 class Planner:
@@ -155,9 +110,7 @@ class Planner:
             parts, groups, together = make()
         else:
             parts, groups, together = self._live.once(("groups", routing, id(mask), dtype), make)
-        return LayerPlan(
-            self._host.kernel, self._live.attending, parts, groups, together, {}, mask, self._host.is_flash
-        )
+        return LayerPlan(self._host, self._live.attending, parts, groups, together, {}, mask)
 
     def _groups(
         self,
@@ -170,16 +123,18 @@ class Planner:
     ) -> tuple[list[PackedExample], list[Groups], PaddedRows | flash.PackedRows | None]:
         besides = others or [None] * len(self._runs)
         parts = [self._example(layer, example, routing, beside, is_soft) for example, beside in enumerate(besides)]
-        is_plain = all(mask.is_causal) and routing.is_plain and others is None and not is_soft
-        if self._host.is_flash:
-            if is_plain and self._live.attending.total:
-                return parts, [], flash.PackedRows(self._live.attending)
+        is_causal = all(mask.is_causal) and all(part.others is None and part.bias is None for part in parts)
+        rows, form = self._live.attending, self._host.form
+        if form is MaskForm.LENGTHS:
+            if is_causal and rows.total and not any(is_routed(routing, part) for part in parts):
+                return parts, [], flash.PackedRows(rows)
             return parts, [flash.plan(routing, part) for part in parts], None
-        eager = self._host.is_eager
-        together = PaddedRows.of(self._live.attending, eager, dtype) if is_plain and len(parts) > 1 else None
-        if together is not None:
-            return parts, [], together
-        return parts, [plan(routing, mask, part, eager, dtype) for part in parts], None
+        if is_causal and len(parts) > 1:
+            seen = [sights(routing, part) for part in parts]
+            together = PaddedRows.of(seen, rows, self._live.visual_places(), form, dtype)
+            if together is not None:
+                return parts, [], together
+        return parts, [plan(routing, mask, part, form, dtype) for part in parts], None
 
     def _example(
         self, layer: int, example: int, routing: Routing, beside: OtherKeys | None, is_soft: bool
@@ -189,5 +144,5 @@ class Planner:
         bias = live.sink_bias(example) if routing.sink else None
         if is_soft and beside is None:
             bias = edge_bias(layer, self._runs[example], rows, visual)
-        text, on_host = live.text_attending(example), partial(live.on_host, example)
+        text, on_host = partial(live.text_attending, example), partial(live.on_host, example)
         return PackedExample(example, rows, visual, text, self._prompt_end, on_host, bias, beside)

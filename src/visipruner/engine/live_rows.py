@@ -223,10 +223,10 @@ class LiveRows:
 
     def _among(self, rows: Rows, example: int) -> Tensor:
         wanted, present = self.visual_of(example), rows.index[example]
-        wanted = wanted[: present.numel() - self._text_count(example)]
+        wanted = wanted[: present.numel() - self.text_count(example)]
         return wanted if present.numel() == self._seq else torch.searchsorted(present, wanted)
 
-    def _text_count(self, example: int) -> int:
+    def text_count(self, example: int) -> int:
         """Rows of an example that run and are not visual."""
         held = self.layouts[example].text
         return held.numel() if not self._first else int((held >= self._first).sum())
@@ -273,10 +273,22 @@ class LiveRows:
         """Places of text rows among the packed attending rows of all examples; of every first visual row too."""
 
         def found() -> Tensor:
-            sinks = [self.tokens[example][: int(with_sink)] for example in range(len(self.layouts))]
+            none = self.tokens[0][:0]
+            sinks = [tokens[:1] if with_sink else none for tokens in self.tokens]
             return Rows(self._index(sinks), self._seq).within(self.attending)
 
         return self._remembered(("places", with_sink), self.attending, found)
+
+    def visual_places(self) -> tuple[Tensor, Sequence[int]]:
+        """`[k]` long, places of visual rows among the packed attending rows of all examples, and how many each has."""
+
+        def found() -> tuple[Tensor, Sequence[int]]:
+            parts = [self.visual_attending(example) for example in range(len(self.layouts))]
+            starts = [span.start for span in self.attending.spans]
+            places = [part + start if start else part for part, start in zip(parts, starts, strict=True)]
+            return torch.cat(places), [len(part) for part in parts]
+
+        return self._remembered("visual places", self.attending, found)
 
     def sink_bias(self, example: int) -> Tensor:
         """`[n]`: of the attending rows, log(n_v) on the sink, for it stands for the mass of all n_v visual rows."""

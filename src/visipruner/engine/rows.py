@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,8 @@ class Rows:
         """`[sum(lengths)]` long, ascending rows of the host tensor flattened to `[batch * seq, ...]`."""
         if len(self.index) == 1:
             return self.index[0]
-        return torch.cat([rows + example * self.seq for example, rows in enumerate(self.index)])
+        first = np.repeat(np.arange(len(self.index)) * self.seq, self.lengths)
+        return torch.cat(self.index) + torch.from_numpy(first).to(self.index[0].device)
 
     @cached_property
     def is_whole(self) -> bool:

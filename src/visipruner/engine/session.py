@@ -157,7 +157,7 @@ class PromptSession:
         if self._plan is None:
             given = kwargs.get("attention_mask")
             if isinstance(held, PrunedLayer):
-                given = held.narrow_mask(given, self._forward.seq, hidden.dtype, is_flash=self._host.is_flash)
+                given = held.narrow_mask(given, self._forward.seq, hidden.dtype, form=self._host.form)
             return hidden, {**kwargs, "attention_mask": given}
         carried = {PLAN: self._plan} if torch.is_grad_enabled() and not self._forward.past else {}
         return hidden, {**kwargs, **self._narrow(kwargs), **carried, "attention_mask": None}
@@ -231,13 +231,12 @@ class PromptSession:
         self.projection.enter(routing, any(self._is_observed(layer, example) for example in range(len(self.runs))))
         return hidden
 
-    def _mask(self, tensor: Tensor | None) -> HostMask:
+    def _mask(self, given: Any) -> HostMask:
         """What the host's mask says, found out once for all layers that are given the same one."""
-        known = self._masks.get(id(tensor))
-        if known is None or known.tensor is not tensor:
-            known = self._masks[id(tensor)] = HostMask.of(
-                tensor, self._forward.past, self._live.layouts, self._forward.seq
-            )
+        known = self._masks.get(id(given))
+        if known is None or known.given is not given:
+            known = HostMask.of(given, self._forward.past, self._live.layouts, self._forward.seq)
+            self._masks[id(given)] = known
         self._host_mask = known
         return known
 

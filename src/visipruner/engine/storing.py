@@ -61,10 +61,11 @@ class Storing:
         examples = range(len(live.layouts))
         if routing.visual_rows_attend and not _stores_all(routing):
             if routing.keeps_visual_keys:
-                edge = routing.text_to_visual
-                transform = [partial(edge_values, edge, visual=live.visual_attending(example)) for example in examples]
-                return replace(incoming, transform=transform)
-            return replace(incoming, stored=[live.text_attending(example) for example in examples])
+                visual, counts = live.visual_places()
+                change = partial(edge_values, routing.text_to_visual, visual=visual, counts=counts)
+                return replace(incoming, transform=change)
+            counts = [live.text_count(example) for example in examples]
+            return replace(incoming, stored=live.text_places(), counts=counts)
         if routing.sink:
             return replace(incoming, bias=[live.sink_bias(example) for example in examples])
         return incoming

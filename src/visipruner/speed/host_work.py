@@ -66,15 +66,15 @@ class Bound:
 
 
 # A prompt takes one read: which of its rows are visual. Detection reads once a layer that it looks at, and once for the
-# tokens that it keeps. Greedy choices, and groups of rows in the shallow stage, are run example by example.
+# tokens that it keeps.
 BOUNDS = {
     "NoPruning": Bound(1.03, 1, 1.5),
     "FastV": Bound(1.12, 1, 1.5),
-    "DivPrune": Bound(1.12, 1, 2.0),
+    "DivPrune": Bound(1.12, 1, 1.5),
     "schedule": Bound(1.12, 1, 1.5),
     "VisiPruner, fixed layers": Bound(1.12, 1, 1.5),
-    "VisiPruner, fixed layers and shallow stage": Bound(1.25, 1, 2.0),
-    "VisiPruner, detecting": Bound(1.25, 3, 2.0),
+    "VisiPruner, fixed layers and shallow stage": Bound(1.25, 1, 1.5),
+    "VisiPruner, detecting": Bound(1.25, 3, 1.5),
 }
 
 
