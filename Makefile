@@ -21,7 +21,7 @@ DEMO_PHOTOS = $(wildcard $(TESTBED)/src/visipruner_testbed/data/photos/*.jpg $(T
 DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo compare bench test families-test browser-test vllm-test lint format clean
+.PHONY: help demo compare bench gpu-check test families-test browser-test vllm-test lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -46,6 +46,9 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; a quarter of an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench
+
+gpu-check: $(VENV)/.demo-ready ## On a machine with a GPU: is pruning right there, and as fast as its FLOPs? Eight minutes at most
+	$(BIN)/visipruner bench --check gpu --out docs/bench
 
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, flex_attention_mask, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -44,11 +44,3 @@ def test_a_function_around_another_prunes_as_that_one(pruner: str, wrapped: tupl
         logits = generate(model, 3, **inputs).logits
         assert handle.trace.kept == kept
     assert torch.equal(torch.stack(logits), torch.stack(expected))
-
-
-def test_a_function_with_flex_masks_is_refused() -> None:
-    AttentionInterface.register("test_blocks", sdpa_attention_forward)
-    AttentionMaskInterface.register("test_blocks", flex_attention_mask)
-    model = llava_model(attn="test_blocks")
-    with pytest.raises(vp.UnsupportedModelError, match="attn_implementation='sdpa', 'eager' or 'flash_attention_2'"):
-        vp.attach(model, vp.NoPruning())

@@ -202,40 +202,59 @@ def test_router_logits_are_of_every_row_or_an_error(name: str, by: str) -> None:
         model.config.text_config.output_router_logits = False
 
 
-@tries("flash attention")
-@each_family
-def test_flash_kernels_prune_as_sdpa_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_stand_in(monkeypatch)
+def _prunes_as(model: Any, other: Any, name: str) -> None:
+    """`other`, the same model with another kernel, prunes a batch as `model` does."""
     prepared = inputs(name, [prompt(name, [3, 0, 5]), prompt(name, [2, 0, 4], 2)])
-    model, flash = built(name, _attn(name)), with_flash(copy.deepcopy(built(name, _attn(name))))
     with torch.no_grad():
-        plain = flash(**prepared).logits
-        with vp.attach(flash, vp.NoPruning()):
-            assert torch.equal(flash(**prepared).logits, plain)
-        if name in WINDOWED:
-            with vp.attach(flash, PRUNERS["schedule"]), pytest.raises(vp.UnsupportedModelError, match="sliding window"):
-                flash(**prepared)
-            return
+        plain = other(**prepared).logits
+        with vp.attach(other, vp.NoPruning()):
+            assert torch.equal(other(**prepared).logits, plain)
         with vp.attach(model, PRUNERS["schedule"]) as handle:
             expected, kept = model(**prepared).logits, handle.trace.kept
-        with vp.attach(flash, PRUNERS["schedule"]) as handle:
-            logits = flash(**prepared).logits
+        with vp.attach(other, PRUNERS["schedule"]) as handle:
+            logits = other(**prepared).logits
             assert handle.trace.kept == kept
     real = prepared["attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], **CLOSE)
 
 
-@tries("flex attention")
-@pytest.mark.parametrize("kernel", ["flex_attention", "paged|eager"])
+@tries("flash attention")
 @each_family
-def test_kernels_without_masks_by_row_are_refused(name: str, kernel: str) -> None:
+def test_flash_kernels_prune_as_sdpa_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_stand_in(monkeypatch)
+    model, flash = built(name, _attn(name)), with_flash(copy.deepcopy(built(name, _attn(name))))
+    if name in WINDOWED:
+        refused = pytest.raises(vp.UnsupportedModelError, match="sliding window")
+        with vp.attach(flash, PRUNERS["schedule"]), torch.no_grad(), refused:
+            flash(**inputs(name, [prompt(name, [3, 0, 5])]))
+    else:
+        _prunes_as(model, flash, name)
+
+
+@tries("flex attention")
+@each_family
+def test_flex_kernels_prune_as_sdpa_does(name: str) -> None:
+    model, flex = built(name, _attn(name)), copy.deepcopy(built(name, _attn(name)))
+    for config in {
+        id(part.config): part.config for part in flex.get_decoder().modules() if hasattr(part, "config")
+    }.values():
+        config._attn_implementation = "flex_attention"
+    with torch.compiler.set_stance("force_eager"):
+        _prunes_as(model, flex, name)
+
+
+@each_family
+@pytest.mark.parametrize(
+    ("kernel", "attach"),
+    [("paged|eager", lambda model: vp.attach(model, vp.NoPruning())), ("flex_attention", Probe)],
+)
+def test_kernels_without_masks_by_row_are_refused(name: str, kernel: str, attach: Any) -> None:
     model = copy.deepcopy(built(name, _attn(name)))
     model.get_decoder().config._attn_implementation = kernel
     before = state_of(model)
-    for attach in (lambda: vp.attach(model, vp.NoPruning()), lambda: Probe(model)):
-        with pytest.raises(vp.UnsupportedModelError, match=rf"{re.escape(repr(kernel))}.*attn_implementation='sdpa'"):
-            attach()
-        assert state_of(model) == before
+    with pytest.raises(vp.UnsupportedModelError, match=rf"{re.escape(repr(kernel))}.*attn_implementation='sdpa'"):
+        attach(model)
+    assert state_of(model) == before
 
 
 # ---- hidden states -------------------------------------------------------------------------------------------------

@@ -65,9 +65,11 @@ USES: dict[str, tuple[str, str]] = {
         '`shallow_visual="ffn"`, frozen rows, training, sliding windows shorter than the prompt',
     ),
     "flex attention": (
-        "error",
-        "`flex_attention`: load with `attn_implementation='sdpa'`. A function of your own works if it is registered "
-        "with the mask function of sdpa, eager or flash attention and takes the masks that it takes",
+        "yes",
+        "`flex_attention`: the same edges as blocks of rows and keys; everything that sdpa takes, but no analysis "
+        "(`Probe`). Tried on CPUs, mostly uncompiled, never on a GPU. Masks are made densely first, a byte an edge. A "
+        "function of your own works if it is registered with the mask function of sdpa, eager, flex or flash attention "
+        "and takes the masks that it takes",
     ),
     "assisted decoding": (
         "error",

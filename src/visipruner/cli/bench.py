@@ -60,7 +60,7 @@ class BenchOptions:
         typer.Option(
             metavar="NAME",
             help="Measure a promise of docs/performance.md and say whether it is kept: prefill, overhead, scaling, "
-            "batch, questions, or all. Repeatable.",
+            "batch, questions, host, or all; and gpu, where there is one. Repeatable.",
         ),
     ] = None
     method: Annotated[
@@ -232,7 +232,9 @@ def _show(point: dict[str, Any]) -> None:
     console = output()
     if point["visual"]:
         batch = f", {point['batch']} at a time" if point.get("batch", 1) > 1 else ""
-        console.print(f"{point['visual']} visual tokens, {point['text_before']} + {point['text_after']} of text{batch}")
+        attention = f", {point['attention']}" if "attention" in point else ""
+        text = f"{point['text_before']} + {point['text_after']} of text"
+        console.print(f"{point['visual']} visual tokens, {text}{batch}{attention}")
     if point.get("tower_seconds") is not None:
         console.print(f"vision tower alone: {point['tower_seconds']['median']:.2f} s")
     show_table(console, as_table(point))

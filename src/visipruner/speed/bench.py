@@ -21,7 +21,7 @@ from visipruner.models.loading import LoadedModel
 from visipruner.progress import SILENT, Progress
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.specs import DEFAULT
-from visipruner.speed.checks import CHECKS, CheckResult, Effort
+from visipruner.speed.checks import CHECKS, ON_A_GPU, CheckResult, Effort
 from visipruner.speed.prompt import Prompt, Rows, about_picture, embedded, text_only
 from visipruner.speed.report import Report
 from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
@@ -141,15 +141,17 @@ def bench_checks(
     """Measures promises of docs/performance.md and says of each target whether it is met.
 
     Args:
-        names: of `checks.CHECKS`; "all" is all of them. effort: how, where not as a check was made for.
+        names: of `checks.CHECKS`; "all" is all of them; or "gpu", where there is one. effort: how, where not as a
+            check was made for.
         out: a folder for one JSON file, table and chart a check. each: called with every result as it comes.
 
     Raises VisiPrunerError with a sentence for the user.
     """
+    known = {**CHECKS, **ON_A_GPU}
     for name in names:
-        if name not in (*CHECKS, "all"):
+        if name not in (*known, "all"):
             raise ConfigError(
-                f"There is no check {name!r}; the checks are {', '.join(CHECKS)}, all.{did_you_mean(name, CHECKS)}"
+                f"There is no check {name!r}; the checks are {', '.join(known)}, all.{did_you_mean(name, known)}"
             )
     effort = effort or Effort()
     check_device(effort.device)
@@ -160,7 +162,7 @@ def bench_checks(
             progress.update(f"{name}: {what}")
 
         with progress.busy(f"{name}: building the model"):
-            result = CHECKS[name](effort, tell)
+            result = known[name](effort, tell)
         report.add_check(result)
         if each is not None:
             each(result)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from visipruner.accounting import dense_decode_macs
-from visipruner.errors import VisiPrunerError
+from visipruner.errors import ConfigError, VisiPrunerError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
+from visipruner.speed import gpu as on_gpu
 from visipruner.speed import host_work, subject
 from visipruner.speed.measure import Run, run_once, run_shared
 from visipruner.speed.prompt import Rows, asked, embedded, text_only
@@ -229,7 +233,44 @@ def host(effort: Effort, tell: Progress) -> CheckResult:
     return CheckResult("host", host_work.MODEL, targets, [])
 
 
+def gpu(effort: Effort, tell: Progress) -> CheckResult:
+    """Right, without waiting, and as fast as its FLOPs on a GPU: see `speed.gpu`. Raises ConfigError without one."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "The check 'gpu' needs a CUDA build of torch and a GPU that it can see; without one, the check 'host' "
+            "counts what a GPU would be told to do."
+        )
+    return on_device(replace(effort, device="cuda"), tell)
+
+
+def on_device(effort: Effort, tell: Progress, kernels: Sequence[str] = on_gpu.KERNELS) -> CheckResult:
+    """The check `gpu` on the effort's device; on a CPU, where tests run it, without waits and idle time."""
+    began, device = time.monotonic(), torch.device(effort.device)
+    tried: dict[str, on_gpu.Kernel] = {}
+    for kernel in kernels:
+        tell(f"{kernel}: is it right?")
+        tried[kernel] = on_gpu.invariants(kernel, device)
+    size = effort.sizes(576)[0]
+    found = effort.subject("llava-1.5-7b", rows=8 * (size + 100))
+    points = list(on_gpu.points(found.model, tried, size, device, effort.rounds or 3, tell))
+    targets = [_at_most(f"{one.name}: checks that fail", len(one.wrong), 0) for one in tried.values() if one.tried]
+    for point in points:
+        where = f"{point['attention']}, {point['batch']} at a time"
+        dense = point["rows"][0]
+        for row in point["rows"][1:]:
+            targets.append(Target(f"{where}, {row['name']}: speed-up of prefill / FLOP ratio", row["of_limit"], 0.85))
+            if row["waits"] is not None and not row["name"].endswith("detecting"):
+                waits = row["waits"] - dense["waits"]
+                targets.append(_at_most(f"{where}, {row['name']}: waits for the GPU beyond dense", waits, 2))
+    targets.append(_at_most("minutes that this check took", (time.monotonic() - began) / 60, 8))
+    told = [f"{one.name} left out: {one.left_out}" for one in tried.values() if one.left_out]
+    told += [f"{one.name} fails {what}" for one in tried.values() for what in one.wrong]
+    model = found.describe()
+    return CheckResult("gpu", {**model, "notes": [*model["notes"], *told]}, targets, points)
+
+
 CHECKS = {check.__name__: check for check in (prefill, overhead, scaling, batch, questions, host)}
+ON_A_GPU = {"gpu": gpu}  # which "all" leaves out
 
 
 def _at_most(what: str, value: float, bound: float) -> Target:

@@ -61,7 +61,8 @@ class Report:
             return
         text = "\n\n".join(map(as_markdown, points)) + "\n"
         write_atomic(self._out / f"{name}.md", lambda part: part.write_text(text, encoding="utf-8"))
-        if points[-1]["visual"]:
+        sizes = [point["visual"] for point in points]
+        if all(sizes) and len(set(sizes)) == len(sizes):
             draw(points, self._out / f"{name}.png")
 
 

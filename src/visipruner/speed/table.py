@@ -12,7 +12,8 @@ Row = Mapping[str, Any]
 
 def as_table(point: Mapping[str, Any]) -> Table:
     """One line a contender. Seconds are medians with (lowest to highest); ratios are to dense."""
-    return Table.of(_COLUMNS, point["rows"])
+    of_a_gpu = _OF_A_GPU if any(row.get("waits") is not None for row in point["rows"]) else {}
+    return Table.of({**_COLUMNS, **of_a_gpu}, point["rows"])
 
 
 def as_markdown(point: Mapping[str, Any]) -> str:
@@ -51,4 +52,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "bookkeeping": lambda row: _plain(row["bookkeeping_share"], "{:.2%}"),
     "peak memory": lambda row: _plain(row["peak_bytes"], "{:.0f} MB", 1e-6),
     "KV cache": lambda row: _plain(row["kv_bytes"], "{:.0f} MB", 1e-6),
+}
+_OF_A_GPU: dict[str, Callable[[Row], str]] = {
+    "waits": lambda row: _plain(row["waits"], "{:.0f}"),
+    "GPU idle": lambda row: _plain(row["idle_share"], "{:.0%}"),
 }

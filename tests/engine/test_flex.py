@@ -1,0 +1,96 @@
+"""Pruning under flex attention, which is told by blocks of rows and keys.
+
+Most tests run torch's own function uncompiled, which takes the same blocks; one compiles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import visipruner as vp
+from tests.engine.cases import METHODS, WAYS, generate
+from tests.models import llava_inputs, llava_model, prompt, text_model
+from tests.oracle import oracle, pruned_edit
+
+LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _with_flex(model: Any) -> Any:
+    model.set_attn_implementation({"text_config": "flex_attention"})
+    return model
+
+
+def _answers(model: Any, pruner: vp.Pruner, inputs: dict[str, Any], **settings: Any) -> tuple[Any, Any]:
+    with vp.attach(model, pruner) as handle, torch.no_grad():
+        output = generate(model, 3, **inputs, **settings)
+        return torch.stack(output.logits, 1), handle.trace
+
+
+def _agree(pruner: vp.Pruner, inputs: dict[str, Any], text: str = "llama", **settings: Any) -> None:
+    logits, trace = _answers(llava_model("clip", text), pruner, inputs, **settings)
+    flex, flex_trace = _answers(_with_flex(llava_model("clip", text)), pruner, inputs, **settings)
+    torch.testing.assert_close(flex, logits, atol=2e-5, rtol=1e-4)
+    assert flex_trace.kept == trace.kept
+    assert flex_trace.key_lengths == trace.key_lengths
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("pruner", METHODS)
+def test_answers_are_those_of_sdpa(pruner: str) -> None:
+    _agree(METHODS[pruner], llava_inputs([[5, 0, 2, 0, 4]]))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("pruner", WAYS)
+def test_unlike_examples_of_a_batch(pruner: str) -> None:
+    _agree(METHODS[pruner], llava_inputs(LAYOUTS))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("pruner", ["schedule", "prefix", "ffn"])
+def test_a_sliding_window(pruner: str) -> None:
+    _agree(METHODS[pruner], llava_inputs(LAYOUTS[:1]), "mistral-sliding")
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("pruner", ["schedule", "prefix", "frozen"])
+def test_the_prompt_is_the_full_model_with_edges_cut(pruner: str) -> None:
+    """Not against our other kernels, but against the stock model with a mask of the dropped edges."""
+    model = text_model("llama", "flex_attention")
+    embeds, mask = prompt()
+    with vp.attach(model, METHODS[pruner], mask) as handle, torch.no_grad():
+        logits = model(inputs_embeds=embeds).logits
+    stock = text_model("llama")
+    with oracle(stock, pruned_edit(mask[0], handle.trace[0].kept, METHODS[pruner])), torch.no_grad():
+        expected = stock(inputs_embeds=embeds, use_cache=False).logits
+    torch.testing.assert_close(logits[~mask], expected[~mask], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_keeping_everything_is_the_plain_model_and_the_model_is_given_back() -> None:
+    model, inputs = _with_flex(llava_model("clip", "llama")), llava_inputs(LAYOUTS)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with vp.attach(model, vp.NoPruning()):
+            assert torch.equal(model(**inputs).logits, before)
+        with vp.attach(model, vp.FastV(layer=2, keep_ratio=0.5)):
+            assert not torch.equal(model(**inputs).logits, before)
+        assert torch.equal(model(**inputs).logits, before)
+    assert model.config.get_text_config()._attn_implementation == "flex_attention"
+
+
+def test_the_compiled_kernel() -> None:
+    """As users run it. Compiling takes a C++ compiler."""
+    if torch._inductor.cpp_builder.get_cpp_compiler() is None:
+        pytest.skip("no C++ compiler")
+    _agree(METHODS["schedule"], llava_inputs([[5, 0, 2, 0, 4]]))
