@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from visipruner.cli.errors import CliError
 from visipruner.models import loading as models
 from visipruner.speed.checks import CHECKS
 from visipruner.speed.host_work import BOUNDS
 from visipruner.speed.rounds import DENSE, TEXT
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
 def test_the_command_measures_and_saves(cli, tmp_path):
@@ -96,6 +99,7 @@ def test_a_check_runs_with_the_attention_that_was_asked_for(cli):
     ("arguments", "said"),
     [
         (["--check", "prefil"], "Did you mean 'prefill'"),
+        pytest.param(["--check", "gpu"], "needs a CUDA build of torch", marks=NO_GPU),
         (["--check", "prefill", "--method", "fastv"], "brings its own"),
         (["--device", "tpu"], "cpu or cuda"),
         (["--model", "some/one", "--layers", "4"], "brings its own size"),

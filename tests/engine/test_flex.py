@@ -6,6 +6,7 @@ Most tests run torch's own function uncompiled, which takes the same blocks; one
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ import visipruner as vp
 from tests.engine.cases import METHODS, WAYS, generate
 from tests.models import llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
+from visipruner.contract.pruner import PromptRun
+from visipruner.contract.training_run import TrainingPruner, TrainingRun
+from visipruner.errors import UnsupportedModelError
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
 
@@ -87,6 +91,27 @@ def test_keeping_everything_is_the_plain_model_and_the_model_is_given_back() -> 
             assert not torch.equal(model(**inputs).logits, before)
         assert torch.equal(model(**inputs).logits, before)
     assert model.config.get_text_config()._attn_implementation == "flex_attention"
+
+
+class _Biased(TrainingRun):
+    def biases(self, layer: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Learns(TrainingPruner):
+    name = "learns"
+
+    def start(self) -> PromptRun:
+        return _Biased()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_learning_to_prune_is_refused_in_a_sentence() -> None:
+    model = _with_flex(llava_model("clip", "llama"))
+    refused = pytest.raises(UnsupportedModelError, match="learns to prune.*attn_implementation='sdpa'")
+    with vp.attach(model, _Learns()), torch.no_grad(), refused:
+        model(**llava_inputs([[5, 0, 4]]))
 
 
 def test_the_compiled_kernel() -> None:

@@ -66,8 +66,8 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "flex attention": (
         "yes",
-        "`flex_attention`: the same edges as blocks of rows and keys; everything that sdpa takes, but no analysis "
-        "(`Probe`). Tried on CPUs, mostly uncompiled, never on a GPU. Masks are made densely first, a byte an edge. A "
+        "`flex_attention`: the same edges as blocks of rows and keys; what sdpa takes but for `Probe` and "
+        "training. Tried on CPUs, mostly uncompiled, never on a GPU. Masks are made densely first, a byte an edge. A "
         "function of your own works if it is registered with the mask function of sdpa, eager, flex or flash attention "
         "and takes the masks that it takes",
     ),

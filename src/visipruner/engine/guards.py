@@ -60,15 +60,16 @@ def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _no_assistant(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     raise UnsupportedModelError(
-        "Assisted decoding does not work while visual tokens are pruned; leave out assistant_model and "
-        "prompt_lookup_num_tokens, or remove the pruner."
+        "Assisted decoding does not work while visual tokens are pruned, as guesses would be read as the end of the "
+        "prompt; leave out assistant_model and prompt_lookup_num_tokens, or remove the pruner."
     )
 
 
 def _no_chunks(method: Callable[..., Any], input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
     if generation_config.prefill_chunk_size is not None:
         raise UnsupportedModelError(
-            "A prompt that is read in chunks cannot be pruned; leave out prefill_chunk_size, or remove the pruner."
+            "A prompt that is read in chunks cannot be pruned, as its last row comes after the image was read; leave "
+            "out prefill_chunk_size, or remove the pruner."
         )
     return method(input_ids, generation_config, *args, **kwargs)
 
