@@ -109,7 +109,7 @@ class _Learns(TrainingPruner):
 @pytest.mark.usefixtures("uncompiled")
 def test_learning_to_prune_is_refused_in_a_sentence() -> None:
     model = _with_flex(llava_model("clip", "llama"))
-    refused = pytest.raises(UnsupportedModelError, match="learns to prune.*attn_implementation='sdpa'")
+    refused = pytest.raises(UnsupportedModelError, match=r"learns to prune.*attn_implementation='sdpa'")
     with vp.attach(model, _Learns()), torch.no_grad(), refused:
         model(**llava_inputs([[5, 0, 4]]))
 

@@ -107,8 +107,8 @@ class Planner:
         is_soft = is_biased(layer, self._runs)
         if is_soft and self._host.form is MaskForm.BLOCKS:
             raise UnsupportedModelError(
-                "A model that learns to prune needs gradients of attention's mask, which flex attention has none of; load "
-                "it with attn_implementation='sdpa' or 'eager'."
+                "A model that learns to prune needs gradients of attention's mask, which flex attention has none of; "
+                "load it with attn_implementation='sdpa' or 'eager'."
             )
         make = partial(self._groups, layer, routing, mask, others, is_soft, dtype)
         if others is not None or is_soft:
