@@ -63,7 +63,7 @@ class Incoming:
         """Per example `[k]` long, places of what is stored among its new rows, or None for all."""
         if self.stored is None:
             return None
-        parts = self.stored.split(list(self._counts))
+        parts = torch.split(self.stored, list(self._counts))
         return [part - span.start for part, span in zip(parts, self.rows.spans, strict=True)]
 
     @cached_property

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def contenders(prompt: Prompt, depth: int) -> list[Contender]:
     schedule = Schedule.for_depth(depth)
     ours = VisiPruner.for_depth(depth)
     two = replace(ours, stages=("middle", "deep"), shallow_end=0)
-    fixed = {"filter_layer": schedule.filter, "keep_tokens": schedule.keep, "exit_layer": schedule.exit}
+    fixed: dict[str, Any] = {"filter_layer": schedule.filter, "keep_tokens": schedule.keep, "exit_layer": schedule.exit}
     methods: dict[str, Pruner] = {
         "FastV": FastV(layer=2, keep_ratio=0.5),
         "DivPrune": DivPrune(),
@@ -114,13 +115,14 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> tuple[float, An
         begin = time.perf_counter()
         result = work()
         return time.perf_counter() - begin, result
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event  # its annotations are not complete
+    before, after = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize(device)
     before.record()
     result = work()
     after.record()
     torch.cuda.synchronize(device)
-    return before.elapsed_time(after) / 1000, result
+    return float(before.elapsed_time(after)) / 1000, result
 
 
 def waits_of(work: Callable[[], Any], device: torch.device) -> int | None:
@@ -146,7 +148,7 @@ def busy_seconds(work: Callable[[], Any], device: torch.device) -> float | None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         work()
         torch.cuda.synchronize(device)
-    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6
 
 
 def prefill(model: Any, prompt: Prompt) -> Any:
@@ -170,14 +172,14 @@ def run_once(model: Any, contender: Contender, device: torch.device) -> Run:
     prompt, steps, tokens = contender.prompt, [], []
     with running(model, contender) as handle:
         with peak_memory(device) as peak:
-            first, output = seconds_of(lambda: prefill(model, prompt), device)
+            first, output = seconds_of(partial(prefill, model, prompt), device)
             mask = prompt.inputs["attention_mask"]
             for _ in range(NEW_TOKENS):
                 following, cache = output.logits[:, -1:].argmax(-1), cache_of(output)
                 tokens.append(following[0])
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
                 given = {"input_ids": following, "attention_mask": mask, cache_name(model): cache}
-                step, output = seconds_of(lambda given=given: model(**given), device)
+                step, output = seconds_of(partial(model, **given), device)
                 steps.append(step)
         trace = None if handle is None else handle.trace
         shape = ModelShape.from_config(model.config)
@@ -208,8 +210,8 @@ def point(
     table = rows(who, {name: mine[1:] for name, mine in runs.items()}, {})
     for one, row in zip(who, table, strict=True):
         with running(model, one):
-            row["waits"] = waits_of(lambda one=one: prefill(model, one.prompt), device)
-            busy = busy_seconds(lambda one=one: prefill(model, one.prompt), device)
+            work = partial(prefill, model, one.prompt)
+            row["waits"], busy = waits_of(work, device), busy_seconds(work, device)
         row["idle_share"] = None if busy is None else max(0.0, 1 - busy / row["prefill"]["median"])
     return {**size[0].to_dict(), "batch": len(size), "attention": kernel, "rows": table}
 
