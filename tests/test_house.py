@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -129,3 +130,11 @@ def test_the_engines_page_names_every_file() -> None:
     missing = [path.name for path in (ROOM / "engine").glob("*.py") if f"`{path.name}`" not in page]
     missing.remove("__init__.py")
     assert not missing, f"docs/engine.md has no line about {', '.join(missing)}"
+
+
+def test_numbers_go_to_a_device_without_a_wait() -> None:
+    """A plain copy of the host's memory waits for all that a GPU has to do; `contract.layout.uploaded` does not."""
+    places = [path for room in ("engine", "contract", "pruners") for path in (ROOM / room).glob("*.py")]
+    told = re.compile(r"from_numpy\(.*\)\.to\(|torch\.(as_)?tensor\(.*device=")
+    broken = [path.name for path in places if told.search(path.read_text(encoding="utf-8"))]
+    assert not broken, f"use uploaded(numbers, device) in {', '.join(broken)}"

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from visipruner.contract.layout import uploaded
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -50,7 +53,7 @@ def side_by_side(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = [len(part) for part in vectors]
     if min(lengths) < max(lengths):
         places = torch.arange(max(lengths), device=together.device)
-        is_none = is_none | (places >= torch.tensor(lengths, device=together.device)[:, None])
+        is_none = is_none | (places >= uploaded(np.array(lengths), places.device)[:, None])
     return together.masked_fill(is_none[..., None], 0), is_none
 
 

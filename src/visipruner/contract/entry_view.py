@@ -123,7 +123,7 @@ class EntryView:
     @property
     def is_padded_before(self) -> bool:
         """Whether the example is padded on the left in the batch it came in."""
-        return int(self.layout.real[0]) > 0
+        return int(self.layout.on_host[0][0]) > 0
 
     def images(self) -> list[Image]:
         """The prompt's images, as far as they are present."""

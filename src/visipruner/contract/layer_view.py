@@ -69,7 +69,7 @@ class LayerView:
         """`[n]`: keys that the last row may see, as `masked` takes them, or None for all."""
         if self._last_sees_all:
             return None
-        allowed = self._allowed(self._rows.new_tensor([self._rows.numel() - 1]))
+        allowed = self._allowed(self._rows.new_full((1,), self._rows.numel() - 1))
         return None if allowed is None else allowed[0]
 
     @cached_property

@@ -84,8 +84,14 @@ class TokenLayout:
         return [((tokens >= start) & (tokens < end)).nonzero().flatten() for start, end in pairwise(starts)]
 
 
+def uploaded(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """The host's numbers on a device. A GPU is not waited for: it takes them from pinned memory when it gets there."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _long(numbers: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(device)
+    return uploaded(numbers.astype(np.int64, copy=False), device)
 
 
 def is_in_line(position_ids: Tensor | None, real: Tensor) -> bool:

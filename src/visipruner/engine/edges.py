@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.layout import uploaded
 from visipruner.contract.routing import Edge, Routing
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.masks import HostMask, MaskForm, added, is_open
@@ -225,14 +226,14 @@ def members_of(
 def _group(sight: Sight, rows: Tensor, form: MaskForm, dtype: torch.dtype) -> Edges:
     """A group as cheap for a kernel as can be: fast paths run without a mask."""
     count, device, blind = len(sight.members), rows.device, None
-    members = None if count == rows.numel() else torch.from_numpy(sight.members).to(device)
+    members = None if count == rows.numel() else uploaded(sight.members, device)
     if sight.allowed is None:
         mask = form.causal(count, dtype, device)
         return Edges(sight.edge, members, members, mask, mask is None and count > 1, None, count * count)
-    keys = None if len(sight.keys) == rows.numel() else torch.from_numpy(sight.keys).to(device)
+    keys = None if len(sight.keys) == rows.numel() else uploaded(sight.keys, device)
     mask = mask_of(sight.allowed[None], form, dtype, device)
     if not sight.allowed.any(-1).all():
-        blind = torch.from_numpy(~sight.allowed.any(-1)).to(device)
+        blind = uploaded(~sight.allowed.any(-1), device)
     return Edges(sight.edge, members, keys, mask, False, blind, sight.allowed.size)
 
 
@@ -240,7 +241,7 @@ def mask_of(allowed: np.ndarray, form: MaskForm, dtype: torch.dtype, device: tor
     """A kernel's mask of `[batch, members, keys]` bool, None where it needs none."""
     if form is not MaskForm.ADDED and allowed.all():
         return None
-    return form.of(torch.from_numpy(allowed).to(device), dtype)
+    return form.of(uploaded(allowed, device), dtype)
 
 
 def _masked(routing: Routing, host: HostMask, part: PackedExample, form: MaskForm, dtype: torch.dtype) -> list[Edges]:
@@ -322,9 +323,9 @@ def edge_values(edge: Edge, values: Tensor, visual: Tensor, counts: Sequence[int
     counts = counts or [visual.numel()]
     starts = np.cumsum([0, *counts[:-1]])
     if edge == "merge":
-        sinks = visual.index_select(0, torch.from_numpy(np.repeat(starts, counts)).to(visual.device))
+        sinks = visual.index_select(0, uploaded(np.repeat(starts, counts), visual.device))
         return values.index_copy(-2, visual, values.index_select(-2, sinks))
     if edge == "zero_first_half":
         halves = [start + np.arange(count // 2) for start, count in zip(starts, counts, strict=True)]
-        visual = visual.index_select(0, torch.from_numpy(np.concatenate(halves)).to(visual.device))
+        visual = visual.index_select(0, uploaded(np.concatenate(halves), visual.device))
     return values.index_fill(-2, visual, 0)

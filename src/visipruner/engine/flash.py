@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.layout import uploaded
 from visipruner.contract.routing import Routing
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.edges import Edges, Groups, Lengths, PackedExample, is_routed, members_of, run_kernel
@@ -24,7 +25,7 @@ from visipruner.errors import UnsupportedModelError
 
 def lengths(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Lengths:
     """How many queries and keys each sequence of a packed call has."""
-    ends = [torch.from_numpy(np.cumsum([0, *part], dtype=np.int32)).to(device) for part in (queries, keys)]
+    ends = [uploaded(np.cumsum([0, *part], dtype=np.int32), device) for part in (queries, keys)]
     return Lengths(ends[0], ends[1], max(queries), max(keys))
 
 
@@ -77,7 +78,7 @@ def _routed(routing: Routing, part: PackedExample, before: int) -> list[Edges]:
     older = np.flatnonzero(~part.others.visual.cpu().numpy()) if part.others is not None else np.arange(0)
     text = np.concatenate([older, before + np.flatnonzero(~is_visual)])
     for members, edge in members_of(routing, part, rows, is_visual).values():
-        where = torch.from_numpy(members).to(device)
+        where = uploaded(members, device)
         if edge != "cut":  # all rows run, and those of the group are taken
             size = len(rows)
             whole = lengths([size], [before + size], device)
@@ -85,14 +86,14 @@ def _routed(routing: Routing, part: PackedExample, before: int) -> list[Edges]:
             found.append(Edges(edge, where, None, None, True, None, pairs, lengths=whole, takes_members=True))
             continue
         if not is_visual[members[0]]:
-            keys = torch.from_numpy(text).to(device)
+            keys = uploaded(text, device)
             sizes = lengths([len(members)], [len(text)], device)
             found.append(Edges(edge, where, keys, None, True, None, len(members) * len(text), lengths=sizes))
             continue
         seen = len(older) + np.searchsorted(rows[~is_visual], rows[members])
         for number in np.unique(seen):  # visual rows between the same words see the same text
             mine = members[seen == number]
-            keys, some = torch.from_numpy(text[:number]).to(device), torch.from_numpy(mine).to(device)
+            keys, some = uploaded(text[:number], device), uploaded(mine, device)
             sizes = lengths([len(mine)], [max(int(number), 1)], device)
             found.append(Edges(edge, some, keys, None, False, None, len(mine) * int(number), lengths=sizes))
     return found

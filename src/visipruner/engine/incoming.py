@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visipruner.contract.layout import uploaded
 from visipruner.engine.edges import OtherKeys
 from visipruner.engine.rows import Rows
 
@@ -79,10 +80,10 @@ class Incoming:
         longest, ends, device = int(counts.max()), np.cumsum(counts)[:, None], columns.device
         order = ends - longest + np.arange(longest)
         is_padding = order < ends - counts[:, None]
-        where = torch.from_numpy(np.where(is_padding, 0, order).flatten()).to(device)
+        where = uploaded(np.where(is_padding, 0, order).flatten(), device)
         columns = columns.index_select(0, where).view(len(counts), longest)
         if is_padding.any():
-            columns = columns.masked_fill(torch.from_numpy(is_padding).to(device), PADDING)
+            columns = columns.masked_fill(uploaded(is_padding, device), PADDING)
         places = where if self.stored is None else self.stored.index_select(0, where)
         return places, columns, bool(is_padding.any())
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
-from visipruner.contract.layout import TokenLayout
+from visipruner.contract.layout import TokenLayout, uploaded
 from visipruner.errors import UnsupportedModelError
 
 # Additive masks close an edge with -inf, their type's lowest number, or some number below: old code has -10,000. What
@@ -102,7 +102,7 @@ class HostMask:
         real = np.zeros((len(layouts), seq), dtype=bool)
         for flags, layout in zip(real, layouts, strict=True):
             flags[layout.on_host[0]] = True
-        rows, step = torch.from_numpy(real).to(tensor.device), max(1, ENTRIES_AT_ONCE // seq**2)
+        rows, step = uploaded(real, tensor.device), max(1, ENTRIES_AT_ONCE // seq**2)
         plain = []
         for start in range(0, len(layouts), step):
             some = slice(start, start + step)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visipruner.contract.layout import uploaded
 from visipruner.contract.routing import Edge
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.edges import Sight, edge_values, mask_of, run_kernel
@@ -57,7 +58,7 @@ class PaddedRows:
                 where[rows.spans[example].start + sight.members] = first + np.arange(len(sight.members))
             start += len(alike) * sizes[name][0]
         is_as_is = start == rows.total and bool((where == np.arange(start)).all())
-        return cls(groups, None if is_as_is else torch.from_numpy(where).to(rows.flat.device), pairs)
+        return cls(groups, None if is_as_is else uploaded(where, rows.flat.device), pairs)
 
     def pairs(self, example: int) -> int:
         """(query, key) pairs that the kernel computes for an example, per head; padding counts."""
@@ -128,7 +129,7 @@ def _group(
         own = np.tri(count, dtype=bool) if sight.allowed is None else sight.allowed
         wide[:, : len(sight.keys)] = own[np.minimum(np.arange(longest), count - 1)]
     is_blind = ~allowed.any(-1).flatten()
-    blind = torch.from_numpy(is_blind).to(device) if is_blind.any() else None
+    blind = uploaded(is_blind, device) if is_blind.any() else None
     return _Group(edge, len(alike), members, keys, visual, mask_of(allowed, form, dtype, device), False, blind)
 
 
@@ -141,4 +142,4 @@ def _placed(parts: Mapping[int, np.ndarray], starts: Mapping[int, int], longest:
     flat = np.concatenate(lines)
     if len(flat) == rows.total and bool((flat == np.arange(len(flat))).all()):
         return None
-    return torch.from_numpy(flat).to(rows.flat.device)
+    return uploaded(flat, rows.flat.device)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visipruner.contract.layout import uploaded
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -44,7 +46,7 @@ class Rows:
         if len(self.index) == 1:
             return self.index[0]
         first = np.repeat(np.arange(len(self.index)) * self.seq, self.lengths)
-        return torch.cat(self.index) + torch.from_numpy(first).to(self.index[0].device)
+        return torch.cat(self.index) + uploaded(first, self.index[0].device)
 
     @cached_property
     def is_whole(self) -> bool:

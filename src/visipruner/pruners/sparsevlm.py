@@ -136,7 +136,7 @@ def find_raters(view: EntryView) -> Tensor:
     text = view.text
     after = (text > view.visual[-1]).nonzero().flatten()
     if not after.numel():
-        return text.new_tensor([text.numel() - 1])
+        return text.new_full((1,), text.numel() - 1)
     words = view.states[text[after]].float()
     relevance = (view.embeddings.float() @ words.T).softmax(-1).mean(0)
     chosen = (relevance > relevance.mean()).nonzero().flatten()
