@@ -232,8 +232,9 @@ def _group(sight: Sight, rows: Tensor, form: MaskForm, dtype: torch.dtype) -> Ed
         return Edges(sight.edge, members, members, mask, mask is None and count > 1, None, count * count)
     keys = None if len(sight.keys) == rows.numel() else uploaded(sight.keys, device)
     mask = mask_of(sight.allowed[None], form, dtype, device)
-    if not sight.allowed.any(-1).all():
-        blind = uploaded(~sight.allowed.any(-1), device)
+    sees_none = np.logical_not(sight.allowed.any(-1, keepdims=True))[:, 0]
+    if sees_none.any():
+        blind = uploaded(sees_none, device)
     return Edges(sight.edge, members, keys, mask, False, blind, sight.allowed.size)
 
 
