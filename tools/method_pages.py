@@ -147,8 +147,8 @@ def _numbers(rows: dict[str, dict[str, Any]]) -> str:
         rows.values(),
     )
     return (
-        f"`make compare`: {document['samples']} questions to the small model, which answers {right:.1%} of them unpruned. "
-        f"So few show large losses only; [read this first](../comparison.md).\n\n{table.markdown()}"
+        f"`make compare`: {document['samples']} questions to the small model, which answers {right:.1%} of them "
+        f"unpruned. So few show large losses only; [read this first](../comparison.md).\n\n{table.markdown()}"
     )
 
 
