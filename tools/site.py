@@ -49,6 +49,7 @@ def write_sources(site: Path) -> None:
     method_pages.write(site / "methods")
     methods = site / "methods.md"
     methods.write_text(method_pages.linked(methods.read_text(encoding="utf-8")), encoding="utf-8")
+    (site / "extra.css").write_text(".md-typeset td:first-child code { white-space: nowrap; }\n")
     (site / "api").mkdir()
     for name, listed in API.items():
         title, _, modules = listed.partition(": ")
