@@ -34,7 +34,8 @@ class VisiPruned(lmms):  # type: ignore[misc]
     Args, written `--model_args name=value,...`:
         pretrained, method, settings, config, dtype, allow_download: as `Answerer` has them.
         attn_implementation: "sdpa" or "eager". max_new_tokens: for tasks that do not say.
-        batch_size, max_batch_size, device: the harness' own options; prompts of one task share a batch.
+        batch_size, max_batch_size, device: the harness' own options; neighbours that are to be generated alike share a
+            batch.
 
     Raises ConfigError for a batch size that is no number, and later for tasks that ask for sampling or beams.
     """
