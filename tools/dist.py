@@ -38,7 +38,14 @@ def check(python: str, version: str, wheels: list[Path], sdists: list[Path]) -> 
         place = Path(folder)
         run(python, "-m", "venv", place / "env")
         inside = place / "env" / "bin" / "python"
-        install = [inside, "-m", "pip", "install", "--quiet", *shlex.split(os.environ.get("PIP_FLAGS", ""))]
+        install: list[str | Path] = [
+            inside,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            *shlex.split(os.environ.get("PIP_FLAGS", "")),
+        ]
         run(*install, "-c", ROOT / "constraints.txt", *wheels)
         shutil.copy(ROOT / "tools" / "smoke.py", place)
         run(inside, "smoke.py", version, cwd=place)
