@@ -25,10 +25,10 @@ from visipruner.models import loading, packaged
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
 
 
-def example(model: Any, processor: Any, sample: Sample) -> dict[str, Any]:
+def example(model: Any, processor: Any, sample: Sample, before: str = "") -> dict[str, Any]:
     """What `model(**...)` learns from: the prompt, the answer after it, and labels that leave the prompt out."""
     prompt = message_inputs(model, processor, picture_question(open_image(sample.image), sample.question))
-    words = processor.tokenizer(sample.answers[0], add_special_tokens=False)["input_ids"]
+    words = processor.tokenizer(before + sample.answers[0], add_special_tokens=False)["input_ids"]
     answer = torch.tensor([[*words, processor.tokenizer.eos_token_id]], device=model.device)
     ids = torch.cat([prompt["input_ids"], answer], 1)
     labels = torch.cat([torch.full_like(prompt["input_ids"], -100), answer], 1)
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="testbed", help="as `visipruner run --model` takes it")
     parser.add_argument("--data", type=Path, help="as `visipruner eval --data` takes it; default: the model's own")
+    parser.add_argument("--before", default="", help="what the model begins answers with; the small one: ' '")
     parser.add_argument("--method", default="divprune:keep_tokens=144", metavar="SPEC")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
         for step in range(given.steps):
             if step % len(samples) == 0:
                 random.Random(given.seed + step).shuffle(samples)
-            loss = model(**example(loaded.model, loaded.processor, samples[step % len(samples)])).loss
+            sample = samples[step % len(samples)]
+            loss = model(**example(loaded.model, loaded.processor, sample, given.before)).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
