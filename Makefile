@@ -24,7 +24,7 @@ DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
 # What pyproject.toml claims to work with, for `make floor-test`; the tests that look into the engine and the hosts.
-FLOOR ?= torch==2.6.0 transformers==5.10.1
+FLOOR ?= torch==2.7.0 transformers==5.23.0
 FLOOR_TESTS ?= tests/engine tests/pruners tests/families tests/accounting tests/integrations
 # For `make dist`: the oldest and the newest Python to try.
 PYTHONS ?= $(PYTHON)
