@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from tools import method_pages
+from visipruner.pruners.registry import available
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -85,7 +86,7 @@ def _moved(text: str, source: Path, pages: dict[str, str], site: Path) -> str:
 
 def config() -> str:
     """tools/site.yml with a line for every method."""
-    lines = [f"      - {name}: methods/{name}.md" for name in method_pages.available()]
+    lines = [f"      - {name}: methods/{name}.md" for name in available()]
     return (ROOT / "tools" / "site.yml").read_text(encoding="utf-8").replace(" METHODS", "\n" + "\n".join(lines))
 
 

@@ -20,7 +20,7 @@ def check(expected: str) -> None:
     site = Path(sys.prefix)
     assert version("visipruner") == version("visipruner-testbed") == vp.__version__ == expected
     for module in (vp, visipruner_testbed):
-        assert site in Path(module.__file__).parents, f"{module.__file__} is not what was installed"
+        assert site in Path(str(module.__file__)).parents, f"{module.__file__} is not what was installed"
     command = Path(sys.executable).with_name("visipruner")
     for words in (["list"], ["list", "fastv"], ["run", "--help"], ["testbed", "--help"]):
         subprocess.run([command, *words], check=True, stdout=subprocess.DEVNULL)
