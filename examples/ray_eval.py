@@ -40,7 +40,7 @@ class Answering:
         """Sample numbers to records as JSON, because their fields differ from method to method."""
         records = []
         for number in batch["id"]:
-            records.append(json.dumps(self.comparison.record(self.samples[number], self.turn)))
+            records += map(json.dumps, self.comparison.records([self.samples[number]], self.turn))
             self.turn += 1
         return {"id": batch["id"], "record": records}
 

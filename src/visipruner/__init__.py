@@ -97,7 +97,7 @@ _PUBLIC = {
     "evaluate": "evaluation.runner",
     "load_pruner": "pruners.registry",
 }
-_ROOMS = ("accounting", "adapters", "analysis", "checking", "evaluation", "models", "speed", "training")
+_ROOMS = ("accounting", "adapters", "analysis", "checking", "evaluation", "hub", "models", "speed", "training")
 
 __all__ = list(_PUBLIC)
 

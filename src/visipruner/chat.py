@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from visipruner.adapters import adapter_of
 from visipruner.contract.picture import picture_methods
@@ -66,7 +67,7 @@ class ChatPrompt(dict[str, Any]):
     def __init__(
         self, model: Any, processor: Any, picture: Image.Image, question: str, full: ChatPrompt | None = None
     ) -> None:
-        super().__init__(_tensors(model, processor, picture, question))
+        super().__init__(message_inputs(model, processor, picture_question(picture, question)))
         self.model, self.processor, self.picture, self.question, self.full = model, processor, picture, question, full
 
     def smaller(self, processor: Any, picture: Image.Image) -> ChatPrompt:
@@ -93,19 +94,37 @@ def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str)
     return ChatPrompt(model, processor, picture, question)
 
 
-def _tensors(model: Any, processor: Any, picture: Image.Image, question: str) -> dict[str, Any]:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    return message_inputs(model, processor, [{"role": "user", "content": content}])
-
-
 def message_inputs(model: Any, processor: Any, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A conversation in transformers' form as tensors in the model's dtype, up to where the model is to answer."""
+    return _templated(model, processor, list(messages))
+
+
+def batch_inputs(model: Any, processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Several conversations as one batch, padded on the left, where `generate` wants it.
+
+    Raises ConfigError where the tokenizer has no padding token.
+    """
+    if processor.tokenizer.pad_token is None:
+        raise ConfigError(
+            "This model's tokenizer has no padding token, so prompts are answered one by one: batch_size=1."
+        )
+    return _templated(model, processor, list(map(list, conversations)), padding=True, padding_side="left")
+
+
+def picture_question(picture: Image.Image, question: str) -> list[dict[str, Any]]:
+    """The conversation that asks `question` about `picture`, which comes first."""
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def _templated(model: Any, processor: Any, conversation: list[Any], **options: Any) -> dict[str, Any]:
     inputs = processor.apply_chat_template(
-        list(messages),
+        conversation,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        processor_kwargs=options,
     )
     return dict(inputs.to(model.device, model.dtype))
 
@@ -144,6 +163,12 @@ def attachable(pruner: Pruner) -> Pruner:
     return Composed(parts=tuple(attachable(part) for part in pruner.parts))
 
 
+def answers_in_batches(pruner: Pruner, questions: Sequence[str]) -> bool:
+    """Whether the method, attached once, serves a batch of prompts that ask these: it neither reads the question nor
+    changes the picture."""
+    return not picture_methods(pruner) and all(pruner.asked(question) == pruner for question in questions)
+
+
 @contextmanager
 def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any], clock: EngineClock | None = None) -> Iterator[Turn]:
     """`attach`, also for methods that read the question or show the picture smaller, for one prompt, which must then be
@@ -177,6 +202,11 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any], clock: Engin
 
 def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
     """What the model says to one prompt, special tokens left out, with its times."""
+    return greedy_replies(model, tokenizer, inputs, max_new_tokens)[0]
+
+
+def greedy_replies(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> list[Reply]:
+    """What the model says to each prompt of a batch; each has an equal share of the batch's times."""
     clock, device = _FirstToken(), inputs["input_ids"].device
     synchronize(device)  # what is still to be done of the prompt's tensors is no part of the answer
     start = time.perf_counter()
@@ -189,6 +219,15 @@ def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_
     )
     synchronize(device)
     end = time.perf_counter()
-    new = output[0, inputs["input_ids"].shape[1] :]
-    text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
-    return Reply(text, len(new), end - start, (clock.at or end) - start)
+    said = [_until_end(row, model.generation_config.eos_token_id) for row in output[:, inputs["input_ids"].shape[1] :]]
+    seconds, first = (end - start) / len(said), ((clock.at or end) - start) / len(said)
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in said]
+    return [Reply(text, len(row), seconds, first) for text, row in zip(texts, said, strict=True)]
+
+
+def _until_end(row: Tensor, ends: int | list[int] | None) -> Tensor:
+    """`row` without what fills it up after the first of the tokens that end an answer."""
+    if ends is None:
+        return row
+    found = torch.isin(row, torch.tensor(ends, device=row.device)).nonzero()
+    return row[: int(found[0]) + 1] if len(found) else row

@@ -70,7 +70,7 @@ def test_records_are_the_same_wherever_the_data_lie(cli, planted_folder, data, t
     assert {record["image"] for record in records} == {"0.png", "1.png", "2.png"}
     shutil.copytree(data.parent, moved, ignore=lambda *_: [out.name, moved.name])
     monkeypatch.setattr("visipruner.evaluation.contenders.matched", lambda *_: pytest.fail("matched again"))
-    monkeypatch.setattr("visipruner.evaluation.runner.Comparison.record", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("visipruner.evaluation.runner.Comparison.records", lambda *_: pytest.fail("asked again"))
     again = cli("eval", "--model", planted_folder, "--data", moved / data.name, *methods)
     assert again.exit_code == 0, again.output
 
@@ -218,3 +218,16 @@ def test_bad_input(fails, planted_folder, data, monkeypatch):
     assert "the name 'random'" in fails(*common, "--method", "random", *fixed, "random=fastv:layer=1")
     assert "no method 'fastvv'" in fails(*common, "--method", "fastvv")
     assert "--data" in fails("eval", "--model", planted_folder)
+
+
+def test_samples_in_batches(cli, planted_folder, data):
+    arguments = ["eval", "--model", planted_folder, "--data", data, "--max-new-tokens", 2, "--method", "fastv"]
+    alone, together = (cli(*arguments, "--json", "--batch-size", size) for size in (1, 4))
+    rows = [json.loads(result.stdout)["rows"] for result in (alone, together)]
+    assert [[row[key] for row in rows[0]] for key in ("accuracy", "agreement", "visual_tokens")] == [
+        [row[key] for row in rows[1]] for key in ("accuracy", "agreement", "visual_tokens")
+    ]
+    assert json.loads(together.stdout)["batch_size"] == 4
+    refused = cli(*arguments, "--batch-size", 2, "--share-images")
+    assert refused.exit_code != 0
+    assert "share no image" in " ".join(refused.output.split())

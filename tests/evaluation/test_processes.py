@@ -62,11 +62,13 @@ def test_any_number_of_processes_goes_on_where_some_died(tmp_path: Path, monkeyp
     tiny, samples, out = planted(tmp_path, 6, (2, 3)), pictures(tmp_path, 3), tmp_path / "out"
     out.mkdir()
     asked: list[str] = []
-    original = runner_module.Comparison.record
+    original = runner_module.Comparison.records
     monkeypatch.setattr(
         runner_module.Comparison,
-        "record",
-        lambda self, sample, turn: asked.append(f"{sample.image}{sample.question}") or original(self, sample, turn),
+        "records",
+        lambda self, samples, turn: (
+            asked.extend(f"{sample.image}{sample.question}" for sample in samples) or original(self, samples, turn)
+        ),
     )
 
     def share(rank: int, count: int) -> Any:

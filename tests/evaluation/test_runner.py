@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
 import torch
@@ -22,9 +22,22 @@ from visipruner.evaluation import runner as runner_module
 from visipruner.evaluation.processes import Processes
 from visipruner.evaluation.samples import Sample
 from visipruner.images import open_image
+from visipruner.pruners.composed import Composed
 from visipruner.pruners.registry import make
 
 LAYERS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AsManyAsWords(FixedSchedule):
+    """Reads the question: as many tokens stay as it has words."""
+
+    name: ClassVar[str] = "as-many-as-words"
+
+    def asked(self, question: str) -> Self:
+        return replace(self, keep=(len(question.split()),))
+
+
 METHODS = {
     "schedule": FixedSchedule(layers=(1,), keep=(3,)),
     "early": VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4),
@@ -65,7 +78,7 @@ def test_a_methods_own_seconds_are_told_on_the_cpu_only(
     with monkeypatch.context() as patched:
         patched.setattr(type(tiny[0]), "device", torch.device("cuda"))
         comparison = runner_module.Comparison(*tiny, METHODS, max_new_tokens=1)
-    given = comparison.record(pictures(tmp_path, 1)[0], 0)["given"]
+    given = comparison.records(pictures(tmp_path, 1)[:1], 0)[0]["given"]
     assert [one["selection_seconds"] for one in given.values()] == [None] * 3
     assert all(one["prefill_seconds"] > 0 for one in given.values())
 
@@ -101,6 +114,59 @@ def test_questions_about_one_image_can_share_it(tiny: tuple[Any, Any], tmp_path:
             assert given[number]["flops_cut"] > alone[number]["given"][name]["flops_cut"]
 
 
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_batches_give_the_answers_of_one_at_a_time(tiny: tuple[Any, Any], tmp_path: Path, batch_size: int) -> None:
+    """Prompts of unlike length, methods that can share a batch and two that cannot."""
+    asking = _AsManyAsWords(layers=(1,), keep=(1,))
+    methods = {**METHODS, "asking": asking, "then": Composed(parts=(make("random", keep_tokens=20), asking))}
+    samples = pictures(tmp_path, 2)
+    samples[1] = replace(samples[1], question=samples[1].question + " the cat ? left right")
+    alone = list(evaluate(*tiny, samples, methods, max_new_tokens=4, keep_sets=True))
+    together = list(evaluate(*tiny, samples, methods, max_new_tokens=4, keep_sets=True, batch_size=batch_size))
+    assert len({record["given"][DENSE]["answer"] for record in alone}) > 1
+    for one, other in zip(alone, together, strict=True):
+        for name in (DENSE, *methods):
+            first, second = one["given"][name], other["given"][name]
+            unlike = {"seconds", "prefill_seconds", "selection_seconds", "flops_cut"}  # FLOPs count padding that runs
+            assert {key: first[key] for key in first.keys() - unlike} == {
+                key: second[key] for key in second.keys() - unlike
+            }
+    assert {record["given"]["asking"]["tokens_per_layer"][-1] for record in together} == {
+        len(sample.question.split()) for sample in samples
+    }
+    with pytest.raises(ConfigError, match="Prompts of a batch share no image"):
+        next(evaluate(*tiny, samples, methods, share_images=True, batch_size=2))
+
+
+def test_an_answer_of_a_batch_ends_where_it_would_alone(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word that one answer begins with ends that answer, and no longer one that is beside it in the batch."""
+    model, processor = tiny
+    samples = pictures(tmp_path, 2)
+
+    def told(size: int) -> list[tuple[str, int]]:
+        records = evaluate(model, processor, samples, {}, max_new_tokens=4, batch_size=size)
+        return [(record["given"][DENSE]["answer"], record["given"][DENSE]["tokens"]) for record in records]
+
+    words = [answer.split() for answer, _ in told(1)]
+    end = next(said[0] for said in words if any(said[0] not in other for other in words))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [2, processor.tokenizer.convert_tokens_to_ids(end)])
+    assert told(4) == told(1)
+    assert len({tokens for _, tokens in told(4)}) > 1
+
+
+def test_a_batch_interrupted_goes_on(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    samples, out = pictures(tmp_path, 2), tmp_path / "out"
+    running = evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out, batch_size=3)
+    next(running)
+    running.close()
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 3
+    assert len(list(evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out, batch_size=3))) == len(samples)
+    with pytest.raises(ConfigError, match="other batch_size"):
+        list(evaluate(*tiny, samples, METHODS, max_new_tokens=1, folder=out))
+
+
 def test_many_images_are_put_together_without_comparing_each_with_all(
     tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +179,7 @@ def test_many_images_are_put_together_without_comparing_each_with_all(
 
         __hash__ = type(Path()).__hash__
 
-    monkeypatch.setattr(runner_module.Comparison, "record", lambda self, sample, turn: sample)
+    monkeypatch.setattr(runner_module.Comparison, "records", lambda self, samples, turn: samples)
     samples = [Sample(Watched(f"{number}.png"), question) for question in ("a", "b") for number in range(100)]
     asked = list(evaluate(*tiny, samples, METHODS, share_images=True))
     assert [sample.question for sample in asked] == ["a", "b"] * 100
@@ -161,7 +227,7 @@ def test_answers_belong_to_the_picture_and_not_to_its_name(
     moved = [replace(sample, image=tmp_path / "moved" / sample.name) for sample in samples]
     shutil.copytree(tmp_path, tmp_path / "moved", ignore=lambda *_: ["out", "moved"])
     with monkeypatch.context() as patched:
-        patched.setattr(runner_module.Comparison, "record", lambda *_: pytest.fail("asked again"))
+        patched.setattr(runner_module.Comparison, "records", lambda *_: pytest.fail("asked again"))
         assert len(list(evaluate(*tiny, moved, METHODS, max_new_tokens=1, folder=out))) == len(samples)
     Image.new("RGB", (60, 60), "white").save(moved[2].image)
     assert len(list(evaluate(*tiny, moved[:2], METHODS, max_new_tokens=1, folder=out))) == 2  # it is not asked

@@ -43,6 +43,24 @@ def test_an_answer_is_the_pruned_models(folder: Path, picture: Image.Image, sett
     assert (answer.text, answer.tokens) == (reply.text, reply.tokens)
 
 
+def test_a_batch_gives_the_answers_of_one_at_a_time(folder: Path, picture: Image.Image) -> None:
+    """Prompts with one image, two and none, of unlike length."""
+    answerer = Answerer(str(folder), "fastv:layer=1,keep_tokens=3")
+    longer = [{"role": "user", "content": [*_asked(picture)[0]["content"], {"type": "text", "text": "the cat red ?"}]}]
+    conversations = [_asked(picture), _asked(picture, picture), _asked(), longer]
+    alone = [answerer.answer(messages, 4) for messages in conversations]
+    together = answerer.answers(conversations, 4)
+    assert [(one.text, one.tokens) for one in together] == [(one.text, one.tokens) for one in alone]
+    assert len({one.text for one in alone}) > 1
+
+
+def test_a_batch_needs_padding(folder: Path, picture: Image.Image) -> None:
+    answerer = Answerer(str(folder), "fastv:layer=1")
+    answerer.processor.tokenizer.pad_token = None
+    with pytest.raises(ConfigError, match=r"answered one by one: batch_size=1\."):
+        answerer.answers([_asked(picture)] * 2, 1)
+
+
 def test_methods_are_named_as_in_a_comparison(folder: Path, tmp_path: Path) -> None:
     assert Answerer(str(folder)).pruner.name == "visipruner"
     assert Answerer(str(folder), "fastv").pruner.settings()["layer"] == 1  # the published layer 2 of 32, at 6 layers

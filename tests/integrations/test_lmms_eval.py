@@ -39,9 +39,10 @@ def _requests(model: Any, picture: Image.Image, **generation: Any) -> list[Any]:
     ]
 
 
-def test_requests_are_answered_as_the_library_answers(folder: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_requests_are_answered_as_the_library_answers(folder: Path, batch_size: int) -> None:
     picture = Image.effect_noise((60, 60), 90).convert("RGB")
-    model = _made(f'pretrained={folder},method=fastv,settings={{"layer":1,"keep_ratio":0.2}}')
+    model = _made(f'pretrained={folder},method=fastv,settings={{"layer":1,"keep_ratio":0.2}}', batch_size=batch_size)
     answers = model.generate_until(_requests(model, picture, max_new_tokens=4))
     alone = Answerer(str(folder), "fastv:layer=1,keep_ratio=0.2")
     for given, question in zip(answers, ("what is this ?", "where is the cat ?"), strict=True):
@@ -60,8 +61,8 @@ def test_arguments_as_lmms_eval_splits_them(folder: Path) -> None:
 
 
 def test_what_it_does_not_do(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="leave --batch_size at 1"):
-        _made(f"pretrained={folder}", batch_size=4)
+    with pytest.raises(ConfigError, match="give a number, not --batch_size auto"):
+        _made(f"pretrained={folder}", batch_size="auto")
     model = _made(f"pretrained={folder},method=none")
     picture = Image.new("RGB", (60, 60))
     with pytest.raises(ConfigError, match="tiny asks for sampling"):

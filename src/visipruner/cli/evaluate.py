@@ -93,6 +93,15 @@ class EvalOptions(ModelOptions):
             "then those of what was left to do.",
         ),
     ] = False
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Samples answered as one batch: the same answers, and each has an equal share of the seconds. Methods "
+            "that read the question or change the picture answer one by one all the same.",
+        ),
+    ] = 1
     keep_sets: Annotated[
         bool,
         typer.Option("--keep-sets", metavar="", help="Also write which visual tokens each layer had to samples.jsonl."),
@@ -127,6 +136,7 @@ def evaluate(options: EvalOptions) -> None:
         cuts=options.cut or [],
         share_images=options.share_images,
         keep_sets=options.keep_sets,
+        batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         out=options.out,
         load=options.loading(),

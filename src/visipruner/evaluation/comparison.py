@@ -74,6 +74,7 @@ def compare(
     cuts: Sequence[float] = (),
     share_images: bool = False,
     keep_sets: bool = False,
+    batch_size: int = 1,
     max_new_tokens: int = 32,
     out: str | Path | None = None,
     load: Mapping[str, Any] | None = None,
@@ -88,7 +89,7 @@ def compare(
         data: a JSONL file, a benchmark's folder or question file; None for what the model brings along.
         benchmark: read `data` as this one. samples: how many, spread over images by `seed`; None for all.
         match, cuts: give all `methods` equal budgets: shares (0 to 1) to cut of "flops", "tokens" or "attention".
-        share_images, keep_sets, max_new_tokens: as `evaluate` has them.
+        share_images, keep_sets, batch_size, max_new_tokens: as `evaluate` has them.
         out: a folder for results.json, table.md, charts and samples.jsonl; an interrupted run goes on from it.
         load: of a named model, `models.load`'s other arguments.
 
@@ -107,7 +108,12 @@ def compare(
     if folder is not None:
         prepare_folder(folder)
     wanted.check(name)
-    answering = {"max_new_tokens": max_new_tokens, "share_images": share_images, "keep_sets": keep_sets}
+    answering = {
+        "max_new_tokens": max_new_tokens,
+        "share_images": share_images,
+        "keep_sets": keep_sets,
+        "batch_size": batch_size,
+    }
     asked = _Asked(task, chosen, seed, wanted, answering, folder, processes, progress, data)
     with held(folder if processes.is_main else None):
         return asked.compared(asked.loaded(model, load or {}))
@@ -210,6 +216,7 @@ class _Asked:
             "seed": self.seed,
             "match": self.wanted.match,
             "share_images": self.answering["share_images"],
+            "batch_size": self.answering["batch_size"],
             "max_new_tokens": self.answering["max_new_tokens"],
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visipruner.chat import greedy_reply, message_inputs
+from visipruner.chat import answers_in_batches, batch_inputs, greedy_replies, message_inputs
 from visipruner.engine.attach import attach
 from visipruner.errors import ConfigError
 from visipruner.models import loading as models
 from visipruner.specs import DEFAULT, adjusted, resolve
 
 _READS = {"text", "image"}
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,39 @@ class Answerer:
         self.pruner = chosen.pruner
         self.pruner.check(loaded.num_layers)
 
-    def answer(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Answer:
+    def answer(self, messages: Messages, max_new_tokens: int) -> Answer:
         """The greedy answer to a conversation in transformers' form, its images as PIL images.
 
         Raises ConfigError for parts that are neither text nor images.
         """
-        unread = {part["type"] for message in messages for part in message["content"]} - _READS
-        if unread:
-            raise ConfigError(f"visipruner reads images and text here, not {', '.join(sorted(unread))}.")
-        inputs = message_inputs(self.model, self.processor, messages)
-        question = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-        with attach(self.model, self.pruner.asked(question)) as handle:
-            reply = greedy_reply(self.model, self.processor.tokenizer, inputs, max_new_tokens)
-            return Answer(reply.text, reply.tokens, handle.trace.flops_cut(0))
+        return self.answers([messages], max_new_tokens)[0]
+
+    def answers(self, conversations: Sequence[Messages], max_new_tokens: int) -> list[Answer]:
+        """Those to several conversations as one batch, each what it would be alone; one by one with a method that reads
+        the question. Raises as `answer` does, and where the tokenizer has no padding token."""
+        for messages in conversations:
+            _check_parts(messages)
+        questions = [_question(messages) for messages in conversations]
+        if len(conversations) > 1 and not answers_in_batches(self.pruner, questions):
+            return [self.answer(messages, max_new_tokens) for messages in conversations]
+        if len(conversations) == 1:
+            inputs = message_inputs(self.model, self.processor, conversations[0])
+        else:
+            inputs = batch_inputs(self.model, self.processor, conversations)
+        with attach(self.model, self.pruner.asked(questions[0])) as handle:
+            replies = greedy_replies(self.model, self.processor.tokenizer, inputs, max_new_tokens)
+            trace = handle.trace
+        return [Answer(one.text, one.tokens, trace.flops_cut(number)) for number, one in enumerate(replies)]
+
+
+def _check_parts(messages: Messages) -> None:
+    unread = {part["type"] for message in messages for part in message["content"]} - _READS
+    if unread:
+        raise ConfigError(f"visipruner reads images and text here, not {', '.join(sorted(unread))}.")
+
+
+def _question(messages: Messages) -> str:
+    return " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
 
 
 def _parsed(settings: Mapping[str, Any] | str | None) -> dict[str, Any]:
