@@ -20,6 +20,8 @@ from visipruner.contract.pruner import About, Positions
 from visipruner.contract.settings import Fraction, Within
 from visipruner.contract.vision_view import VisionView
 
+SAME = 1e-6  # two tokens that cover each other alone gain alike but for rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class SCOPE(PerImagePruner):
@@ -58,13 +60,13 @@ def most_covering(features: Tensor, weights: Tensor, count: int) -> Tensor:
     not a number covers nothing and is chosen last. O(n^2 count), n x n numbers are held."""
     unit = functional.normalize(features.float(), dim=-1)
     is_broken = unit.isnan().any(-1) | weights.isnan()
-    unit = unit.masked_fill(is_broken[:, None], 0)
+    unit, weights = unit.masked_fill(is_broken[:, None], 0), weights.float().masked_fill(is_broken, 0)
     likeness, covered = unit @ unit.T, unit.new_zeros(len(unit), 1)
     late = is_broken.float()  # how far behind in line
     chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
     for _ in range(count):
-        gain = (likeness - covered).clamp(min=0).sum(0) * weights.float()
-        best = first_smallest(torch.where(late > 0, late, -gain), 0.0)
+        gain = (likeness - covered).clamp(min=0).sum(0) * weights
+        best = first_smallest(torch.where(late > 0, late, -gain / gain.amax().clamp(min=1e-30)), SAME)
         chosen.append(best)
         late = late.index_fill(0, best, 2.0)
         covered = torch.maximum(covered, likeness.index_select(1, best))

@@ -36,7 +36,7 @@ class SecondLook(DroppingPruner):
         score: of token j, summed over the rows that judge. "influence": ||c_j||, the length of what j brings to the
             row's attention output; "attention": mean over heads; "prior": `PriorTR`'s P log(P / Q), P the rows' mean.
         rows: "question" is every row after the last image, "last" the prompt's last row.
-        cover_layer, cover_ratio: the even grid; 1 for none. exit_layer: the first layer without vision, None for none.
+        cover_layer, cover_ratio: the even grid; None or 1 for none. exit_layer: the first layer without vision, None for none.
         shallow_end, shallow_visual: as in `VisiPruner`; 0 for no shallow layers.
         scope: whether ratios are of all images together or of each (see `Budgeted`).
     """
@@ -52,7 +52,7 @@ class SecondLook(DroppingPruner):
     keep_ratios: tuple[Fraction, ...] = (0.125, 0.0625)
     score: Literal["influence", "attention", "prior"] = "influence"
     rows: Literal["question", "last"] = "question"
-    cover_layer: Layer = 6
+    cover_layer: Layer | None = 6
     cover_ratio: Fraction = 0.25
     exit_layer: Layer | None = 24
     shallow_end: Count = 0

@@ -21,6 +21,8 @@ from visipruner.contract.pruner import About, Positions, PromptRun
 from visipruner.contract.settings import Fraction, Layer, Within
 from visipruner.pruners.sparsevlm import find_raters
 
+SAME = 1e-6  # copies of one state score alike but for rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class TOPS(Budgeted):
@@ -124,7 +126,7 @@ def preserved(relevance: Tensor, states: Tensor, count: int, weights: tuple[floa
             terms += [1 - nearest, ((likeness - nearest[:, None]).clamp(min=0) * is_free[:, None]).sum(0)]
         means = [((term * is_free).sum() / is_free.sum().clamp(min=1)).clamp(min=1e-12) for term in terms]
         score = torch.stack([w * t / m for w, t, m in zip(weights, terms, means, strict=False)]).sum(0)
-        best = first_smallest(torch.where(late > 0, late * 1e30, -score), 0.0)
+        best = first_smallest(torch.where(late > 0, late * 1e30, -score), SAME)
         order.append(best)
         is_free, late = is_free.index_fill(0, best, 0), late.index_fill(0, best, 2.0)
         found = likeness.index_select(1, best)[:, 0]
