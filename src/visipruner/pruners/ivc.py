@@ -136,4 +136,5 @@ def anchors(view: EntryView, share: float) -> Tensor:
 
 def alike(queries: Tensor, values: Tensor) -> Tensor:
     """`[q, n]`: mean over heads of the softmax of `queries` `[kv_heads, q, d]` over `values` `[kv_heads, n, d]`."""
-    return (queries @ values.transpose(1, 2) * values.shape[-1] ** -0.5).softmax(-1).mean(0)
+    likeness: Tensor = queries @ values.transpose(1, 2) * float(values.shape[-1]) ** -0.5
+    return likeness.softmax(-1).mean(0)

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class SecondLook(DroppingPruner):
         score: of token j, summed over the rows that judge. "influence": ||c_j||, the length of what j brings to the
             row's attention output; "attention": mean over heads; "prior": `PriorTR`'s P log(P / Q), P the rows' mean.
         rows: "question" is every row after the last image, "last" the prompt's last row.
-        cover_layer, cover_ratio: the even grid; None or 1 for none. exit_layer: the first layer without vision, None for none.
+        cover_layer, cover_ratio: the even grid; None or 1 for none. exit_layer: the first one without vision, or None.
         shallow_end, shallow_visual: as in `VisiPruner`; 0 for no shallow layers.
         scope: whether ratios are of all images together or of each (see `Budgeted`).
     """
@@ -70,6 +71,13 @@ class SecondLook(DroppingPruner):
                 f"{self.shallow_end}, shallow_end, at which layers can begin."
             )
 
+    def with_share(self, share: float, model: Any, prompts: Sequence[Mapping[str, Any]]) -> Self:
+        """The grid, or the first choice where there is none, keeps `share`; what follows, the same part of that."""
+        has_grid = self.cover_layer is not None and self.cover_ratio < 1
+        most = max(self.cover_ratio if has_grid else max(self.keep_ratios, default=1.0), 1e-6)
+        ratios = tuple(min(1.0, share * ratio / most) for ratio in self.keep_ratios)
+        return replace(self, keep_ratios=ratios, cover_ratio=share if has_grid else 1.0)
+
     def routing(self, layer: int) -> Routing:
         if layer >= self.shallow_end:
             return PLAIN
@@ -96,8 +104,8 @@ class SecondLook(DroppingPruner):
         if self.score == "prior":
             return beyond_prior(view, self.rows, self.scope)
         after = view.text_rows[view.text_rows > view.visual_rows[-1]]
-        lengths = torch.linalg.vector_norm(view.values[:, view.visual].float(), dim=-1)
-        scores = lengths.new_zeros(lengths.shape[-1])
+        lengths: Tensor = torch.linalg.vector_norm(view.values[:, view.visual].float(), dim=-1)
+        scores = torch.zeros(lengths.shape[-1], device=lengths.device)
         for weights in view.attention_of(after if self.rows == "question" else after[-1:]):
             seen = weights[..., view.visual]
             brought = seen * lengths.repeat_interleave(len(seen) // len(lengths), 0)[:, None]
