@@ -15,7 +15,9 @@ from tests.oracle import PrunedEdit, oracle
 from tests.pruners.plain import attention_of, kept_by, largest, logits_of, values_of
 from visipruner.contract.choosing import spread_over_grid
 from visipruner.pruners.deft import DeFT
+from visipruner.pruners.dycoke import DyCoke
 from visipruner.pruners.priortr import PriorTR
+from visipruner.pruners.prumerge import PruMerge
 from visipruner.pruners.second_look import SecondLook
 from visipruner.pruners.tops import TOPS, preserved
 
@@ -136,6 +138,15 @@ def test_settings_without_sense_for_a_second_look() -> None:
     with pytest.raises(vp.ConfigError, match="same length"):
         SecondLook(layers=(3, 5), keep_ratios=(0.1,))
     assert SecondLook.for_depth(32) == SecondLook()
+
+
+def test_what_a_share_means_where_no_single_ratio_says_it() -> None:
+    look = SecondLook().with_share(0.5, None, [])
+    assert (look.cover_ratio, look.keep_ratios) == (0.5, (0.25, 0.125))
+    bare = SecondLook(cover_layer=None).with_share(0.5, None, [])
+    assert (bare.cover_ratio, bare.keep_ratios) == (1.0, (0.5, 0.25))
+    assert DyCoke().with_share(0.4, None, []).merge_ratio == pytest.approx(0.8)
+    assert PruMerge().with_share(0.3, None, []) == PruMerge(keep_ratio=0.3)
 
 
 def _towers_attention(model: Any, inputs: dict[str, Tensor], layer: int) -> list[float]:

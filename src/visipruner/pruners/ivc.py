@@ -69,8 +69,8 @@ class IVCPrune(ScoredPruner):
     leaves out of the cache of the layers before, so that words after the first may differ.
 
     Attributes:
-        coordinates, seeds: fractions of each image's (with scope=prompt: the prompt's) tokens, within the budget
-            unless that is too small for them.
+        coordinates, seeds: fractions of each image's (with scope=prompt: the prompt's) tokens, within the budget,
+            unless that is too small for them and not 0.
     """
 
     name: ClassVar[str] = "ivc-prune"
@@ -122,7 +122,8 @@ class _IVCPruneRun(PromptRun):
             return None
         is_anchor = torch.isin(view.tokens, self._anchors.to(view.tokens.device))
         scores = self._config.score(view).masked_fill(is_anchor, torch.inf)
-        held = [max(count, int(scores[part].isposinf().sum())) for part, count in zip(parts, counts, strict=True)]
+        first = [int(scores[part].isposinf().sum()) for part in parts]
+        held = [max(count, must) if count else 0 for count, must in zip(counts, first, strict=True)]
         return best(scores, parts, held)
 
 
