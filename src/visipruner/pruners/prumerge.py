@@ -69,33 +69,34 @@ class PruMerge(PerImagePruner):
         return self.choose(view, len(view.tokens)) if self.is_adaptive else super().select_entry(layer, view)
 
     def choose_in(self, image: Image, count: int, seen: Sequence[VisionView], embeddings: Tensor) -> Merge:
-        if not len(image.tokens):
-            return Merge(image.tokens, embeddings)
         tower = as_one_head(seen[0])
-        attention = tower.salience[image.tokens]
-        kept = self._outliers(attention) if self.is_adaptive else self._some(attention, max(min(count, 1), count - 1))
-        keys = functional.normalize(tower.keys[0, image.tokens].float(), dim=-1)
-        merged = taking_in(kept, keys, attention, embeddings.float(), self.neighbours)
-        gone = others(kept, len(attention))
+        attention, keys = tower.salience[image.tokens], tower.keys[0, image.tokens].float()
+        choose = outliers if self.is_adaptive else best_and_even
+        kept = choose(attention, count, self.plus)
+        states = taking_in(kept, functional.normalize(keys, dim=-1), attention, embeddings.float(), self.neighbours)
         if len(kept) < count:
-            kept, merged = (
-                torch.cat([kept, gone[-1:]]),
-                torch.cat([merged, attention[None, gone] @ embeddings[gone].float()]),
-            )
-        return Merge(kept, merged.to(embeddings))
+            gone = others(kept, len(attention))
+            states = torch.cat([states, attention[None, gone] @ embeddings[gone].float()])
+            kept = torch.cat([kept, gone[-1:]])
+        return Merge(kept, states.to(embeddings))
 
-    def _outliers(self, attention: Tensor) -> Tensor:
-        """As many as stand out, at least one."""
-        low, high = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device))
-        number = max(1, int((attention > high + 1.5 * (high - low)).sum()))
-        step = max(1, len(attention) // number // 3)
-        even = torch.arange(0, len(attention) - 1, step, device=attention.device)
-        return union(top(attention, number), even) if self.plus else top(attention, number)
 
-    def _some(self, attention: Tensor, count: int) -> Tensor:
-        first = top(attention, count - count // 2 if self.plus else count)
-        rest = others(first, len(attention))
-        return union(first, rest[spread(count - len(first), len(rest), rest.device)])
+def outliers(attention: Tensor, count: int, plus: bool) -> Tensor:
+    """Ascending positions of those that stand out, of `count` at least one; see `PruMerge`."""
+    if not count:
+        return torch.arange(0, device=attention.device)
+    low, high = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device))
+    number = max(1, int((attention > high + 1.5 * (high - low)).sum()))
+    even = torch.arange(0, count - 1, max(1, count // number // 3), device=attention.device)
+    return union(top(attention, number), even) if plus else top(attention, number)
+
+
+def best_and_even(attention: Tensor, count: int, plus: bool) -> Tensor:
+    """Ascending positions of one fewer than `count`, but for one: the best, and with `plus` half of them spread out."""
+    number = max(min(count, 1), count - 1)
+    first = top(attention, number - number // 2 if plus else number)
+    rest = others(first, len(attention))
+    return union(first, rest[spread(number - len(first), len(rest), rest.device)])
 
 
 def as_one_head(view: VisionView) -> VisionView:
@@ -108,5 +109,5 @@ def taking_in(kept: Tensor, keys: Tensor, attention: Tensor, states: Tensor, nei
     """`[k, d]`: `states` `[n, d]` of the tokens `kept` `[k]`, and those of each one's nearest others, by unit `keys`
     `[n, e]`, times their `attention` `[n]`."""
     likeness = (keys[kept] @ keys.T).scatter(1, kept[:, None], float("-inf"))
-    near = likeness.topk(min(neighbours, len(keys) - 1), dim=-1).indices
+    near = likeness.topk(max(min(neighbours, len(keys) - 1), 0), dim=-1).indices
     return states[kept] + (attention[near][..., None] * states[near]).sum(1)
