@@ -9,6 +9,9 @@ from tests.models import IMAGE_TOKEN, LAYERS
 from visipruner import FixedSchedule, Pruner, VisiPruner
 from visipruner.contract.picture import PictureMethod
 from visipruner.pruners.composed import Composed
+from visipruner.pruners.dycoke import DyCoke
+from visipruner.pruners.evs import EVS
+from visipruner.pruners.ivc import IVC
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.shortv import ShortV
 
@@ -33,6 +36,11 @@ KEEPS_EVERYTHING: dict[str, Pruner] = {
 # Every method of the registry that is attached to a model, a new one too, with its published settings at the tiny
 # models' depth.
 _BY_HAND = {"none", "schedule", "shortv", "visipruner", "visipruner-reference"}
+_FITTED: dict[str, Pruner] = {  # to pictures of 16 tokens, and to another method
+    "dycoke": DyCoke(frame_tokens=4),
+    "evs": EVS(frame_tokens=4, keep_ratio=0.5),
+    "ivc": Composed(parts=(IVC(coordinates=0.25), method_class("fastv").for_depth(LAYERS))),
+}
 METHODS: dict[str, Pruner] = {
     **PRUNERS,
     **{
@@ -40,6 +48,7 @@ METHODS: dict[str, Pruner] = {
         for name in available()
         if name not in _BY_HAND and not issubclass(method_class(name), PictureMethod)
     },
+    **_FITTED,
 }
 # Those whose rows are the plain model's own, so that dropping rows is cutting edges.
 SELECTS = {name: pruner for name, pruner in METHODS.items() if not pruner.merges}

@@ -193,11 +193,12 @@ def test_keeping_everything_is_the_plain_model() -> None:
 
 AS_PUBLISHED = {
     "compact": {
-        *("cdpruner", "divprune", "fastervlm", "hiprune", "pyramiddrop", "sparsevlm", "visionzip", "vispruner"),
+        *("cdpruner", "divprune", "dycoke", "fastervlm", "hiprune", "prumerge", "pyramiddrop", "scope", "sparsevlm"),
+        *("tops", "vidcom2", "visionzip", "vispruner"),
     },
     "keep": {
-        *("capa", "dart", "fastv", "feather", "fitprune", "pool", "random", "schedule", "uniform", "visipruner"),
-        *("visipruner-reference", "vtw"),
+        *("capa", "dart", "deft", "evs", "fastv", "feather", "fitprune", "ivc-prune", "pool", "priortr", "random"),
+        *("schedule", "second-look", "uniform", "visipruner", "visipruner-reference", "vtw"),
     },
 }
 

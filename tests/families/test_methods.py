@@ -26,6 +26,8 @@ from tools.families.methods import asked, is_refused
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.picture import picture_methods
 from visipruner.pruners.composed import Composed
+from visipruner.pruners.dycoke import DyCoke
+from visipruner.pruners.evs import EVS
 from visipruner.pruners.registry import available, method_class
 from visipruner.pruners.shortv import ShortV
 from visipruner.pruners.visipruner import ReferenceVisiPruner
@@ -34,8 +36,10 @@ STEPS = 3
 LAYOUTS = [[3, 0, 2, 0, 5], [2, 0, 6], [7]]
 PADDED, TEXT = 1, 2  # which of them is padded beside the first and has images, and which has none
 
-# Published thresholds need not be met by random models.
+# Published thresholds need not be met by random models, nor are their pictures videos.
 _TUNED: dict[str, vp.Pruner] = {
+    "dycoke": DyCoke(frame_tokens=1),
+    "evs": EVS(frame_tokens=1, keep_ratio=0.5),
     "schedule": PRUNERS["schedule"],
     "shortv": ShortV(layers=(0, 2)),
     "visipruner": PRUNERS["detect"],
@@ -47,13 +51,17 @@ METHODS: dict[str, vp.Pruner] = {
     name: _TUNED[name] if name in _TUNED else method_class(name).for_depth(LAYERS) for name in available()
 }
 _KEEPS_ALL: dict[str, dict[str, Any]] = {
+    "dycoke": {"merge_ratio": 0.0},
     "fitprune": {"remove": (0.0,) * LAYERS},
+    "ivc": {},
     "none": {},
     "pool": {"stride": 1},
     "pyramiddrop": {"keep_ratios": (1.0,) * 3},
     "schedule": {"keep": (10_000,) * 2},
+    "second-look": {"keep_ratios": (1.0,) * 2, "cover_ratio": 1.0, "exit_layer": None},
     "shortv": {"layers": ()},
     "sparsevlm": {"keep": (10_000,) * 3},
+    "tops": {"keep_ratio": 1.0, "multiples": (1.0,) * 3},
     "visipruner": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
     "visipruner-reference": {"stages": ("middle",), "filter_layer": 1, "keep_tokens": 10_000},
 }

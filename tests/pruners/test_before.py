@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from visipruner.pruners.divprune import DivPrune, most_diverse
 from visipruner.pruners.fastervlm import FasterVLM
 from visipruner.pruners.hiprune import HiPrune, neighbours
 from visipruner.pruners.pool import Pool
+from visipruner.pruners.prumerge import PruMerge
+from visipruner.pruners.scope import SCOPE, most_covering
 from visipruner.pruners.visionzip import VisionZip
 from visipruner.pruners.vispruner import VisPruner, thinned
 
@@ -176,6 +179,85 @@ def test_hiprune(tower: str) -> None:
     others = [j for j in range(16) if j not in first]
     registers = [others[i] for i in largest([received[1][j] for j in others], 10 - len(first))]
     assert trace[0].kept[0] == sorted(first + registers)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_scope(tower: str, alpha: float) -> None:
+    model = _peaked(llava_model(tower))
+    inputs = llava_inputs([[3, 0, 4]])
+    trace, _ = _run(model, SCOPE(keep_tokens=6, alpha=alpha), inputs)
+    maps, outputs, _ = _encoded(model, inputs["pixel_values"])
+    features, worth = outputs[-2][0, -16:], [part**alpha for part in _salience(maps[-2], 0)]
+    chosen: list[int] = []
+    covered = [0.0] * 16
+    while len(chosen) < 6:
+        gains = {
+            j: worth[j] * sum(max(0.0, _cosine(features[i], features[j]) - covered[i]) for i in range(16))
+            for j in range(16)
+            if j not in chosen
+        }
+        chosen.append(max(gains, key=lambda j: gains[j]))
+        covered = [max(covered[i], _cosine(features[i], features[chosen[-1]])) for i in range(16)]
+    assert trace[0].kept[0] == sorted(chosen)
+
+
+def test_scope_chooses_what_is_no_number_last() -> None:
+    features, weights = torch.randn(9, 8), torch.rand(9)
+    features[[2, 5]], weights[7] = float("nan"), float("nan")
+    order = most_covering(features, weights, 9).tolist()
+    assert sorted(order) == list(range(9))
+    assert set(order[6:]) == {2, 5, 7}
+
+
+def _one_head(model: Any, inputs: dict[str, Tensor]) -> tuple[list[float], Tensor]:
+    """Attention of the last layer's class token (received where there is none), all heads as one, and the keys."""
+    held: dict[str, Tensor] = {}
+    layers = model.model.vision_tower.encoder
+    layer = (layers.layers if hasattr(layers, "layers") else layers.layer)[-1]
+    attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+    for name in ("q_proj", "k_proj"):
+        hook = getattr(attention, name).register_forward_hook(
+            lambda _module, _args, output, name=name: held.update({name: output[0]})
+        )
+        held[f"{name} hook"] = hook
+    with torch.no_grad():
+        model(**inputs)
+    for name in ("q_proj", "k_proj"):
+        held[f"{name} hook"].remove()  # type: ignore[operator]
+    queries, keys = held["q_proj"].double(), held["k_proj"].double()
+    weights = (queries @ keys.T / queries.shape[-1] ** 0.5).softmax(-1)
+    prefix = len(keys) - 16
+    return (weights[0, prefix:] if prefix else weights.mean(0)).tolist(), keys[prefix:]
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("budget", [None, 7])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_prumerge(tower: str, budget: int | None, plus: bool) -> None:
+    model = _peaked(llava_model(tower))
+    inputs = llava_inputs([[3, 0, 4]], seed=3)
+    trace, entered = _run(model, PruMerge(keep_tokens=budget, plus=plus, neighbours=4), inputs)
+    attention, keys = _one_head(model, inputs)
+    _, _, embeddings = _encoded(model, inputs["pixel_values"])
+    low, high = np.percentile(attention, 25), np.percentile(attention, 75)
+    outliers = max(1, sum(value > high + 1.5 * (high - low) for value in attention))
+    if budget is None:
+        even = range(0, 15, max(1, 16 // outliers // 3)) if plus else ()
+        kept = sorted({*largest(attention, outliers), *even})
+    else:
+        first = largest(attention, 3 if plus else 6)
+        rest = [j for j in range(16) if j not in first]
+        kept = sorted([*first, *(rest[(2 * i + 1) * 13 // 6] for i in range(3) if plus)])
+    gone = [j for j in range(16) if j not in kept]
+    expected = {}
+    for token in kept:
+        by_key = sorted((j for j in range(16) if j != token), key=lambda j: -_cosine(keys[token], keys[j]))
+        expected[token] = embeddings[0, token] + sum(attention[j] * embeddings[0, j] for j in by_key[:4])
+    expected[gone[-1]] = sum(attention[j] * embeddings[0, j] for j in gone)
+    assert trace[0].kept[0] == sorted(expected)
+    for place, token in enumerate(trace[0].kept[0]):
+        torch.testing.assert_close(entered[0, 3 + place], expected[token], atol=1e-5, rtol=1e-4)
 
 
 def test_neighbours_follow_the_reading_order() -> None:

@@ -51,8 +51,14 @@ def test_parts_at_the_same_entry_follow_each_other(layer: int) -> None:
     assert kept[layer] == [drawn[i] for i in largest(weights.tolist(), 6)]
 
 
-BEFORE = ("random", "uniform", "pool", "divprune", "cdpruner", "fastervlm", "vispruner", "visionzip", "hiprune")
-INSIDE = ("fastv", "pyramiddrop", "sparsevlm", "fitprune", "vtw", "feather", "dart", "capa", "visipruner")
+BEFORE = (
+    *("random", "uniform", "pool", "divprune", "cdpruner", "fastervlm", "vispruner", "visionzip", "hiprune", "scope"),
+    *("prumerge", "vidcom2"),
+)
+INSIDE = (
+    *("fastv", "pyramiddrop", "sparsevlm", "fitprune", "vtw", "feather", "dart", "capa", "visipruner", "priortr"),
+    *("ivc-prune", "second-look"),
+)
 
 
 @pytest.mark.parametrize("inside", INSIDE)

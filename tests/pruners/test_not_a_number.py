@@ -27,7 +27,7 @@ def test_a_picture_without_numbers(method: str) -> None:
         with vp.attach(model, METHODS[method]) as handle, torch.no_grad():
             model(**{**inputs, "pixel_values": pixels})
         kept.append(handle.trace[0].kept)
-    if METHODS[method].start().observes_entry(0):
+    if METHODS[method].start().observes_entry(0) and method != "prumerge":  # keeps as many as stand out
         assert len(kept[0][0]) == len(kept[1][0])
     assert all(tokens == sorted(set(tokens)) for tokens in kept[1])
 

@@ -14,23 +14,33 @@ from torch import Tensor
 
 import visipruner as vp
 from tests.released import FORCED, embeds, llama, llava, picture_prompt
+from visipruner.contract.entry_view import Image
+from visipruner.contract.vision_view import VisionView
 from visipruner.fitting import Trials
 from visipruner.pruners.fitprune import plain_masses, recipe
+from visipruner.pruners.prumerge import PruMerge
 from visipruner.pruners.registry import make
 
 FOLDER = Path(os.environ.get("PARITY_FOLDER", Path(__file__).parents[1] / "data" / "parity"))
 RECORDED = {path.stem: json.loads(path.read_text())["cases"] for path in sorted(FOLDER.glob("*.json"))}
-RUNS = [(name, number) for name, cases in RECORDED.items() if name != "fitprune_fit" for number in range(len(cases))]
+PARTS = {"fitprune_fit", "prumerge_features"}  # of which no whole run was recorded
+RUNS = [(name, number) for name, cases in RECORDED.items() if name not in PARTS for number in range(len(cases))]
 METHODS = {
     "divprune",
+    "dycoke",
+    "evs",
     "fastervlm",
     "fastv",
     "fastv_cached",
     "fitprune",
     "fitprune_fit",
     "hiprune",
+    "priortr",
+    "prumerge_features",
     "pyramiddrop",
+    "scope",
     "shortv",
+    "vidcom2",
     "visipruner",
     "vtw",
 }
@@ -79,6 +89,29 @@ def test_fitprunes_fit_is_reproduced(number: int) -> None:
     trials = Trials(model, [{"inputs_embeds": rows}], mask)
     removed = recipe(trials, case["alpha"], plain_masses(trials))
     assert [round(576 * part, 6) for part in removed] == case["removed"]
+
+
+@pytest.mark.parametrize("number", range(len(RECORDED["prumerge_features"])))
+def test_what_prumerge_hands_to_the_projector_is_reproduced(number: int) -> None:
+    """The released code merges the tower's features; the same here, in the order of the image and not of attention."""
+    case = RECORDED["prumerge_features"][number]
+    model, (prompt, _) = _model(**case["model"]), _prompt(**case["prompt"])
+    tower, held = model.model.vision_tower, dict[str, Tensor]()
+    for name in ("q_proj", "k_proj"):
+        getattr(tower.encoder.layers[-1].self_attn, name).register_forward_hook(
+            lambda _module, _args, output, name=name: held.update({name: output[0].unflatten(-1, (2, -1))})
+        )
+    with torch.no_grad():
+        features = tower(prompt["pixel_values"], output_hidden_states=True).hidden_states[-2][0, 1:]
+    queries, keys = (held[name].transpose(0, 1) for name in ("q_proj", "k_proj"))
+    view = VisionView(queries, keys, features, scaling=keys.shape[-1] ** -0.5, prefix=1)
+    everyone = torch.arange(len(features))
+    merged = PruMerge(plus=case["plus"]).choose_in(Image(everyone, everyone, (24, 24), 576), 576, [view], features)
+    expected = torch.tensor(case["features"])
+    states = merged.states[:, : expected.shape[1]]
+    same = torch.cdist(states, expected).argmin(-1)
+    assert sorted(same.tolist()) == list(range(len(expected)))
+    torch.testing.assert_close(states, expected[same], atol=1e-4, rtol=0)
 
 
 def test_a_case_of_every_method_is_there() -> None:

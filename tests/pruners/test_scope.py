@@ -20,7 +20,7 @@ from visipruner.pruners.registry import available, make, make_from_spec, method_
 from visipruner.pruners.sparsevlm import SparseVLM
 
 SIZE = 16  # tokens of an image
-OF_THE_TOWER = {"fastervlm", "hiprune", "visionzip", "vispruner"}
+OF_THE_TOWER = {"fastervlm", "hiprune", "prumerge", "scope", "visionzip", "vispruner"}
 FIELDS = {name: {field.name for field in fields(method_class(name))} for name in available()}
 SCOPED = sorted(name for name, own in FIELDS.items() if "scope" in own)
 MODEL_ALONE = {"random", "uniform", "divprune", *OF_THE_TOWER}  # what text there is does not matter to them
@@ -35,6 +35,7 @@ def _pruner(name: str, **settings: Any) -> Any:
     pruner = method_class(name).for_depth(LAYERS)
     if name.startswith("visipruner"):
         pruner = replace(pruner, shallow_end=0, filter_layer=2, keep_tokens=5)
+    pruner = replace(pruner, **{"evs": {"frame_tokens": 4}, "prumerge": {"keep_ratio": 0.4}}.get(name, {}))
     return replace(pruner, **settings)
 
 

@@ -27,6 +27,7 @@ INVARIANTS: dict[int, str] = {
 # (method, invariant) to why it is not asked, or not in these words.
 NOT_ASKED: dict[tuple[str, int], str] = {
     ("none", 5): "Nothing is dropped.",
+    ("ivc", 5): "Nothing is dropped by itself; compositions are tried in `tests/pruners/test_ivc.py`.",
     ("vtw", 4): "No setting keeps everything; of 4, prompts without images are checked.",
 }
 MERGES = "Of 5: the full-length model's rows are overwritten with what the method merged where it merges."

@@ -145,6 +145,12 @@ def parts_of(view: EntryView | LayerView, scope: Scope) -> list[Tensor]:
     return [torch.arange(view.tokens.numel(), device=view.tokens.device)]
 
 
+def first_sizes(view: EntryView | LayerView, scope: Scope) -> list[int]:
+    """How many tokens each of `parts_of` had when the prompt began."""
+    sizes = view.layout.tokens_per_image
+    return list(sizes) if scope == "image" else [sum(sizes)]
+
+
 def keeps_all(parts: Sequence[Tensor], counts: Sequence[int]) -> bool:
     """Whether every part may keep as many as it has."""
     return all(count >= len(part) for part, count in zip(parts, counts, strict=True))

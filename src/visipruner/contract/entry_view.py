@@ -17,6 +17,7 @@ from torch import Tensor
 from visipruner.contract.influence import last_row_attention
 from visipruner.contract.layout import TokenLayout
 from visipruner.contract.vision_view import VisionView
+from visipruner.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +99,10 @@ class EntryView:
         layout: TokenLayout,
         project: Project,
         vision: Tower | None,
+        rotary: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
-        self._project, self._vision = project, vision
+        self._project, self._vision, self._rotary = project, vision, rotary
         self.projected_rows = self.pairs = 0
 
     @cached_property
@@ -164,6 +166,16 @@ class EntryView:
         has_last = rows.numel() > 0 and int(rows[-1]) == last
         return self._projected(rows, has_last, rotary)
 
+    def rotary(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[axes, k, d]` of the rotary embeddings of `rows` `[k]` in the layer to come, as the model
+        passes them: three axes where M-RoPE keeps time, height and width apart, else one. The example's first row has
+        position 0, as in `project`. Raises UnsupportedModelError where the model does not show them."""
+        if self._rotary is None:
+            raise UnsupportedModelError(
+                "Rotary embeddings are not shown here; this method needs the engine of transformers."
+            )
+        return self._rotary(self._places[rows])
+
     def _projected(self, rows: Tensor, has_last: bool, rotary: bool) -> Projected:
         wanted = rows if has_last else torch.cat([rows, rows.new_full((1,), len(self.states) - 1)])
         queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
@@ -195,7 +207,9 @@ class EntryView:
         if isinstance(answer, Merge):
             states = states.index_copy(0, self.visual[kept], answer.states.to(states))
         visual = (stays.cumsum(0) - 1)[self.visual[kept]]
-        view = EntryView(states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision)
+        view = EntryView(
+            states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision, self._rotary
+        )
         view.__dict__["_places"] = self._places[stays]
         return view
 

@@ -190,6 +190,8 @@ class PromptRun:
             trace. The engine sets it when tokens first leave.
         exit_votes: layers that counted towards the exit of all visual tokens; reported in the trace.
         is_compact: whether the rows that stay are numbered anew, without gaps where tokens left; see `DroppingPruner`.
+        protected: numbers in the prompt of tokens `[k]` that the other methods of a composition may drop only with all
+            the others; None for none.
     """
 
     def __init__(self, pruner: Pruner | None = None) -> None:
@@ -197,6 +199,7 @@ class PromptRun:
         self.trigger_layer: int | None = None
         self.exit_votes: list[int] = []
         self.is_compact = False
+        self.protected: Tensor | None = None
 
     @property
     def may_close_gaps(self) -> bool:

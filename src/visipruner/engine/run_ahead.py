@@ -94,9 +94,10 @@ class EntryLook:
         return hidden, work
 
     def _view(self, layer: int, example: int, states: Tensor, kwargs: dict[str, Any]) -> EntryView:
-        project = partial(self._project, layer, example, kwargs)
+        project, rotary = partial(self._project, layer, example, kwargs), partial(self._rotary, example, kwargs)
         tokens, layout = self._live.tokens[example], self._live.layouts[example]
-        return EntryView(states, self._live.visual_among(example), tokens, layout, project, self._vision[example])
+        visual = self._live.visual_among(example)
+        return EntryView(states, visual, tokens, layout, project, self._vision[example], rotary)
 
     def _placed_from_start(self, example: int, chosen: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Rotary embeddings that `chosen` rows of an example have when it is alone, where the host counts the padding
@@ -112,26 +113,41 @@ class EntryLook:
         is_counted = {name: _are_even(*arguments_for(turns, {name: kwargs[name]})[name]) for name in names}
         return {name: arguments_for(earlier, kwargs)[name] for name in names if is_counted[name]}
 
+    def _given(self, example: int, kwargs: dict[str, Any], places: Tensor) -> dict[str, Any]:
+        """The layer's arguments for some of an example's rows, as if it were alone."""
+        rows = self._live.placed
+        index = [part[:0] for part in rows.index]
+        index[example] = rows.index[example][places]
+        chosen = Rows(tuple(index), rows.seq)
+        return {**arguments_for(chosen, kwargs), **self._placed_from_start(example, chosen, kwargs)}
+
+    def _rotary(self, example: int, kwargs: dict[str, Any], places: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[axes, n, d]` of the rotary embeddings of some of an example's rows."""
+        cos, sin = self._given(example, kwargs, places)[_rotary_names(kwargs)[0]]
+        return cos.flatten(0, -3), sin.flatten(0, -3)
+
     def _project(
         self, layer: int, example: int, kwargs: dict[str, Any], states: Tensor, places: Tensor, rotary: bool
     ) -> tuple[Tensor, Tensor, float, float | None]:
         """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
         come."""
-        rows = self._live.placed
-        index = [part[:0] for part in rows.index]
-        index[example] = rows.index[example][places]
-        chosen = Rows(tuple(index), rows.seq)
-        given = arguments_for(chosen, kwargs)
-        given.update(self._placed_from_start(example, chosen, kwargs))
+        given = self._given(example, kwargs, places)
         if not rotary:
-            names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
-            if not names:
-                raise UnsupportedModelError("This model does not show its rotary embeddings; they cannot be left out.")
-            for name in names:
+            for name in _rotary_names(kwargs):
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
         (queries, keys, _), used = self._run_ahead(layer, states[None], given)
         return queries[0], keys[0], scaling_of(used, queries), used.get("softcap")
+
+
+def _rotary_names(kwargs: dict[str, Any]) -> list[str]:
+    """Which of a layer's arguments are rotary embeddings. Raises UnsupportedModelError where none is."""
+    names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
+    if not names:
+        raise UnsupportedModelError(
+            "This model does not show its rotary embeddings, which this method needs by themselves."
+        )
+    return names
 
 
 def _are_even(cos: Tensor, sin: Tensor) -> bool:

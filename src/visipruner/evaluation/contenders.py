@@ -24,8 +24,9 @@ from visipruner.pruners.registry import available, make
 from visipruner.specs import Chosen
 
 EVERY = "all"
-# Not methods that one would choose: recordings, parts of others, and what is slower than dense by design.
-_NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference"}
+# Not methods that one would choose: recordings, parts of others, what is slower than dense by design, and what leaves
+# pictures whole.
+_NO_CHOICE = {"none", "composed", "schedule", "visipruner-reference", "ivc", "evs", "dycoke"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from visipruner.contract.choosing import others
+from visipruner.contract.choosing import others, union
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, PromptRun, Pruner
@@ -23,7 +23,8 @@ class Composed(Pruner):
 
     On entry to a layer parts choose one after the other. After a layer's attention they look at the same tokens, and
     those stay that all of them keep. Rows close up over tokens that leave by a part with compact positions, and over no
-    others. Written `divprune:keep_tokens=192+visipruner` on the command line.
+    others. Tokens that a part protects (`ivc`) stay whatever the others say, until one lets all leave. Written
+    `divprune:keep_tokens=192+visipruner` on the command line.
 
     Attributes:
         parts: the methods, in order. At most one of them may change a layer's attention edges.
@@ -158,7 +159,9 @@ class _ComposedRun(PromptRun):
             parts = [run.parts[number] for run, _ in asked]
             answers = parts[0].select_entries(layer, parts, [entry.left for _, entry in asked])
             for (run, entry), part, answer in zip(asked, parts, answers, strict=True):
-                run._left(part, entry.left.tokens, entry.follow(answer))
+                seen = entry.left
+                spared = None if answer is None else run._sparing(answer, seen)
+                run._left(part, seen.tokens, entry.follow(spared))
         for run in fellows:
             run._note()
         return [entry.answer() for entry in entries]
@@ -172,10 +175,27 @@ class _ComposedRun(PromptRun):
             if run.observes(layer):
                 kept = run.select(layer, view)
                 if kept is not None:
+                    kept = union(kept, self._protected(view.tokens)) if len(kept) else kept
                     self._left(run, view.tokens, kept)
                     stays &= torch.zeros_like(stays).index_fill(0, kept, True)
         self._note()
         return None if bool(stays.all()) else stays.nonzero().flatten()
+
+    def _protected(self, tokens: Tensor) -> Tensor:
+        """Positions among `tokens` that a part protects from the others."""
+        numbers = [run.protected.to(tokens.device) for run in self.parts if run.protected is not None]
+        return torch.isin(tokens, torch.cat(numbers)).nonzero().flatten() if numbers else tokens[:0]
+
+    def _sparing(self, answer: Tensor | Merge, view: EntryView) -> Tensor | Merge:
+        """`answer` with the protected tokens, as they are, among those that stay; one that takes all out does so."""
+        kept = answer.kept if isinstance(answer, Merge) else answer
+        protected = self._protected(view.tokens)
+        if not len(kept) or not len(protected):
+            return answer
+        stays = union(kept, protected)
+        if not isinstance(answer, Merge):
+            return stays
+        return Merge(stays, view.embeddings.to(answer.states).index_copy(0, kept, answer.states)[stays])
 
     def _note(self) -> None:
         """What the parts report about themselves goes into the trace."""
