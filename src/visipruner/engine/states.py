@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visipruner.contract.layer_view import LayerView
+from visipruner.contract.layout import uploaded
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.contract.training_run import TrainingPruner
 from visipruner.engine.host import Host
@@ -72,8 +73,8 @@ class StateLayers:
             )
         device = rows.flat.device
         taken, given = np.where(real, places, 0).flatten(), np.flatnonzero(real)
-        mask = None if real.all() else torch.from_numpy(real).to(device)
-        return torch.from_numpy(taken).to(device), torch.from_numpy(given).to(device), mask
+        mask = None if real.all() else uploaded(real, device)
+        return uploaded(taken, device), uploaded(given, device), mask
 
     def rows(self, seq: int) -> int:
         """Rows of an example that the state passes through, padding included; `seq` where those of the host run."""
