@@ -178,13 +178,15 @@ def encoded(name: str, model: Any, prepared: dict[str, Any], layer: int) -> Whol
     eager = home.eager_attention_forward
     inside = set(module.modules())
 
-    def remembering(caller: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output, weights = eager(caller, query, key, *args, **kwargs)
+    def remembering(caller: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        output, weights = eager(caller, query, key, value, attention_mask, **kwargs)
         if caller in inside:
+            rows = key.shape[2]
+            starts = [
+                row for row in range(1, rows) if attention_mask is not None and attention_mask[0, 0, row, row - 1] < 0
+            ]
             for of_picture, keys in zip(weights, key, strict=True):
-                seen = of_picture.amax(0) > 0
-                starts = [row for row in range(len(seen)) if row == 0 or not bool(seen[row, row - 1])]
-                for start, end in zip(starts, [*starts[1:], len(seen)], strict=True):
+                for start, end in zip([0, *starts], [*starts, rows], strict=True):
                     found.maps.append(of_picture[:, start:end, start:end])
                     found.keys.append(keys[:, start:end])
         return output, weights
@@ -203,25 +205,21 @@ def encoded(name: str, model: Any, prepared: dict[str, Any], layer: int) -> Whol
     return found
 
 
-def patches_of_tokens(name: str, model: Any, prepared: dict[str, Any], rows: list[int]) -> list[list[tuple[int, int]]]:
-    """Per token the (picture, row) of its patches: those rows of the tower's last layer that change it. `rows`: of
-    every picture, in the order in which the tower gives them."""
+def patches_of_tokens(name: str, prepared: dict[str, Any], rows: list[int]) -> list[list[tuple[int, int]]]:
+    """Per token the (picture, row) of its patches: those rows that change it where patches do not look at each other.
+    `rows`: of every picture, in the order in which the tower has them."""
+    model = unmixed(name)
     plain = entering(model, prepared)
     found: list[list[tuple[int, int]]] = [[] for _ in plain]
     places = [(picture, row) for picture, count in enumerate(rows) for row in range(count)]
     for number, place in enumerate(places):
-        start = 0
 
-        def bump(_module: Any, _args: Any, output: Any, number: int = number) -> Any:
-            nonlocal start
-            states = (output[0] if isinstance(output, tuple) else output).clone()
-            flat = states.view(-1, states.shape[-1])
-            if start <= number < start + len(flat):
-                flat[number - start] += 7 * torch.randn(states.shape[-1])
-            start += len(flat)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+        def bump(_module: Any, args: Any, kwargs: Any, number: int = number) -> Any:
+            states = args[0].clone(memory_format=torch.contiguous_format)
+            states.view(-1, states.shape[-1])[number] += torch.randn(states.shape[-1])
+            return (states, *args[1:]), kwargs
 
-        hook = tower_layers(tower_of(name, model))[-1].register_forward_hook(bump)
+        hook = tower_layers(tower_of(name, model))[0].register_forward_pre_hook(bump, with_kwargs=True)
         for token in moved(plain, entering(model, prepared)):
             found[token].append(place)
         hook.remove()
@@ -234,7 +232,7 @@ def test_a_token_has_the_mean_of_its_patches(name: str) -> None:
     and features; merged as the connector merges, found out by changing one row of the tower after another."""
     model, prepared = trained(name), inputs(name, [prompt(name, [3, 0, 4])])
     whole = encoded(name, model, prepared, -1)
-    held = patches_of_tokens(name, model, prepared, [part.shape[-1] for part in whole.maps])
+    held = patches_of_tokens(name, prepared, [part.shape[-1] for part in whole.maps])
     ((views, _),) = looked_at(model, prepared)
     salience, received = (torch.cat([getattr(view, what) for view in views], -1) for what in ("salience", "received"))
     keys = torch.cat([view.keys for view in views], 1)
