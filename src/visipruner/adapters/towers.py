@@ -136,7 +136,7 @@ def joined_crops(model: Any, seen: Encoded) -> TokenPatches:
     where they are too many, each line ended by a newline feature. The model's own function lays out places of patches
     in the place of their features."""
     side, settings = _side(model), _settings(model.pack_image_features, model.config, seen.call)
-    sizes = torch.as_tensor(seen.call["image_sizes"])
+    sizes = torch.as_tensor(seen.call["image_sizes"]).cpu()
     alone = [True] * len(sizes)
     if seen.call.get("batch_num_images") is not None:
         alone = [int(count) == 1 for count in seen.call["batch_num_images"] for _ in range(int(count))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class VisionTap:
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
             if number in self.wanted:
-                self._hooks.append(layer.register_forward_hook(partial(self._leave_layer, number)))
+                self._hooks.append(layer.register_forward_hook(self._remembering(number)))
         self._hooks.append(self._tower.register_forward_hook(uncompiled(self._finish)))
         for kind in KINDS:
             if hasattr(embedder, f"get_{kind}_features"):
@@ -190,15 +190,18 @@ class VisionTap:
                 self._pieces.extend((q, k, scaling) for q, k in parts)
         return host_kernel(module, self._implementation)(module, *qkv, mask, **kwargs)
 
-    def _leave_layer(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
-        """After a wanted layer, whose output has the rows of all pictures one after another."""
-        states = (output[0] if isinstance(output, tuple) else output).detach()
-        states, lengths = states.reshape(-1, states.shape[-1]), [queries.shape[1] for queries, *_ in self._pieces]
-        if sum(lengths) != len(states):
-            raise UnsupportedModelError(f"Layers of this vision tower give other rows than their attention; {ANOTHER}")
-        for (queries, keys, scaling), outputs in zip(self._pieces, states.split(lengths), strict=True):
-            self._seen.setdefault(layer, []).append(Crop(queries, keys, outputs, scaling))
-        self._pieces.clear()
+    def _remembering(self, layer: int) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            """After a wanted layer, whose output has the rows of all pictures one after another."""
+            states = (output[0] if isinstance(output, tuple) else output).detach()
+            states, lengths = states.reshape(-1, states.shape[-1]), [queries.shape[1] for queries, *_ in self._pieces]
+            if sum(lengths) != len(states):
+                raise UnsupportedModelError(f"This vision tower's layers give other rows than they attend; {ANOTHER}")
+            for (queries, keys, scaling), outputs in zip(self._pieces, states.split(lengths), strict=True):
+                self._seen.setdefault(layer, []).append(Crop(queries, keys, outputs, scaling))
+            self._pieces.clear()
+
+        return leave
 
     # ---- which image is whose --------------------------------------------------------------------------------------
 
