@@ -111,8 +111,9 @@ def merged(model: Any, seen: Encoded) -> TokenPatches:
 
 def grid_squares(rows: int, columns: int, side: int) -> Tensor:
     """`[tokens, side * side]` long: the patches of each square of a grid `rows` x `columns`, both line by line."""
-    whole = torch.arange(rows * columns).view(rows, columns)[: rows // side * side, : columns // side * side]
-    return whole.unflatten(0, (-1, side)).unflatten(-1, (-1, side)).transpose(1, 2).flatten(0, 1).flatten(1)
+    lines, places = rows // side, columns // side
+    whole = torch.arange(rows * columns).view(rows, columns)[: lines * side, : places * side]
+    return whole.reshape(lines, side, places, side).transpose(1, 2).reshape(lines * places, side**2)
 
 
 def window_places(rows: int, columns: int, side: int) -> Tensor:
@@ -163,7 +164,7 @@ def pooled_frames(model: Any, seen: Encoded) -> TokenPatches:
     corners, parts = _corners(model.apply_pooling(_places(1, 1, side, 0)[..., 1:])[0])
     one = corners[..., 0] * side + corners[..., 1]
     videos = len(seen.rows) // frames
-    found = _repeated(one, side**2, len(seen.rows)).unflatten(0, (videos, -1))
+    found = _repeated(one, side**2, len(seen.rows)).view(videos, -1, one.shape[-1])
     found = functional.pad(found, (0, 0, 0, 1)).flatten(0, 1)
     shares = functional.pad(parts.repeat(frames, 1), (0, 0, 0, 1)).repeat(videos, 1)
     return _table([found], [shares], seen.rows[0] - side**2)
@@ -197,8 +198,7 @@ def _places(lines: int, columns: int, side: int, mark: int) -> Tensor:
     """`[crops, patches, 3]` double: `mark`, line and column of every patch among `lines` x `columns` crops joined."""
     row, column = torch.meshgrid(torch.arange(lines * side), torch.arange(columns * side), indexing="ij")
     joined = torch.stack([torch.full_like(row, mark), row, column], -1).double()
-    crops = joined.unflatten(0, (lines, side)).unflatten(2, (columns, side)).transpose(1, 2)
-    return crops.flatten(0, 1).flatten(1, 2)
+    return joined.view(lines, side, columns, side, 3).transpose(1, 2).reshape(lines * columns, side**2, 3)
 
 
 def _corners(places: Tensor) -> tuple[Tensor, Tensor]:

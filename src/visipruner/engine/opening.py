@@ -188,8 +188,8 @@ class Opening:
             if self._clock is not None:
                 runs = [self._clock.watched(run) for run in runs]
             if self._tap is not None:
-                rows = [np.flatnonzero(mine) for mine in is_visual & real[:, past:]]
-                vision = self._tap.read(found, rows, self._videos)
+                held = [np.flatnonzero(mine) for mine in is_visual & real[:, past:]]
+                vision = self._tap.read(found, held, self._videos)
         wants_whole = next((name for name in WHOLE if self._asks_for(name, call)), None)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_whole)
         shared = self._shared_prefix(found, real[0], call) if not past and wants_whole is None else None

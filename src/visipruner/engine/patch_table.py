@@ -65,7 +65,7 @@ class PatchTable:
         patches, shares = self.patches[tokens], None if self.shares is None else self.shares[tokens]
         starts = torch.tensor(self.starts)
         owner = torch.searchsorted(starts, patches, right=True) - 1
-        used = owner.unique() if shares is None else owner[shares > 0].unique()
+        used = torch.unique(owner if shares is None else owner[shares > 0])
         used = used if len(used) else owner[:1, 0]
         lengths = starts.diff()[used]
         place = torch.searchsorted(used, owner).clamp(max=len(used) - 1)

@@ -239,7 +239,7 @@ class VisionTap:
         found: list[Vision | None] = []
         for mine, layout in zip(numbers, layouts, strict=True):
             kept = torch.from_numpy(np.delete(mine, list(layout.spared)))
-            found.append(Vision(self.depth, self.crops, whole, kept.split(layout.tokens_per_image)))
+            found.append(Vision(self.depth, self.crops, whole, torch.split(kept, layout.tokens_per_image)))
         return found
 
     def crops(self, layer: int) -> list[Crop]:
@@ -268,7 +268,7 @@ def _lengths(queries: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) ->
     if len(seen) == 1 and seen.shape[-2:] == (rows, rows):
         block = functional.pad((~seen[0, 0].diagonal(-1)).long().cumsum(0), (1, 0))
         if torch.equal(seen[0, 0], block[:, None] == block[None]):
-            return block.bincount().tolist()  # type: ignore[no-any-return]
+            return block.bincount().tolist()
     raise UnsupportedModelError(f"This vision tower hides patches of a picture from each other; {ANOTHER}")
 
 
