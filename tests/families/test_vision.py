@@ -15,14 +15,45 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoModelForImageTextToText,
+    AyaVisionConfig,
+    CLIPVisionConfig,
+    Cohere2Config,
+    Cohere2VisionConfig,
+    Exaone4_5_Config,
+    GlmOcrConfig,
+    LightOnOcrConfig,
+    LlamaConfig,
+    SiglipVisionConfig,
+    VipLlavaConfig,
+)
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 import visipruner as vp
+from tests.families.prompts import IMAGE, collate, join_first_dimension, words
 from tests.families.test_matrix import CELLS
-from tests.families.zoo import FAMILIES, PINPOINTS, adapter_of, built, inputs, prompt, visual_rows
+from tests.families.zoo import (
+    _MROPE,
+    _SQUARE,
+    _TEXT,
+    _TOKENS,
+    _VISION,
+    FAMILIES,
+    PINPOINTS,
+    Picture,
+    _broken_rows,
+    _mrope_image,
+    _square,
+    adapter_of,
+    built,
+    inputs,
+    peaked,
+    prompt,
+    visual_rows,
+)
 from tests.flash import use_stand_in
-from visipruner.adapters import towers
+from visipruner.adapters import Adapter, generic, towers
 from visipruner.adapters.base import submodule
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.vision_view import VisionView
@@ -61,12 +92,15 @@ def trained(name: str) -> Any:
 def unmixed(name: str) -> Any:
     """The same with a tower whose patches do not look at each other."""
     model = deepcopy(trained(name))
-    tower = tower_of(name, model)
-    for module_name, module in tower_layers(tower).named_modules():
-        if module_name.endswith(("attn.proj", "out_proj", "o_proj", "projection_layer")):
+    unmix(tower_of(name, model))
+    return model
+
+
+def unmix(tower: Any) -> None:
+    for name, module in tower_layers(tower).named_modules():
+        if name.endswith(("attn.proj", "out_proj", "o_proj", "projection_layer")):
             for parameter in module.parameters():
                 parameter.data.zero_()
-    return model
 
 
 class StopError(Exception):
@@ -99,10 +133,12 @@ class Looking(vp.FasterVLM):
         raise StopError
 
 
-def looked_at(model: Any, *prompts: dict[str, Any], layer: int = -1) -> list[tuple[list[VisionView], Tensor]]:
+def looked_at(
+    model: Any, *prompts: dict[str, Any], layer: int = -1, adapter: Adapter | None = None
+) -> list[tuple[list[VisionView], Tensor]]:
     """What a method is shown of the images of each prompt, and the tokens as they enter the decoder."""
     found = []
-    with vp.attach(model, Looking(keep_ratio=0.5, vision_layer=layer)), torch.no_grad():
+    with vp.attach(model, Looking(keep_ratio=0.5, vision_layer=layer), adapter=adapter), torch.no_grad():
         for prepared in prompts:
             with suppress(StopError):
                 model(**prepared)
@@ -137,14 +173,17 @@ def pixel_blocks(prepared: dict[str, Any]) -> list[tuple[str, Any]]:
 def test_a_token_changes_with_the_pixels_of_its_patches(name: str, layout: list[int]) -> None:
     """Where patches do not look at each other, the tokens whose patches the view says have changed are those that
     changed for the decoder, for every patch of the prompt."""
-    model, prepared = unmixed(name), inputs(name, [prompt(name, layout)])
+    follow_pixels(unmixed(name), inputs(name, [prompt(name, layout)]))
+
+
+def follow_pixels(model: Any, prepared: dict[str, Any], adapter: Adapter | None = None) -> None:
     blocks = pixel_blocks(prepared)
     others = []
     for key, where in blocks[:: max(1, len(blocks) // FEW)]:
         pixels = prepared[key].clone()
         pixels[where] += torch.randn(pixels[where].shape, generator=torch.Generator().manual_seed(3))
         others.append({**prepared, key: pixels})
-    (views, tokens), *changed = looked_at(model, prepared, *others)
+    (views, tokens), *changed = looked_at(model, prepared, *others, adapter=adapter)
     touched: set[int] = set()
     for those, after in changed:
         features = [torch.cat([view.features for view in part]) for part in (views, those)]
@@ -155,6 +194,46 @@ def test_a_token_changes_with_the_pixels_of_its_patches(name: str, layout: list[
     blank = torch.cat([torch.zeros(len(view.patches)).bool() if view.blank is None else view.blank for view in views])
     assert not touched & set(blank.nonzero().flatten().tolist()), "a newline feature holds no patch"
     assert len(touched) > 1
+
+
+def _of_kind(kind: str) -> tuple[Any, Picture]:
+    """A tiny model's config of a type that nobody described, and a picture for it."""
+    text, rope = {**_TEXT, "head_dim": 8}, {"rope_parameters": _MROPE}
+    packed = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
+    siglip, clip = SiglipVisionConfig(**_SQUARE), CLIPVisionConfig(**_SQUARE)
+    if kind == "exaone4_5":
+        vision = {**packed, "patch_size": 8, "num_key_value_heads": 1, "window_size": 32, "fullatt_block_indexes": [1]}
+        layers = {"model_type": "exaone4", "layer_types": ["full_attention"] * 4}
+        return Exaone4_5_Config(text_config={**text, **rope, **layers}, vision_config=vision, **_TOKENS), _mrope_image
+    if kind == "glm_ocr":
+        parts = {"text_config": {**text, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}}}
+        return GlmOcrConfig(
+            **parts, vision_config={**packed, "patch_size": 8, "image_size": 64}, **_TOKENS
+        ), _mrope_image
+    if kind == "lighton_ocr":
+        vision = {"model_type": "pixtral", **_VISION, "image_size": 128, "patch_size": 8}
+        parts = {"text_config": {"model_type": "qwen3", **text}, "vision_config": vision}
+        return LightOnOcrConfig(**parts, image_token_id=IMAGE, spatial_merge_size=2), _broken_rows
+    if kind == "vipllava":
+        parts = {"vision_config": clip, "text_config": LlamaConfig(**_TEXT), "vision_feature_layers": [-1, -2]}
+        return VipLlavaConfig(**parts, image_token_index=IMAGE), _square(16)
+    parts = {"vision_config": siglip, "text_config": Cohere2Config(**_TEXT), "downsample_factor": 2}
+    if kind == "aya_vision":
+        return AyaVisionConfig(**parts, image_token_index=IMAGE, vision_feature_select_strategy="full"), _square(4)
+    return Cohere2VisionConfig(**parts, image_token_id=IMAGE, alignment_intermediate_size=64), _square(4)
+
+
+@pytest.mark.parametrize("kind", generic.TOWERS)
+def test_towers_of_types_that_nobody_described(kind: str) -> None:
+    config, picture = _of_kind(kind)
+    model = peaked(config, "eager")
+    adapter, generator = generic.adapter_of(model), torch.Generator().manual_seed(1)
+    tower = submodule(model, adapter.vision)
+    assert tower is not None
+    unmix(tower)
+    pieces = [words(3, generator), picture(model, 0, False, generator), words(2, generator)]
+    pieces += [picture(model, 1, False, generator), words(4, generator)]
+    follow_pixels(model, collate([pieces], "left", "mm_token_type_ids", join_first_dimension), adapter)
 
 
 # ---- what is told of a token ----------------------------------------------------------------------------------------

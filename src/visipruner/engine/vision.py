@@ -184,6 +184,7 @@ class VisionTap:
         """Called by the attention of every layer of the tower, for all pictures at once or for one after another."""
         if layer in self.wanted:
             queries, keys, _ = (part.detach() for part in qkv)
+            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
             lengths, scaling = _lengths(queries, mask, kwargs), scaling_of(kwargs, queries)
             for picture in zip(queries, keys, strict=True):
                 parts = zip(*(part.split(lengths, 1) for part in picture), strict=True)
