@@ -151,7 +151,7 @@ def joined_crops(model: Any, seen: Encoded) -> TokenPatches:
         packed, _ = model.pack_image_features([crops], size[None], image_newline=crops.new_full((3,), -1.0), **settings)
         corners, parts = _corners(packed[0][:, 1:])
         crop = 1 + corners[..., 0] // side * columns + corners[..., 1] // side
-        crop = torch.where(packed[0][:, :1] == 1, crop, 0)  # the first view is a grid of its own
+        crop = torch.where(packed[0][:, :1] > 0.5, crop, 0)  # the first view is a grid of its own
         found.append(start + crop * side**2 + corners[..., 0] % side * side + corners[..., 1] % side)
         shares.append(parts.masked_fill(packed[0][:, :1] < 0, 0))
         start += len(crops) * side**2
