@@ -77,15 +77,9 @@ def keeping_everything(pruner: vp.Pruner) -> vp.Pruner:
     return replace(pruner, keep_ratio=1.0)  # type: ignore[call-arg]
 
 
-def _is_refused(name: str, method: str) -> bool:
-    # Pixtral's encoder reads all images as one sequence and masks them from each other.
-    unreadable = name == "pixtral" and bool(METHODS[method].vision_layers(24))
-    return unreadable or is_refused(METHODS[method], adapter_of(name)) is not None
-
-
 _PAIRS = [(name, method) for name in FAMILIES for method in METHODS]
-WORKS = [pair for pair in _PAIRS if not _is_refused(*pair)]
-ERRORS = [pair for pair in _PAIRS if _is_refused(*pair)]
+WORKS = [pair for pair in _PAIRS if not is_refused(METHODS[pair[1]], adapter_of(pair[0]))]
+ERRORS = [pair for pair in _PAIRS if is_refused(METHODS[pair[1]], adapter_of(pair[0]))]
 
 
 def _attn(name: str) -> str:

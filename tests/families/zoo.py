@@ -81,9 +81,9 @@ _TEXT: dict[str, Any] = {
     "eos_token_id": EOS,
     "tie_word_embeddings": False,
 }
-_VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-_TWO_LAYERS = {**_VISION, "num_hidden_layers": 2}  # for methods that look at the last but one
-_SQUARE: dict[str, Any] = {**_TWO_LAYERS, "image_size": 32, "patch_size": 8}
+# Two layers, for methods that look at the last but one.
+_VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SQUARE: dict[str, Any] = {**_VISION, "image_size": 32, "patch_size": 8}
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
@@ -231,7 +231,7 @@ def _llava(text: Callable[[], Any]) -> Callable[[], Any]:
 def _qwen2(cls: Any, **vision: Any) -> Callable[[], Any]:
     return lambda: cls(
         text_config={**_TEXT, "rope_parameters": _MROPE},
-        vision_config={"patch_size": 8, "depth": 1, "num_heads": 2, **vision},
+        vision_config={"patch_size": 8, "depth": 2, "num_heads": 2, **vision},
         vision_start_token_id=START,
         vision_end_token_id=END,
         **_TOKENS,
@@ -265,7 +265,7 @@ _MOE_OF_GLM: dict[str, Any] = {
 
 def _glm(cls: Any, **text: Any) -> Family:
     rope = {**_MROPE, "partial_rotary_factor": 1.0}
-    sizes = {"depth": 1, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
+    sizes = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
     kinds = {"text_config": {"model_type": "glm4v_text"}, "vision_config": {"model_type": "glm4v_vision"}}
     named = kinds if cls is Glm46VConfig else {"text_config": {}, "vision_config": {}}
     return Family(
@@ -293,9 +293,7 @@ FAMILIES: dict[str, Family] = {
     "llava-qwen3-moe": Family(_llava(lambda: Qwen3MoeConfig(**_TEXT, **_MOE, head_dim=8)), _square(16)),
     "pixtral": Family(
         lambda: LlavaConfig(
-            vision_config=PixtralVisionConfig(
-                **{**_VISION, "image_size": 128, "patch_size": 8, "num_hidden_layers": 2}
-            ),
+            vision_config=PixtralVisionConfig(**{**_VISION, "image_size": 128, "patch_size": 8}),
             text_config=MistralConfig(**_TEXT, head_dim=8, sliding_window=None),
             image_token_index=IMAGE,
             vision_feature_layer=-1,
@@ -350,7 +348,7 @@ FAMILIES: dict[str, Family] = {
             out_hidden_size=32,
             intermediate_size=32,
             window_size=32,
-            fullatt_block_indexes=[0],
+            fullatt_block_indexes=[1],
         ),
         _mrope_image,
         _mrope_video(False, VIDEO),

@@ -15,10 +15,13 @@ from transformers import CLIPConfig, CLIPModel
 
 import visipruner as vp
 from tests.cli.tiny_llava import WORDS, tokenizer
+from tests.families.zoo import built
+from tests.families.zoo import inputs as zoo_inputs
+from tests.families.zoo import prompt as zoo_prompt
 from tests.models import IMAGE_TOKEN, llava_inputs, llava_model, prompt, text_model
 from tests.pruners.plain import kept_by, largest
+from visipruner.adapters.towers import Encoded, squares
 from visipruner.contract.entry_view import Image
-from visipruner.engine.vision import VisionTap
 from visipruner.pruners.cdpruner import CDPruner, greedy_map, without_instruction
 from visipruner.pruners.divprune import DivPrune, most_diverse
 from visipruner.pruners.fastervlm import FasterVLM
@@ -398,6 +401,14 @@ def test_cdpruner_with_the_text_side_of_clip(clip_folder: Path, layout: list[int
     assert other[0].kept[0] != trace[0].kept[0], "the question must matter for this to test anything"
 
 
+def test_newline_features_are_least_relevant(clip_folder: Path) -> None:
+    model, inputs = built("llava-next"), zoo_inputs("llava-next", [zoo_prompt("llava-next", [3, 0, 4])])
+    newlines = {20, 25, 30, 35}  # after each of four lines of the crops, four patches long
+    for count, held in ((32, set()), (33, {20})):
+        trace, _ = _run(model, CDPruner(keep_tokens=count, text_encoder=str(clip_folder), question="what"), inputs)
+        assert newlines & set(trace[0].kept[0]) == held
+
+
 def test_instructions_are_no_part_of_the_question() -> None:
     letter = "Which ?\nA. one\nB. two\nAnswer with the option's letter from the given choices directly."
     assert without_instruction(letter) == "Which ?\nA. one\nB. two"
@@ -496,13 +507,34 @@ def test_layers_that_the_tower_has_not() -> None:
         vp.attach(llava_model(), FasterVLM(vision_layer=9))
 
 
-def test_which_images_are_whose() -> None:
-    tap = VisionTap(llava_model().model.vision_tower, [-1])
-    assert tap.wanted == {1}
-    tap._seen[1] = [(torch.zeros(2, 17, 4), torch.zeros(2, 17, 4), 1.0)] * 3
-    assert tap.images_of([16, 0, 32]) == ([[0], [], [1, 2]], 16, 1)
-    assert tap.images_of([16, 16, 32, 32]) == ([[0], [0], [1, 2], [1, 2]], 16, 1), "two beams each"
-    assert tap.images_of([17, 34]) == ([[0], [1, 2]], 17, 1), "the class token is a visual token too"
-    assert tap.images_of([4, 8]) == ([[0], [1, 2]], 4, 2), "a token for every 2 x 2 patches"
-    with pytest.raises(vp.LayoutError, match="do not match"):
-        tap.images_of([5, 10])
+def test_features_of_other_images_are_refused() -> None:
+    model = llava_model()
+    inputs = llava_inputs([[3, 0, 4]])
+    pixels = inputs.pop("pixel_values")
+    with vp.attach(model, FasterVLM()), torch.no_grad():
+        encoded = model.model.get_image_features(pixel_values=pixels)
+        model.model.get_image_features(pixel_values=pixels)
+        with pytest.raises(vp.LayoutError, match="encoded 32 visual tokens, and the prompts have 16"):
+            model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "prefix", "first"),
+    [
+        (16, 17, 1, [0]),
+        (17, 17, 0, [0]),  # the class token is a visual token too
+        (4, 17, 1, [0, 1, 4, 5]),
+        (4, 16, 0, [0, 1, 4, 5]),
+        (15, 15, 0, [0]),
+    ],
+)
+def test_squares_of_patches(tokens: int, rows: int, prefix: int, first: list[int]) -> None:
+    table = squares(None, Encoded("image", {}, [rows] * 3, 3 * tokens, (1, 0)))
+    assert table is not None
+    assert (table.prefix, table.patches[0].tolist(), len(table.patches)) == (prefix, first, 3 * tokens)
+    assert table.patches[tokens].tolist() == [place + rows - prefix for place in first]
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(5, [17, 17]), (3, [17]), (32, [17, 26])])
+def test_what_is_no_square_of_patches(tokens: int, rows: list[int]) -> None:
+    assert squares(None, Encoded("image", {}, rows, tokens * len(rows), (1, 0))) is None

@@ -36,7 +36,7 @@ SHRINKS = (
     "Not attached: an error that names `visipruner.chat.attached`. What it can do depends on the processor and the "
     "vision tower ([docs/evaluation.md](evaluation.md))."
 )
-NO_TOWER = "An error: the tokens cannot be traced back to patches of the vision tower."
+NO_TOWER = "An error: nobody said which patches of the vision tower the tokens are made of."
 
 
 def is_refused(pruner: Pruner, adapter: Adapter) -> str | None:

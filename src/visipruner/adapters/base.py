@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visipruner.adapters.towers import Patches, squares
 from visipruner.contract.layout import ImageTokens, VisualRows
 
 Locate = Callable[[nn.Module, Mapping[str, Any]], Tensor | None]
@@ -37,8 +38,9 @@ class Adapter:
         images: `(embedder, keyword arguments of embedder and decoder together, visual rows)` to one `ImageTokens` per
             image in prompt order, for traces and pictures. None, or None returned: an unbroken run is an image.
         visual: which rows count as visual, in words, for the documentation.
-        vision: dotted paths to the vision tower, where every visual token is one of its patches, or a square of
-            neighbouring ones, line by line; empty elsewhere. Only methods that look at its attention need it.
+        vision: dotted paths to the vision tower, for methods that look at its attention; empty where visual tokens
+            are not made of patches of their own. patches: which patches a token is made of (`adapters.towers`); by
+            default one, or a square of neighbours, of a picture that all are alike.
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
         final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
             with the output projection.
@@ -61,6 +63,7 @@ class Adapter:
     images: Images | None = None
     visual: str = ""
     vision: tuple[str, ...] = ()
+    patches: Patches = squares
     layers: str = "layers"
     attention: str = "self_attn"
     final_norm: str = "norm"

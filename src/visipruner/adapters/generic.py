@@ -1,8 +1,8 @@
 """An adapter read from the model itself, for types that nobody described.
 
 The layers are those of its `get_decoder`; visual rows are the ids that its own `get_placeholder_mask` takes for
-placeholders, or else those that its config names. What cannot be read this way (grids of images, vision towers) an
-adapter says.
+placeholders, or else those that its config names. Grids of images cannot be read this way, nor which patches a visual
+token is made of: that an adapter says, or `TOWERS`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ from torch import Tensor, nn
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.placeholders import image_sizes
 from visipruner.adapters.structure import DEEPSTACK, FROM_FIRST, Structure, read, refused
+from visipruner.adapters.towers import Patches, merged, sized_squares, squares
 from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
 
 # What configs call the token whose row an image's feature overwrites.
 NAMES = ("token_id", "token_index", "context_token_id", "patch_id", "pad_id")
 KINDS = ("image", "video", "img", "im_")
+# Types whose tower is known: its name in the embedder, and which patches a visual token is made of.
+TOWERS: dict[str, tuple[str, Patches]] = {
+    "aya_vision": ("vision_tower", squares),
+    "cohere2_vision": ("vision_tower", squares),
+    "exaone4_5": ("visual", merged),
+    "glm_ocr": ("visual", merged),
+    "lighton_ocr": ("vision_encoder", sized_squares),
+    "vipllava": ("vision_tower", squares),
+}
 PIXELS = ("pixel_values", "image_patches", "images", "high_res_pixel_values", "video_pixel_values")
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f", "embedding_norm")
 
@@ -48,6 +58,7 @@ def adapter_of(model: nn.Module) -> Adapter:
         raise refused(model.config, "neither it nor its config says which tokens stand for an image")
     kind: Any = model.config
     attention = structure.first_attention
+    tower, patches = TOWERS.get(kind.model_type, ("", squares))
     return Adapter(
         family=kind.model_type,
         model_types=(kind.model_type,),
@@ -56,6 +67,8 @@ def adapter_of(model: nn.Module) -> Adapter:
         locate=partial(_rows, ids, _pixels(embedder)),
         images=_unbroken,
         visual="the rows that the model overwrites with features",
+        vision=(f"{path}.{tower}".lstrip("."),) if tower else (),
+        patches=patches,
         layers=structure.layers,
         attention=structure.attention,
         final_norm=_child(structure.decoder, *_NORMS),

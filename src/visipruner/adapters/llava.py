@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import NO_VIDEO, Adapter
 from visipruner.adapters.placeholders import IMAGE, broken_rows, encoded_sizes, equal_squares, one_grid, rows_of
+from visipruner.adapters.towers import Encoded, TokenPatches, sized_squares, squares
 from visipruner.contract.layout import ImageTokens
 
 
@@ -26,6 +27,11 @@ def images(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[Imag
     return one_grid(int(pixels.shape[-2]) // patch, int(pixels.shape[-1]) // patch, int(mask.sum()))
 
 
+def patches(model: Any, seen: Encoded) -> TokenPatches | None:
+    """A token is a patch, whatever the encoder."""
+    return (sized_squares if model.config.vision_config.model_type == "pixtral" else squares)(model, seen)
+
+
 ADAPTER = Adapter(
     family="LLaVA-1.5, Pixtral",
     model_types=("llava",),
@@ -33,8 +39,6 @@ ADAPTER = Adapter(
     images=images,
     visual="all tokens of an image; Pixtral's break and end tokens are text",
     lacks={"video": NO_VIDEO},
-    remarks={
-        "vision methods": "Not with Pixtral's encoder, whose images are masked from each other.",
-    },
     vision=("model.vision_tower", "vision_tower"),
+    patches=patches,
 )

@@ -8,12 +8,15 @@ a square picture of that size has 48 of them and brings 2928 rows.
 
 from visipruner.adapters.base import NO_VIDEO, VIDEO_PROCESSOR, Adapter
 from visipruner.adapters.placeholders import IMAGE, VIDEO, image_sizes, rows_of, sizes_without_videos
+from visipruner.adapters.towers import by_kind, joined_crops, pooled_squares
 
 ADAPTER = Adapter(
     family="LLaVA-NeXT",
     model_types=("llava_next",),
     locate=rows_of(IMAGE),
     images=image_sizes,
+    vision=("model.vision_tower",),
+    patches=joined_crops,
     visual="tokens of all crops, and the newline feature after each row of them, which the usual 2880 leaves out",
     lacks={"video": NO_VIDEO},
 )
@@ -22,6 +25,8 @@ VIDEO_ADAPTER = Adapter(
     model_types=("llava_next_video",),
     locate=rows_of(IMAGE, VIDEO),
     images=sizes_without_videos,
+    vision=("model.vision_tower",),
+    patches=by_kind(image=joined_crops, video=pooled_squares),
     visual="as LLaVA-NeXT, and the tokens of pooled video frames",
     remarks={"run": VIDEO_PROCESSOR},
 )

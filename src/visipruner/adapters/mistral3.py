@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import NO_VIDEO, Adapter
 from visipruner.adapters.placeholders import IMAGE, broken_rows, encoded_sizes, rows_of
+from visipruner.adapters.towers import sized_squares
 from visipruner.contract.layout import ImageTokens
 
 
@@ -27,6 +28,8 @@ ADAPTER = Adapter(
     model_types=("mistral3",),
     locate=rows_of(IMAGE),
     images=images,
+    vision=("model.vision_tower",),
+    patches=sized_squares,
     visual="patches of an image; the break token after each row and the end token are text",
     lacks={"video": NO_VIDEO},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -125,13 +125,25 @@ class PerImagePruner(EntryPruner):
         numbers = shares(count, [len(image.tokens) for image in images])
         kept, states = [view.tokens[:0]], [view.embeddings[:0]]
         for place, (image, number) in enumerate(zip(images, numbers, strict=True)):
+            seen = [tower[place] for tower in towers]
+            image, blank = _judged(image, seen)
             embeddings = view.embeddings[image.positions]
-            answer = self.choose_in(image, number, [tower[place] for tower in towers], embeddings)
+            answer = self.choose_in(image, min(number, len(image.tokens)), seen, embeddings)
             where = answer.kept if isinstance(answer, Merge) else answer
-            kept.append(image.positions[where])
-            states.append(answer.states if isinstance(answer, Merge) else embeddings[where])
+            blank = blank[: max(0, number - len(image.tokens))]
+            kept += [image.positions[where], blank]
+            states += [answer.states if isinstance(answer, Merge) else embeddings[where], view.embeddings[blank]]
         everyone, order = torch.cat(kept).sort()
         return Merge(everyone, torch.cat(states)[order]) if self.merges else everyone
+
+
+def _judged(image: Image, seen: Sequence[VisionView]) -> tuple[Image, Tensor]:
+    """An image without the tokens that hold no patch (newline features), and where these are: the tower says nothing of
+    them, so they leave first."""
+    if not seen or seen[0].blank is None:
+        return image, image.positions[:0]
+    blank = seen[0].blank[image.tokens]
+    return replace(image, positions=image.positions[~blank], tokens=image.tokens[~blank]), image.positions[blank]
 
 
 # ---- parts that have a budget each -----------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class EntryView:
 
     def vision(self, layer: int) -> list[VisionView]:
         """The images in a layer of the vision tower, one of those that `Pruner.vision_layers` named, in the order of
-        `images()`; token i of an image is its patch i."""
+        `images()`; what a view tells is by the tokens' numbers within their image."""
         return [view.to(self.states.device) for view in self._tower().views(layer)]
 
     @property

@@ -113,12 +113,12 @@ def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
     wanted = pruner.vision_layers(depth)
     if not wanted:
         return None
-    if host.tower is None:
+    if host.tower is None or host.embedder is None:
         raise UnsupportedModelError(
-            f"{pruner.name} looks at the vision tower, but from that of {host.adapter.family} visual tokens cannot be "
-            "traced back to patches; choose a method that does not need it (`visipruner list`)."
+            f"{pruner.name} looks at the vision tower, but of {host.adapter.family} nobody said which patches its "
+            "visual tokens are made of (`Adapter.patches`); choose a method that does not need it (`visipruner list`)."
         )
-    return VisionTap(host.tower, wanted)
+    return VisionTap(host.tower, wanted, host.adapter.patches)
 
 
 class PruneHandle:
@@ -149,7 +149,8 @@ class PruneHandle:
             undo.callback(self._generating.remove)
             if tap is not None:
                 undo.callback(tap.remove)
-                tap.install(model)
+                assert host.embedder is not None
+                tap.install(model, host.embedder)
             undo.pop_all()  # only a failure undoes what was done
 
     @property

@@ -18,11 +18,16 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
     """A call's arguments by name, the cache as `cache` whatever the host calls it."""
-    given: Mapping[str, Any] = kwargs
-    if args:
-        arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        given = {**arguments, **arguments.get("kwargs", {})}
+    given = named(module.forward, args, kwargs)
     return {**given, "cache": cache_of(given)}
+
+
+def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call's arguments by name."""
+    if not args:
+        return kwargs
+    arguments = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    return {**arguments, **arguments.get("kwargs", {})}
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -27,7 +27,7 @@ class Host:
             `states`, which have none, what passes a state from row to row.
         embedder: the module that is given `input_ids` and `pixel_values`, which may be the decoder, or None for text
             decoders.
-        tower: the vision tower, or None where its patches are not the visual tokens one by one.
+        tower: the vision tower, or None where nobody said which patches visual tokens are made of.
         configs: every config object that the attention modules read their implementation from.
         implementation: the attention implementation the model was loaded with. kernel: the function behind it; form:
             how that is told which keys a row may see.

@@ -21,12 +21,13 @@ from visipruner.engine.deepstack import AddedFeatures
 from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix, check_image_cache
+from visipruner.engine.patch_table import Vision
 from visipruner.engine.replay import Uncached
 from visipruner.engine.run_ahead import RunAhead
 from visipruner.engine.session import WHOLE, Forward, PromptSession
 from visipruner.engine.threads import PerThread, Threads
 from visipruner.engine.trace import PruneTrace, plain_examples
-from visipruner.engine.vision import Vision, VisionTap, read_tower
+from visipruner.engine.vision import VisionTap
 from visipruner.errors import LayoutError, UnsupportedModelError, VisiPrunerError
 
 
@@ -53,6 +54,7 @@ class Opening:
     _found = PerThread[Tensor | None](lambda: None)
     _call = PerThread[Mapping[str, Any]](dict)
     _labels = PerThread[Tensor | None](lambda: None)
+    _videos = PerThread[Tensor | None](lambda: None)  # rows of videos, for methods that look at the tower
 
     def __init__(
         self,
@@ -78,8 +80,11 @@ class Opening:
         assert self._host.adapter.locate is not None
         call = self._call = bound(module, args, kwargs)
         self._found = None if _is_one_more(call) else self._host.adapter.locate(module, call)
-        if self._tap is not None and brings_pixels(call):
-            self._tap.clear()  # of images whose forward was interrupted, or that were encoded for no prompt
+        if self._tap is not None:
+            ids, video = call.get("input_ids"), getattr(module.config, "video_token_id", None)
+            self._videos = None if ids is None or video is None else ids == video
+            if brings_pixels(call):
+                self._tap.clear()  # of images whose forward was interrupted, or that were encoded for no prompt
 
     def open(
         self, owner: Engine, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -183,7 +188,8 @@ class Opening:
             if self._clock is not None:
                 runs = [self._clock.watched(run) for run in runs]
             if self._tap is not None:
-                found, vision = read_tower(self._tap, found)
+                held = [np.flatnonzero(mine) for mine in is_visual & real[:, past:]]
+                vision = self._tap.read(found, held, self._videos)
         wants_whole = next((name for name in WHOLE if self._asks_for(name, call)), None)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_whole)
         shared = self._shared_prefix(found, real[0], call) if not past and wants_whole is None else None

@@ -14,8 +14,8 @@ from visipruner.contract.pruner import PromptRun
 from visipruner.engine.attention import QKV
 from visipruner.engine.calls import CACHE_NAMES, map_tensors, per_row, scaling_of
 from visipruner.engine.live_rows import LiveRows
+from visipruner.engine.patch_table import Vision
 from visipruner.engine.rows import Rows
-from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 
 # By example, the (query, key) pairs and the rows that scores took.

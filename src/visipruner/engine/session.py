@@ -30,6 +30,7 @@ from visipruner.engine.image_cache import SharedPrefix
 from visipruner.engine.layer_plan import PLAN, LayerPlan, Look, Planner
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask
+from visipruner.engine.patch_table import Vision
 from visipruner.engine.paused import is_resumed, paused_keys
 from visipruner.engine.projection import Projection
 from visipruner.engine.record import Record
@@ -38,7 +39,6 @@ from visipruner.engine.soft import blended, is_biased
 from visipruner.engine.states import StateLayers
 from visipruner.engine.storing import Storing
 from visipruner.engine.views import packed_view, whole_view
-from visipruner.engine.vision import Vision
 from visipruner.errors import UnsupportedModelError
 
 # What only layers with all of their rows can give, by the argument that asks for it.

@@ -5,50 +5,64 @@ No attention map is formed unless a pruner asks, and then only the rows asked fo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from visipruner.contract.layout import TokenLayout, square
-from visipruner.contract.vision_view import VisionView
+from visipruner.adapters.towers import Encoded, Kind, Patches, open_layers
+from visipruner.contract.layout import TokenLayout
+from visipruner.contract.vision_view import Crop
 from visipruner.engine import attention
 from visipruner.engine.attention import QKV, host_kernel, uncompiled
-from visipruner.engine.calls import brings_pixels, scaling_of
+from visipruner.engine.calls import brings_pixels, named, scaling_of
 from visipruner.engine.masks import is_open
 from visipruner.engine.patch import Implementation, Replaced
+from visipruner.engine.patch_table import PatchTable, Vision, token_numbers
 from visipruner.engine.threads import PerThread, Threads
 from visipruner.errors import LayoutError, UnsupportedModelError
 
-MAX_WINDOW = 4  # the largest square of patches that a known model makes one token of
+KINDS: tuple[Kind, ...] = ("image", "video")
+KNOWN = [["image"], ["video"], ["image", "video"]]  # what one prompt may have encoded, a call of each kind
+ANOTHER = "choose a method that does not look at the tower (`visipruner list`)."
 
 
 class VisionTap:
     """Runs the attention of a vision tower and remembers it for some layers, for each thread until its `clear`.
 
     Args:
-        tower: a stock vision transformer. wanted: numbers of the layers wanted; negative ones count from the end.
+        tower: a stock vision transformer. wanted: numbers of the layers wanted; negative ones count from the end. Where
+            a layer's patches attend within windows, the nearest layer with full attention stands in, the later of two.
+        patches: the family's way of telling which patches a visual token is made of.
 
     Raises UnsupportedModelError for a tower without such layers, or whose attention ours cannot stand in for.
     """
 
-    _seen = PerThread[dict[int, list[tuple[Tensor, Tensor, float]]]](dict)
-    _outputs = PerThread[dict[int, list[Tensor]]](dict)
+    _seen = PerThread[dict[int, list[Crop]]](dict)
+    _pieces = PerThread[list[tuple[Tensor, Tensor, float]]](list)  # of the layer that runs
+    _tables = PerThread[list[PatchTable]](list)
+    _is_encoding = PerThread[bool](bool)
     # Whether what was seen is of no use to another prompt: its prompt was begun, or the tower did not get through.
     _is_spent = PerThread[bool](bool)
 
-    def __init__(self, tower: nn.Module, wanted: Sequence[int]) -> None:
+    def __init__(self, tower: nn.Module, wanted: Sequence[int], patches: Patches) -> None:
         self._layers = tower_layers(tower)
         self.depth = depth = len(self._layers)
         missing = [layer for layer in wanted if not -depth <= layer < depth]
         if missing:
             raise UnsupportedModelError(f"The vision tower has {depth} layers, and none numbered {missing[0]}.")
-        self._tower, self.wanted = tower, {layer % depth for layer in wanted}
         configs = {id(part.config): part.config for part in tower.modules() if hasattr(part, "config")}
         self._configs: list[Any] = list(configs.values())
+        self._open = open_layers(self._configs[0], depth)
+        if not self._open:
+            raise UnsupportedModelError(f"Patches of this vision tower attend within windows in every layer; {ANOTHER}")
+        self._tower, self._patches, self.wanted = tower, patches, {self.stand_in(layer) for layer in wanted}
         self._implementation: str = self._configs[0]._attn_implementation
         self._ours = Implementation(self._configs, self._implementation)
         registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in self._configs)
@@ -57,18 +71,26 @@ class VisionTap:
         self._hooks: list[RemovableHandle] = []
         self._replaced = Replaced()
 
-    def install(self, model: nn.Module) -> None:
-        """Puts our attention function under every layer of the tower of `model`; only the wanted ones are remembered.
+    def stand_in(self, layer: int) -> int:
+        """The layer with full attention that is shown for `layer`."""
+        return min(self._open, key=lambda number: (abs(number - layer % self.depth), -number))
 
-        What `generate` encodes belongs to it, which hooks alone could not tell: it runs the tower by itself.
+    def install(self, model: nn.Module, embedder: nn.Module) -> None:
+        """Puts our attention function under every layer of the tower; only the wanted ones are remembered.
+
+        What `generate` of `model` encodes belongs to it, which hooks alone could not tell: it has `embedder` encode by
+        itself.
         """
         self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._begin)))
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
             if number in self.wanted:
-                self._hooks.append(layer.register_forward_hook(self._keep_output(number)))
+                self._hooks.append(layer.register_forward_hook(self._remembering(number)))
         self._hooks.append(self._tower.register_forward_hook(uncompiled(self._finish)))
+        for kind in KINDS:
+            if hasattr(embedder, f"get_{kind}_features"):
+                self._replaced.replace(embedder, f"get_{kind}_features", self._around_encoding(embedder, kind))
         if hasattr(type(model), "generate"):
             self._replaced.replace(model, "generate", self._around_generate())
         self._ours.put()
@@ -84,16 +106,51 @@ class VisionTap:
                 attention.disown(part)
         self._ours.restore()
 
+    # ---- while it encodes -------------------------------------------------------------------------------------------
+
     def _begin(self, module: nn.Module, args: Any) -> None:
         """Before the tower runs, which it may do several times for one prompt."""
         self._ours.check()
         if self._is_spent:
             self.clear()
+        self._pieces.clear()
         self._is_spent = True
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """After it, unless it was interrupted."""
         self._is_spent = False
+
+    def _around_encoding(self, embedder: nn.Module, kind: Kind) -> Callable[..., Any]:
+        """Calls `get_image_features` or `get_video_features`, and notes which patches its tokens are made of."""
+
+        def around(encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self._is_encoding:  # videos, which some models encode as images
+                return encode(*args, **kwargs)
+            if self._is_spent:
+                self.clear()
+                self._is_spent = False
+            first, self._is_encoding = self._count(), True
+            try:
+                output = encode(*args, **kwargs)
+            finally:
+                self._is_encoding = False
+            self._note(embedder, Encoded(kind, named(encode, args, kwargs), [], _tokens(output), self._prefixes), first)
+            return output
+
+        return uncompiled(around)
+
+    def _note(self, embedder: nn.Module, call: Encoded, first: int) -> None:
+        crops = next(iter(self._seen.values()), [])[first:]
+        if not crops:
+            return  # what was encoded before is handed through
+        seen = replace(call, rows=[crop.queries.shape[1] for crop in crops])
+        table = PatchTable.of(self._patches(embedder, seen), seen, first)
+        if table is None:
+            raise LayoutError(
+                f"The vision tower gave {len(seen.rows)} images of {sorted(set(seen.rows))} rows for {seen.tokens} "
+                f"visual tokens, which do not match; {ANOTHER}"
+            )
+        self._tables.append(table)
 
     def _around_generate(self) -> Callable[..., Any]:
         """Calls `generate` so that it finds no image where it encodes its own, and leaves none, however it ends."""
@@ -119,72 +176,101 @@ class VisionTap:
     def clear(self) -> None:
         """Forgets all images of this thread."""
         self._seen.clear()
-        self._outputs.clear()
+        self._tables.clear()
 
     def attend(
         self, layer: int, module: nn.Module, qkv: QKV, mask: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Called by the attention of every layer of the tower."""
+        """Called by the attention of every layer of the tower, for all pictures at once or for one after another."""
         if layer in self.wanted:
-            if mask is not None and not bool(is_open(mask).all()):
-                raise UnsupportedModelError("This vision tower masks patches; its attention cannot be read yet.")
             queries, keys, _ = (part.detach() for part in qkv)
-            scaling = scaling_of(kwargs, queries)
-            self._seen.setdefault(layer, []).extend((q, k, scaling) for q, k in zip(queries, keys, strict=True))
+            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+            lengths, scaling = _lengths(queries, mask, kwargs), scaling_of(kwargs, queries)
+            for picture in zip(queries, keys, strict=True):
+                parts = zip(*(part.split(lengths, 1) for part in picture), strict=True)
+                self._pieces.extend((q, k, scaling) for q, k in parts)
         return host_kernel(module, self._implementation)(module, *qkv, mask, **kwargs)
 
-    def _keep_output(self, layer: int) -> Any:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            self._outputs.setdefault(layer, []).extend(states.detach())
+    def _remembering(self, layer: int) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            """After a wanted layer, whose output has the rows of all pictures one after another."""
+            states = (output[0] if isinstance(output, tuple) else output).detach()
+            states, lengths = states.reshape(-1, states.shape[-1]), [queries.shape[1] for queries, *_ in self._pieces]
+            if sum(lengths) != len(states):
+                raise UnsupportedModelError(f"This vision tower's layers give other rows than they attend; {ANOTHER}")
+            for (queries, keys, scaling), outputs in zip(self._pieces, states.split(lengths), strict=True):
+                self._seen.setdefault(layer, []).append(Crop(queries, keys, outputs, scaling))
+            self._pieces.clear()
 
-        return keep
+        return leave
 
     # ---- which image is whose --------------------------------------------------------------------------------------
 
-    def images_of(self, image_rows: Sequence[int]) -> tuple[list[list[int]], int, int]:
-        """Per example the numbers of its images, then tokens per image and the side of a token's window of patches.
+    def _count(self) -> int:
+        return max((len(seen) for seen in self._seen.values()), default=0)
 
-        `image_rows`: per example the rows that hold image features, its last one too. `generate` repeats examples for
-        beams, but encodes their images once. Raises LayoutError where rows and patches do not match otherwise.
+    def read(
+        self, layouts: Sequence[TokenLayout], rows: Sequence[np.ndarray], videos: Tensor | None
+    ) -> list[Vision | None]:
+        """The examples' images as the tower saw them.
+
+        Args:
+            layouts: of the examples. rows: per example all rows that hold image features, `[n]`.
+            videos: `[batch, seq]` bool, those of a video's; asked where both images and videos were encoded.
+
+        `generate` repeats examples for beams, but encodes their images once. Raises LayoutError where rows and tokens
+        do not match otherwise.
         """
-        sizes = {queries.shape[1] for seen in self._seen.values() for queries, _, _ in seen}
-        count = max((len(seen) for seen in self._seen.values()), default=0)
-        if not count:
+        if not self._tables:
             raise LayoutError(
                 "The images were encoded before the pruner was attached; pass pixel_values while it is attached."
             )
-        for tokens, window in _tokens_of_an_image(sizes, self._prefixes):
-            if any(rows % tokens for rows in image_rows):
-                continue
-            numbers = [rows // tokens for rows in image_rows]
-            repeats = sum(numbers) // count
-            if _come_in_groups(numbers, repeats) and sum(numbers) == repeats * count:
-                return _numbered(numbers, repeats), tokens, window
-        raise LayoutError(
-            f"The vision tower gave {count} images of {sorted(sizes)} rows for {sum(image_rows)} visual tokens, "
-            "which do not match; choose a method that does not look at the tower (`visipruner list`)."
-        )
+        tables = sorted(self._tables, key=lambda table: table.kind)
+        kinds = [np.zeros(len(mine), dtype=np.int64) for mine in rows]
+        if len(tables) > 1 and videos is not None:
+            kinds = [flags[mine].astype(np.int64) for flags, mine in zip(videos.cpu().numpy(), rows, strict=True)]
+        totals = [len(table.patches) for table in tables]
+        numbers = token_numbers(kinds, totals) if [table.kind for table in tables] in KNOWN else None
+        if numbers is None:
+            raise LayoutError(
+                f"The model encoded {sum(totals)} visual tokens, and the prompts have {sum(map(len, rows))}; pass the "
+                "pixels of all their images in one call, and no others."
+            )
+        whole = reduce(PatchTable.followed_by, tables)
+        found: list[Vision | None] = []
+        for mine, layout in zip(numbers, layouts, strict=True):
+            kept = torch.from_numpy(np.delete(mine, list(layout.spared)))
+            found.append(Vision(self.depth, self.crops, whole, torch.split(kept, layout.tokens_per_image)))
+        return found
 
-    def view(self, layer: int, image: int, tokens: int, window: int) -> VisionView:
-        """One image of the batch that was encoded, in one of the wanted layers."""
-        number = layer % len(self._layers)
-        queries, keys, scaling = self._seen[number][image]
-        prefix = queries.shape[1] - tokens * window**2
-        return VisionView(queries, keys, self._outputs[number][image], scaling, prefix, window)
+    def crops(self, layer: int) -> list[Crop]:
+        """All pictures in one of the wanted layers."""
+        return self._seen[self.stand_in(layer)]
 
 
-def _tokens_of_an_image(sizes: set[int], prefixes: Sequence[int]) -> list[tuple[int, int]]:
-    """What an image of so many rows can be: (tokens, side of a token's window of patches), likely ones first."""
-    found = []
-    if len(sizes) == 1:
-        for window in range(1, MAX_WINDOW + 1):
-            for prefix in prefixes:
-                patches = min(sizes) - prefix
-                side = math.isqrt(max(patches, 0))
-                if patches > 0 and (window == 1 or (side**2 == patches and side % window == 0)):
-                    found.append((patches // window**2, window))
-    return found
+def _tokens(output: Any) -> int:
+    """How many visual tokens a model's function for features gave, one tensor or one for each image."""
+    features = getattr(output, "pooler_output", output)
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
+def _lengths(queries: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) -> list[int]:
+    """How many rows of `[batch, heads, m, head_dim]` belong to each picture that attends to itself alone: all m, unless
+    lengths or a mask of blocks say otherwise. Raises UnsupportedModelError for any other mask."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        return kwargs["cu_seq_lens_q"].diff().tolist()  # type: ignore[no-any-return]
+    rows = queries.shape[2]
+    if mask is None:
+        return [rows]
+    seen = is_open(mask)
+    if bool(seen.all()):
+        return [rows]
+    if len(seen) == 1 and seen.shape[-2:] == (rows, rows):
+        block = functional.pad((~seen[0, 0].diagonal(-1)).long().cumsum(0), (1, 0))
+        if torch.equal(seen[0, 0], block[:, None] == block[None]):
+            return block.bincount().tolist()
+    raise UnsupportedModelError(f"This vision tower hides patches of a picture from each other; {ANOTHER}")
 
 
 def tower_layers(tower: nn.Module) -> nn.ModuleList:
@@ -193,52 +279,3 @@ def tower_layers(tower: nn.Module) -> nn.ModuleList:
     if not lists:
         raise UnsupportedModelError(f"{type(tower).__name__} has no list of layers whose attention could be read.")
     return max(lists, key=len)
-
-
-@dataclass(frozen=True, eq=False)
-class Vision:
-    """One example's images in the tower: their numbers in what it encoded, and how they became tokens."""
-
-    tap: VisionTap
-    images: list[int]
-    tokens: int
-    window: int
-
-    @property
-    def depth(self) -> int:
-        """Layers of the tower."""
-        return self.tap.depth
-
-    def views(self, layer: int) -> list[VisionView]:
-        """The images in one of the wanted layers."""
-        return [self.tap.view(layer, image, self.tokens, self.window) for image in self.images]
-
-
-def _come_in_groups(numbers: Sequence[int], size: int) -> bool:
-    """Whether examples come in groups of `size` with the same number of images each."""
-    if size < 1 or len(numbers) % size:
-        return False
-    return all(number == numbers[place - place % size] for place, number in enumerate(numbers))
-
-
-def _numbered(numbers: Sequence[int], repeats: int) -> list[list[int]]:
-    """Images of examples that have so many, in order; examples come `repeats` times each."""
-    images, start = [], 0
-    for number in numbers[::repeats]:
-        images += [list(range(start, start + number))] * repeats
-        start += number
-    return images
-
-
-def read_tower(tap: VisionTap, layouts: Sequence[TokenLayout]) -> tuple[list[TokenLayout], list[Vision | None]]:
-    """The examples' images as the tower saw them: layouts cut into its images, and a look at them per example."""
-    images, tokens, window = tap.images_of([len(layout.visual) + len(layout.spared) for layout in layouts])
-    found: list[TokenLayout] = []
-    for layout, mine in zip(layouts, images, strict=True):
-        grids = [grid for grid in layout.grids if grid is not None and grid[0] * grid[1] == tokens]
-        sizes = [tokens] * len(mine)
-        shapes = [grids[0] if grids else square(tokens)] * len(mine)
-        for row in layout.spared:
-            sizes[row // tokens], shapes[row // tokens] = tokens - 1, None
-        found.append(replace(layout, tokens_per_image=sizes, grids=shapes))
-    return found, [Vision(tap, mine, tokens, window) for mine in images]

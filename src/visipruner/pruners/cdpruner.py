@@ -89,11 +89,15 @@ class _Relevance(EntryPruner):
         assert self.text_encoder is not None
         assert self.question is not None
         found = view.embeddings.new_zeros(len(view.tokens), dtype=torch.float64)
+        blank = torch.zeros_like(found, dtype=torch.bool)
         text, question = clip_text(self.text_encoder), without_instruction(self.question)
         for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
             if len(image.tokens):
                 found[image.positions] = -text.likeness(question, seen.features[image.tokens]).to(found)
-        return found
+            if seen.blank is not None:
+                blank[image.positions] = seen.blank[image.tokens]
+        # Tokens that hold no patch are like nothing, and so least relevant.
+        return torch.where(blank, found.masked_fill(blank, float("inf")).min(), found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class FasterVLM(PerImagePruner):
         "FasterVLM: patches the vision tower's class token attends to stay",
         paper="Zhang et al., 2024, arXiv 2412.01818v1",
         acts="before the language model",
-        needs="vision tower's class attention",
+        needs="vision tower's class attention, or attention received",
     )
     published_positions: ClassVar[Positions] = "compact"
 

@@ -23,9 +23,9 @@ from visipruner.contract.vision_view import VisionView
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(PerImagePruner):
-    """Per image: dominant tokens are the patches with most class attention (as `FasterVLM`). Of the others, every so
-    many is a target; the rest join the target with the most similar key (cosine, mean over heads), and each target
-    becomes the mean of its members, itself included: the contextual tokens.
+    """Per image: dominant tokens are those with most class attention, or most received (as `FasterVLM`). Of the
+    others, every so many is a target; the rest join the target with the most similar key (cosine, mean over heads), and
+    each target becomes the mean of its members, itself included: the contextual tokens.
 
     The paper's averaging is done here on the projected embeddings. The released code works before the projector,
     **adds** the members' mean to the target, and lets the class token through as one more visual token, which the
@@ -42,7 +42,7 @@ class VisionZip(PerImagePruner):
         "VisionZip: salient patches, and a few that the others are merged into",
         paper="Yang et al., CVPR 2025, arXiv 2412.04467",
         acts="before the language model",
-        needs="vision tower's class attention and keys",
+        needs="vision tower's class attention, or attention received, and keys",
     )
     merges: ClassVar[bool] = True
     published_positions: ClassVar[Positions] = "compact"

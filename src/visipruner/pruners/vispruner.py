@@ -42,7 +42,7 @@ class VisPruner(PerImagePruner):
         "VisPruner: salient patches, and the others without duplicates",
         paper="Zhang et al., ICCV 2025, arXiv 2412.01818",
         acts="before the language model",
-        needs="vision tower's class attention and features",
+        needs="vision tower's class attention, or attention received, and features",
     )
     published_positions: ClassVar[Positions] = "compact"
 
