@@ -78,7 +78,7 @@ class _On:
     """Prompts on a device."""
 
     def __init__(self, prompts: Prompts, device: torch.device) -> None:
-        self._prompts, self._device = prompts, device
+        self._prompts, self._device, self.videos = prompts, device, prompts.videos
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
         return {name: part.to(self._device) for name, part in self._prompts.inputs(asked, side).items()}
