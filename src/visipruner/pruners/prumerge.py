@@ -101,8 +101,11 @@ def best_and_even(attention: Tensor, count: int, plus: bool) -> Tensor:
 
 def as_one_head(view: VisionView) -> VisionView:
     """`view` with the queries and keys of all heads in one vector each."""
-    queries, keys = (part.transpose(0, 1).flatten(1)[None] for part in (view.queries, view.all_keys))
-    return replace(view, queries=queries, all_keys=keys, scaling=queries.shape[-1] ** -0.5)
+    crops = []
+    for crop in view.crops:
+        queries, keys = (part.transpose(0, 1).flatten(1)[None] for part in (crop.queries, crop.keys))
+        crops.append(replace(crop, queries=queries, keys=keys, scaling=queries.shape[-1] ** -0.5))
+    return replace(view, crops=crops)
 
 
 def taking_in(kept: Tensor, keys: Tensor, attention: Tensor, states: Tensor, neighbours: int) -> Tensor:
