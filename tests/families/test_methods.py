@@ -6,6 +6,7 @@ the table of the docs alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -122,16 +123,17 @@ def _remembered(pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> list[Ente
 
     def remembering(self: vp.Pruner) -> Any:
         run: Any = start(self)
-        inner = run.select_entry
+        inner = run.select_entries
 
-        def select_entry(layer: int, view: EntryView) -> Tensor | Merge | None:
-            answer = inner(layer, view)
-            is_merge = isinstance(answer, Merge)
-            held = (view.tokens[answer.kept], answer.states) if is_merge else (None, None)
-            seen.append(Entering(layer, view.tokens, view.embeddings, *held))
-            return answer  # type: ignore[no-any-return]
+        def select_entries(layer: int, runs: Any, views: Sequence[EntryView]) -> Any:
+            answers = inner(layer, runs, views)
+            for view, answer in zip(views, answers, strict=True):
+                is_merge = isinstance(answer, Merge)
+                held = (view.tokens[answer.kept], answer.states) if is_merge else (None, None)
+                seen.append(Entering(layer, view.tokens, view.embeddings, *held))
+            return answers
 
-        run.select_entry = select_entry
+        run.select_entries = select_entries
         return run
 
     monkeypatch.setattr(type(pruner), "start", remembering)
