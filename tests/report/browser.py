@@ -67,7 +67,7 @@ class Browser:
             self.problems.append(json.dumps(params["entry"]))
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif method == "Network.loadingFailed":
+        elif method == "Network.loadingFailed" and not params.get("canceled"):  # else the page ended it itself
             self.problems.append(json.dumps(params))
 
     def open(self, page: Path | str, width: int, height: int = 900) -> None:

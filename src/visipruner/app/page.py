@@ -31,6 +31,7 @@ ul.vp-stages li i { display: inline-block; width: .8em; height: .8em; margin-rig
 ul.vp-sources code { overflow-wrap: anywhere; }
 .vp-problem { padding: .7em 1em; border-left: 4px solid #d33; background: #d331; overflow-wrap: anywhere; }
 #vp-table { overflow-x: auto; }
+[id^=vp-answer] [data-testid=block-info] { overflow-wrap: anywhere; }
 """
 _SIDES = 2
 _METHOD = "A name, name:key=value,... or first+second, as visipruner run --method takes it"
@@ -100,6 +101,7 @@ class _Page:
                     said = gr.Textbox(interactive=False, elem_id=f"vp-answer-{number}")
                     kept = gr.Image(
                         format="jpeg",
+                        height=420,
                         interactive=False,
                         buttons=["fullscreen"],
                         label="Visual tokens",
