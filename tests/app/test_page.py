@@ -96,9 +96,9 @@ class Page:
         self.browser.wait("document.querySelector('#vp-in img') !== null")
 
     def ask(self, question: str, method: str = EARLY) -> None:
-        """By Enter in the question's field."""
         self.type("#vp-method-0 input", method)
         self.type("#vp-question textarea, #vp-question input", question)
+        self.click("#vp-ask")
 
     def picture(self, number: int) -> str:
         """The address of a kept-tokens picture, a new one for every picture."""
@@ -145,7 +145,7 @@ def test_two_methods_beside_each_other_on_a_phone(browser: Browser, address: str
     page.ask("what is this ?")
     assert page.picture(0) != page.picture(1)
     assert "layers 0–5: some tokens, 5" in page.text("#vp-bar-1")
-    assert "divprune:keep_ratio=0.2" in page.text("#vp-used")
+    assert "divprune:keep_ratio=0.2" in page.text("#vp-code")
     assert page.value("#vp-answer-1 textarea")
     assert browser.run("document.documentElement.scrollWidth") == PHONE
     beyond = browser.run(
@@ -167,7 +167,11 @@ def test_a_sample_is_taken(browser: Browser, address: str, playground: Playgroun
     browser.wait("document.querySelector('#vp-in img') !== null")
     question = "document.querySelector('#vp-question textarea, #vp-question input').value"
     assert browser.wait(question) == playground.samples()[0][1]
-    page.click("#vp-ask")
+    browser.run("document.querySelector('#vp-question textarea, #vp-question input').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
     page.picture(0)
     page.check()
 

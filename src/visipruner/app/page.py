@@ -25,12 +25,12 @@ CSS = """
 .vp-bar { display: flex; height: 26px; gap: 1px; }
 .vp-bar i { flex: 1 1 0; min-width: 2px; }
 .vp-bar i.vp-here { outline: 3px solid var(--body-text-color); outline-offset: -1px; z-index: 1; }
-ul.vp-stages, ul.vp-sources { list-style: none; margin: .4em 0; padding: 0; font-size: .85rem; }
+ul.vp-stages { list-style: none; margin: .4em 0; padding: 0; font-size: .85rem; }
 ul.vp-stages li { display: inline-block; margin-right: 1em; }
 ul.vp-stages li i { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px; }
-ul.vp-sources code { overflow-wrap: anywhere; }
 .vp-problem { padding: .7em 1em; border-left: 4px solid #d33; background: #d331; overflow-wrap: anywhere; }
 #vp-table { overflow-x: auto; }
+#vp-table :is(td, th) { word-break: normal; overflow-wrap: normal; }
 [id^=vp-answer] [data-testid=block-info] { overflow-wrap: anywhere; }
 """
 _SIDES = 2
@@ -63,7 +63,6 @@ class _Page:
                 [*self.samples],
                 label="Samples",
                 columns=4,
-                height=220,
                 allow_preview=False,
                 interactive=False,
                 visible=bool(self.samples),
@@ -109,15 +108,12 @@ class _Page:
                     )
                     self.sides.append((column, said, kept, gr.HTML(elem_id=f"vp-bar-{number}")))
         self.table = gr.Markdown(elem_id="vp-table")
-        self.used = gr.HTML(elem_id="vp-used")
-        self.code = gr.Code(
-            language="python", label="The same in Python", interactive=False, wrap_lines=True, elem_id="vp-code"
-        )
+        self.code = gr.Code(language="python", label="The same in Python", max_lines=12, elem_id="vp-code")
 
     def _connect(self) -> None:
         rest: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         parts = [part for side in self.sides for part in side]
-        results = [self.results, self.dense, self.played, self.layer, self.table, self.used, self.code, *parts]
+        results = [self.results, self.dense, self.played, self.layer, self.table, self.code, *parts]
         gr.on(
             [self.ask.click, self.question.submit],
             self.answer,
@@ -136,9 +132,8 @@ class _Page:
     def slide(self, played: Played | None, layer: int) -> dict[Any, Any]:
         """Pictures and bars at another layer."""
         updates = {}
-        for side, (_, said, kept, bar) in zip(played.sides if played else (), self.sides, strict=False):
+        for side, (_, _, kept, bar) in zip(played.sides if played else (), self.sides, strict=False):
             assert played is not None
-            updates[said] = gr.skip()
             updates[kept] = showing.layer_picture(played, side, layer)
             updates[bar] = f"{showing.bar(side, layer)}<p>{escape(showing.layer_words(played, side, layer))}</p>"
         return updates
@@ -146,7 +141,9 @@ class _Page:
     def answer(self, path: str | None, question: str, *chosen: Any) -> Iterator[dict[Any, Any]]:
         """The page while a question is answered; whatever goes wrong is told in a sentence."""
         pairs = [(spec or "", percent) for spec, percent in zip(chosen[::2], chosen[1::2], strict=True)]
-        choices = [Choice(spec, percent / 100 or None) for spec, percent in (pairs[0], *(p for p in pairs[1:] if p[0]))]
+        choices = [
+            Choice(spec, (percent or 0) / 100 or None) for spec, percent in (pairs[0], *(p for p in pairs[1:] if p[0]))
+        ]
         yield {self.status: "<p>Reading the picture ...</p>", self.ask: gr.update(interactive=False)}
         told, played = "", None
         try:
@@ -159,7 +156,6 @@ class _Page:
                 self.played: played,
                 self.layer: layer,
                 self.table: showing.table(played),
-                self.used: showing.sources(played),
                 self.code: showing.code(self.playground, played),
             }
         except Exception as error:

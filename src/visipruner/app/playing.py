@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,11 +91,6 @@ class Played:
     said: dict[str, str] = field(default_factory=dict)
     dense_flops: int = 0
     dense_kv: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is a method's answer and the dense one, so that tables and pictures can be made."""
-        return self.dense is not None and bool(self.sides)
 
 
 class Playground:
@@ -197,7 +192,7 @@ class Playground:
         return self._read[1]
 
 
-def _streamed(work: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+def _streamed(work: Callable[[Callable[[Any], None]], None]) -> Generator[Any]:
     """What `work(tell)` tells, while it works in a thread of its own; then what it raises. A reader who leaves stops it
     at the next word."""
     told: SimpleQueue[Any] = SimpleQueue()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from html import escape
 from itertools import groupby
 from typing import Any
 
@@ -87,7 +86,7 @@ def layer_picture(played: Played, side: Side, layer: int) -> Image.Image:
         assert looks is not None
         glow = np.pad(looks.weights[layer], (0, height * width - example.num_visual)).reshape(height, width)
     paper = Image.new("RGB", (width * 24, height * 24), (214, 214, 210))
-    return overlay.draw(paper, kept.reshape(height, width).tolist(), (0, 0, *map(float, paper.size)), (), glow)
+    return overlay.draw(paper, kept.reshape(height, width).tolist(), (0, 0, paper.width, paper.height), (), glow)
 
 
 def layer_words(played: Played, side: Side, layer: int) -> str:
@@ -122,6 +121,7 @@ def table(played: Played) -> str:
     assert played.dense is not None
     dense = played.dense
     rows: dict[str, tuple[str, Callable[[Side], str]]] = {
+        "settings": ("", lambda side: side.source),
         "same answer": ("", lambda side: "yes" if side.answered.answer == dense.text else "no"),
         "visual tokens": (str(played.sides[0].answered.visual_tokens), lambda side: side.answered.tokens_told()),
         "FLOPs to read the prompt": (
@@ -153,12 +153,6 @@ def _megabytes(count: int) -> str:
 
 def _seconds(seconds: float, dense: float) -> str:
     return f"{seconds:.2f} ({dense / seconds:.2f}x as fast)"
-
-
-def sources(played: Played) -> str:
-    """Which settings ran, and where they come from, as HTML."""
-    lines = [f"<li><code>{escape(spec_of(side.pruner))}</code> {escape(side.source)}</li>" for side in played.sides]
-    return f'<ul class="vp-sources">{"".join(lines)}</ul>'
 
 
 def code(playground: Playground, played: Played) -> str:
