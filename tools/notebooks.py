@@ -16,15 +16,15 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
-SECONDS = 180
+CELL_SECONDS = 1200  # of a cell, on a busy machine
 
 
-def executed(path: Path, cell_seconds: int = SECONDS) -> Any:
+def executed(path: Path) -> Any:
     """The notebook at `path` with fresh outputs. Raises CellExecutionError where a cell fails."""
     notebook: Any = nbformat.read(path, as_version=4)
     # Somewhere else than here: a notebook must not depend on files beside it.
     where = {"metadata": {"path": "/"}}
-    NotebookClient(notebook, timeout=cell_seconds, resources=where, coalesce_streams=True).execute()
+    NotebookClient(notebook, timeout=CELL_SECONDS, resources=where, coalesce_streams=True).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the minute it ran
         if "outputs" in cell:  # warnings name files of this machine

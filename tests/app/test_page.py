@@ -155,7 +155,7 @@ def test_two_methods_beside_each_other_on_a_phone(browser: Browser, address: str
            }).map(found => found.outerHTML.slice(0, 120))"""
     )
     assert beyond == []
-    page.type("#vp-method-1 input", "")  # and alone again
+    page.type("#vp-method-1 input", "nothing")  # and alone again
     page.ask("where is the dog ?")
     browser.wait("!document.querySelector('#vp-bar-1')?.checkVisibility()")
     page.check()

@@ -1,13 +1,16 @@
-"""examples/space: what it asks for exists, and it starts as a Space does."""
+"""examples/space: what it asks for exists, and it starts as a Space does; so does the command."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,24 +39,32 @@ def test_what_it_asks_for_exists() -> None:
     assert int(fields["sdk_version"].split(".")[0]) == int(floor)
 
 
-@pytest.mark.browser
-def test_it_starts_as_a_space_does(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "MODEL": str(save_llava(tmp_path)),
-        "GRADIO_SERVER_NAME": "0.0.0.0",
-        "GRADIO_SERVER_PORT": "7871",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(SPACE / "app.py")], env=environment, stdout=subprocess.PIPE, text=True
-    )
+@contextmanager
+def _serving(arguments: list[str], port: int, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that serves the page, and the line in which it says where."""
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", **environment}
+    process = subprocess.Popen([sys.executable, *arguments], env=known, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        line = next(line for line in process.stdout if "7871" in line)
-        assert line.strip() == "http://0.0.0.0:7871/"
-        assert b"<title>" in urllib.request.urlopen("http://127.0.0.1:7871/").read()
+        line = next(line for line in process.stdout if str(port) in line).strip()
+        assert b"<title>" in urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
+        yield process, line
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
+
+
+@pytest.mark.browser
+def test_it_starts_as_a_space_does(tmp_path: Path) -> None:
+    where = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "7871"}
+    with _serving([str(SPACE / "app.py")], 7871, MODEL=str(save_llava(tmp_path)), **where) as (_, line):
+        assert line == "http://0.0.0.0:7871/"
+
+
+@pytest.mark.browser
+def test_the_command_serves_this_machine_alone_until_it_is_interrupted(tmp_path: Path) -> None:
+    arguments = ["-m", "visipruner", "app", "--model", str(save_llava(tmp_path)), "--port", "7872"]
+    with _serving(arguments, 7872) as (process, line):
+        assert line == "Open http://127.0.0.1:7872/ in a browser; Ctrl-C ends it."
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0

@@ -79,7 +79,7 @@ class _Page:
     def _lay_out_method(self, number: int) -> list[Any]:
         names = self.playground.methods
         method = gr.Dropdown(
-            ["", *names] if number else names,
+            [("nothing", ""), *names] if number else names,
             value="" if number else DEFAULT,
             allow_custom_value=True,
             label="Method",
