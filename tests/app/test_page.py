@@ -184,7 +184,7 @@ def test_what_is_wrong_is_told_in_a_sentence(browser: Browser, address: str, pho
     page.upload(tmp_path / "notes.png")
     page.ask("what is this ?")
     browser.wait("document.querySelector('#vp-status').innerText.includes('notes.png')")
-    assert page.problem().endswith("is not an image that Pillow can read; convert it to PNG or JPEG.")
+    assert page.problem() == "notes.png is not an image that Pillow can read; convert it to PNG or JPEG."
     page = Page(browser, address, DESK)
     page.upload(photo)
     page.ask("what is this ?", "visipruner:keep_token=3")

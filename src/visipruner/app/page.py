@@ -159,7 +159,10 @@ class _Page:
                 self.code: showing.code(self.playground, played),
             }
         except Exception as error:
-            told = f'<p class="vp-problem" role="alert">{escape(explain(error))}</p>'
+            sentence = explain(error)
+            if path:  # the file's name, not Gradio's folder of uploads
+                sentence = sentence.replace(path, Path(path).name)
+            told = f'<p class="vp-problem" role="alert">{escape(sentence)}</p>'
         yield {self.status: told, self.ask: gr.update(interactive=True)}
 
     def _so_far(self, played: Played, choices: list[Choice]) -> dict[Any, Any]:
