@@ -35,8 +35,9 @@ def test_what_it_asks_for_exists() -> None:
     fields = dict(line.split(": ", 1) for line in header.strip().splitlines())
     assert (SPACE / fields["app_file"]).is_file()
     assert fields["sdk"] == "gradio"
-    floor = next(line for line in extras["visipruner"]["app"] if line.startswith("gradio")).partition(">=")[2]
-    assert int(fields["sdk_version"].split(".")[0]) == int(floor)
+    floor = re.search(r"gradio>=([\d.]+)", " ".join(extras["visipruner"]["app"]))
+    assert floor is not None
+    assert fields["sdk_version"].startswith(floor[1])
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> Any:
+    def wait(self, script: str, seconds: float = 300) -> Any:
         """The value of a JavaScript expression once it is true."""
         end = time.monotonic() + seconds
         while not (found := self.run(script)):
