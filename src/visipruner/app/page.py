@@ -131,7 +131,7 @@ class _Page:
 
     def slide(self, played: Played | None, layer: int) -> dict[Any, Any]:
         """Pictures and bars at another layer."""
-        updates = {}
+        updates: dict[Any, Any] = {}
         for side, (_, _, kept, bar) in zip(played.sides if played else (), self.sides, strict=False):
             assert played is not None
             updates[kept] = showing.layer_picture(played, side, layer)
@@ -166,7 +166,7 @@ class _Page:
         yield {self.status: told, self.ask: gr.update(interactive=True)}
 
     def _so_far(self, played: Played, choices: list[Choice]) -> dict[Any, Any]:
-        updates = {self.results: gr.update(visible=True), self.dense: played.said.get("dense", "")}
+        updates: dict[Any, Any] = {self.results: gr.update(visible=True), self.dense: played.said.get("dense", "")}
         for number, (column, said, kept, bar) in enumerate(self.sides):
             is_asked = number < len(choices)
             updates[column] = gr.update(visible=is_asked)
