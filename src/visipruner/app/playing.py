@@ -170,7 +170,8 @@ class Playground:
             for number, (choice, method, pruner) in enumerate(zip(choices, methods, pruners, strict=True)):
                 found = pruned(loaded, pruner, prompt, length, saying(str(number)))
                 trace, answered = found.trace, recorded(path.name, question, found)
-                side = Side(choice.spec, pruner, method.source, answered, trace)
+                budget = "" if choice.share is None else f"; budget {choice.share:.0%}"
+                side = Side(choice.spec, pruner, method.source + budget, answered, trace)
                 played = replace(
                     played,
                     sides=(*played.sides, side),
