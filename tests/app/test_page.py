@@ -73,6 +73,7 @@ class Page:
 
     def __init__(self, browser: Browser, address: str, width: int) -> None:
         self.browser, self.address = browser, address
+        browser.open("about:blank", width)  # the last page's streams end here, with complaints of their own
         browser.problems.clear()
         browser.requests.clear()
         browser.open(address, width, 1400)

@@ -48,7 +48,7 @@ def _serving(arguments: list[str], port: int, **environment: str) -> Iterator[tu
     try:
         assert process.stdout is not None
         line = next(line for line in process.stdout if str(port) in line).strip()
-        assert b"<title>" in urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
+        assert b"visipruner" in urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
         yield process, line
     finally:
         process.terminate()
