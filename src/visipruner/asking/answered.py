@@ -6,7 +6,7 @@ The record is the same on screen, in `--json` and in results.json.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -17,8 +17,10 @@ from visipruner.contract.pruner import Pruner
 from visipruner.engine.trace import PruneTrace
 from visipruner.models.loading import LoadedModel
 from visipruner.specs import Chosen
+from visipruner.words import spans
 
 SCHEMA = "visipruner.run/1"
+_MOST_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,25 @@ def exchange(
     Taking turns keeps whatever else the machine does from favouring one side.
     """
     if repeats is None:
-        return _pruned(loaded, pruner, prompt, max_new_tokens)
+        return pruned(loaded, pruner, prompt, max_new_tokens)
     dense: list[Reply] = []
-    pruned: list[Exchange] = []
+    ours: list[Exchange] = []
     for _ in range(1 + repeats):
         dense.append(greedy_reply(loaded.model, loaded.processor.tokenizer, prompt, max_new_tokens))
-        pruned.append(_pruned(loaded, pruner, prompt, max_new_tokens))
-    return Exchange(_median([one.reply for one in pruned[1:]]), pruned[-1].trace, _median(dense[1:]))
+        ours.append(pruned(loaded, pruner, prompt, max_new_tokens))
+    return Exchange(_median([one.reply for one in ours[1:]]), ours[-1].trace, _median(dense[1:]))
 
 
-def _pruned(loaded: LoadedModel, pruner: Pruner, prompt: ChatPrompt, max_new_tokens: int) -> Exchange:
+def pruned(
+    loaded: LoadedModel,
+    pruner: Pruner,
+    prompt: ChatPrompt,
+    max_new_tokens: int,
+    each: Callable[[str], object] | None = None,
+) -> Exchange:
+    """The pruned answer alone; `each` as in `greedy_reply`."""
     with attached(loaded.model, pruner, prompt) as turn:
-        reply = greedy_reply(loaded.model, loaded.processor.tokenizer, turn.inputs, max_new_tokens)
+        reply = greedy_reply(loaded.model, loaded.processor.tokenizer, turn.inputs, max_new_tokens, each)
         return Exchange(reply, turn.trace)
 
 
@@ -99,6 +108,26 @@ class Answered:
     overlay: str | None = None
     cuts: list[tuple[int, int]] = field(default_factory=list)
     frozen_layers: list[int] = field(default_factory=list)
+
+    def tokens_told(self) -> str:
+        """`256 -> 64 (before the language model) -> 12 (trigger layer 14) -> 0 (exit layer 20)`."""
+        steps = [str(self.visual_tokens), *(self._cut_told(*cut) for cut in self.cuts)]
+        if len(steps) > _MOST_STEPS:
+            steps = [*steps[:2], "...", *steps[-2:]]
+        notes = ["no trigger layer"] if self.trigger_layer is None and not self.cuts else []
+        if self.exit_layer is None:
+            notes.append("no exit layer")
+        if self.frozen_layers:
+            notes.append(f"frozen in layers {spans(self.frozen_layers)}")
+        return ", ".join([" -> ".join(steps), *notes])
+
+    def _cut_told(self, layer: int, count: int) -> str:
+        if layer == self.exit_layer:
+            return f"0 (exit layer {layer})"
+        if layer == 0:
+            return f"{count} (before the language model)"
+        word = "trigger" if self.trigger_layer == layer - 1 else "after"
+        return f"{count} ({word} layer {layer - 1})"
 
 
 def recorded(image: str, question: str, exchange: Exchange) -> Answered:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from visipruner.asking.lettering import Lettering
 
 LONG_SIDE = 960
 KEPT_COLOR = (255, 196, 0)
+LOOK_COLOR = (226, 26, 84)
 _MOST_LINES = 4
 _LEAST_CELL = 4  # pixels; a strip of a picture is drawn longer for it
 _DROPPED_LIGHT, _UNSEEN_LIGHT = 0.38, 0.15
@@ -53,8 +55,11 @@ def _resized(width: float, height: float, image_processor: Any) -> tuple[float, 
     return width, height
 
 
-def draw(image: Image.Image, kept: Grid, box: Box, caption: Sequence[str]) -> Image.Image:
-    """The picture. `kept` is rows of columns over `box`; `caption` a title line and lines below it."""
+def draw(image: Image.Image, kept: Grid, box: Box, caption: Sequence[str], looks: Any = None) -> Image.Image:
+    """The picture. `kept` is rows of columns over `box`; `caption` a title line and lines below it, or none.
+
+    `looks`, rows of columns over `box` as well, perhaps of another grid, are weights; the largest glows most.
+    """
     cell = min((box[2] - box[0]) / len(kept[0]), (box[3] - box[1]) / len(kept))
     scale = max(LONG_SIDE / max(image.size), _LEAST_CELL / cell)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -63,8 +68,10 @@ def draw(image: Image.Image, kept: Grid, box: Box, caption: Sequence[str]) -> Im
     columns = _edges(left, right, len(kept[0]))
     rows = _edges(top, bottom, len(kept))
     picture = _shade(scaled, kept, columns, rows)
+    if looks is not None:
+        _glow(picture, np.asarray(looks), (columns[0], rows[0], columns[-1], rows[-1]))
     _outline(picture, kept, columns, rows)
-    return _with_caption(picture, caption)
+    return _with_caption(picture, caption) if caption else picture
 
 
 def _edges(start: float, end: float, cells: int) -> list[int]:
@@ -87,6 +94,16 @@ def _shade(image: Image.Image, kept: Grid, columns: list[int], rows: list[int]) 
                 brush.rectangle((columns[column], rows[row], columns[column + 1] - 1, rows[row + 1] - 1), fill=255)
     picture.paste(image, mask=bright)
     return picture
+
+
+def _glow(picture: Image.Image, looks: Any, box: tuple[int, int, int, int]) -> None:
+    """Color over the cells by the square root of their weights, as a few weights are much larger than all others."""
+    left, top, right, bottom = box
+    strength = (215 * np.sqrt(looks / max(float(looks.max()), 1e-12))).astype(np.uint8)
+    cells = Image.fromarray(strength).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+    mask = Image.new("L", picture.size)
+    mask.paste(cells, (left, top))
+    picture.paste(LOOK_COLOR, mask=mask)
 
 
 def _outline(picture: Image.Image, kept: Grid, columns: list[int], rows: list[int]) -> None:

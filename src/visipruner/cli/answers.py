@@ -10,36 +10,11 @@ from rich.text import Text
 
 from visipruner.asking import Answered
 from visipruner.cli.console import clean, shortened
-from visipruner.words import spans
-
-_MOST_STEPS = 5
 
 
 def percent(fraction: float) -> str:
     """`0.539` as `53.9 %`."""
     return f"{100 * fraction:.1f} %"
-
-
-def _tokens(answer: Answered) -> str:
-    """`256 -> 64 (before the language model) -> 12 (trigger layer 14) -> 0 (exit layer 20)`."""
-    steps = [str(answer.visual_tokens), *(_cut(answer, *cut) for cut in answer.cuts)]
-    if len(steps) > _MOST_STEPS:
-        steps = [*steps[:2], "...", *steps[-2:]]
-    notes = ["no trigger layer"] if answer.trigger_layer is None and not answer.cuts else []
-    if answer.exit_layer is None:
-        notes.append("no exit layer")
-    if answer.frozen_layers:
-        notes.append(f"frozen in layers {spans(answer.frozen_layers)}")
-    return ", ".join([" -> ".join(steps), *notes])
-
-
-def _cut(answer: Answered, layer: int, count: int) -> str:
-    if layer == answer.exit_layer:
-        return f"0 (exit layer {layer})"
-    if layer == 0:
-        return f"{count} (before the language model)"
-    word = "trigger" if answer.trigger_layer == layer - 1 else "after"
-    return f"{count} ({word} layer {layer - 1})"
 
 
 def _seconds(pruned: float, dense: float | None) -> str:
@@ -57,7 +32,7 @@ def show_answer(console: Console, answer: Answered) -> None:
     if answer.dense is not None:
         note = Text("  same", "green") if answer.same_answer else Text("  differs", "yellow")
         table.add_row("dense answer", clean(answer.dense.text or "(empty)") + note)
-    table.add_row("visual tokens", _tokens(answer))
+    table.add_row("visual tokens", answer.tokens_told())
     table.add_row("FLOPs cut", percent(answer.flops_cut))
     table.add_row("visual attention cut", percent(answer.visual_attention_cut))
     dense = answer.dense

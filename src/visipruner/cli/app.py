@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visipruner.cli import analyze, bench, check, evaluate, listing, plan, run
+from visipruner.cli import analyze, bench, check, evaluate, listing, page, plan, run
 from visipruner.cli.mounted import mount
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _add(name: str, function: Any) -> None:
 
 
 _add("run", run.run)
+_add("app", page.app)
 _add("analyze", analyze.analyze)
 _add("eval", evaluate.evaluate)
 _add("bench", bench.bench)

@@ -14,7 +14,7 @@ from visipruner.cli.errors import CliError
 from visipruner.cli.options import AsJson, command
 from visipruner.files import write_json
 from visipruner.tables import Table
-from visipruner.words import spans
+from visipruner.words import figures, spans
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,18 +186,13 @@ def _title(part: dict[str, Any]) -> str:
     return f"{part['shape']}, {own['name']}: {settings} ({rows})"
 
 
-def _figures(value: float) -> str:
-    """Three figures that count, written out."""
-    return f"{value:.3g}" if value < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
-
-
 _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "guidelines": lambda row: str(row["guidelines"]),
     "layers with vision": lambda row: str(row["layers_with_vision"]),
     "frozen": lambda row: str(len(row["frozen_layers"]) or "-"),
-    "prefill TFLOPs": lambda row: _figures(row["prefill_flops"] / 1e12),
-    "step TFLOPs": lambda row: _figures(row["train_flops_full"] / 1e12),
-    "LoRA step": lambda row: _figures(row["train_flops_frozen"] / 1e12),
+    "prefill TFLOPs": lambda row: figures(row["prefill_flops"] / 1e12),
+    "step TFLOPs": lambda row: figures(row["train_flops_full"] / 1e12),
+    "LoRA step": lambda row: figures(row["train_flops_frozen"] / 1e12),
     "saved": lambda row: f"{row['flops_cut']:.1%}",
-    "KV MB": lambda row: _figures(row["kv_bytes"] / 1e6),
+    "KV MB": lambda row: figures(row["kv_bytes"] / 1e6),
 }

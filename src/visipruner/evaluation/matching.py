@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visipruner.chat import attached
+from visipruner.chat import ChatPrompt, attached
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError
@@ -93,6 +93,8 @@ def share_cut(model: Any, prompt: Mapping[str, Any], pruner: Pruner, axis: str =
 
 
 def _visual_tokens(model: Any, prompt: Mapping[str, Any]) -> int:
+    if isinstance(prompt, ChatPrompt):
+        return prompt.num_visual
     from visipruner.pruners.none import NoPruning
 
     with attached(model, NoPruning(), prompt) as turn, torch.inference_mode():

@@ -20,6 +20,7 @@ from typing import Any
 
 import visipruner.pruners
 from visipruner.contract.pruner import FILE_NAME, FORMAT_VERSION, Pruner
+from visipruner.contract.settings import declared
 from visipruner.errors import ConfigError
 
 GROUP = "visipruner.pruners"
@@ -111,6 +112,19 @@ def _make_one(spec: str) -> Pruner:
         except (json.JSONDecodeError, RecursionError):
             settings[key.strip()] = value.strip()
     return make(name.strip(), **settings)
+
+
+def spec_of(pruner: Pruner) -> str:
+    """What `make_from_spec` makes this very method of: its name, and the settings that are not as published."""
+    if "parts" in pruner.settings():
+        return "+".join(spec_of(part) for part in pruner.parts)  # type: ignore[attr-defined]
+    published = declared(type(pruner))
+    given = {
+        key: value
+        for key, value in pruner.settings().items()
+        if json.dumps(published[key].get("default")) != json.dumps(value)
+    }
+    return f"{pruner.name}:" + ",".join(f"{key}={json.dumps(value)}" for key, value in given.items())
 
 
 def load_pruner(path: str | os.PathLike[str]) -> Pruner:
