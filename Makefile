@@ -55,6 +55,9 @@ compare: $(VENV)/.demo-ready ## Every method at three budgets on the small model
 bench: $(VENV)/.demo-ready ## Speed and memory at real shapes with random weights against targets; a quarter of an hour on two cores
 	$(BIN)/visipruner bench --check all --out docs/bench
 
+gpu-check: $(VENV)/.demo-ready ## On a machine with a GPU: is pruning right there, and as fast as its FLOPs? Eight minutes at most
+	$(BIN)/visipruner bench --check gpu --out docs/bench
+
 test: lint ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest -n 2
 
@@ -63,7 +66,7 @@ floor-test: ## The engine's main tests with the oldest torch and transformers, o
 	.venv-floor/bin/python -m pip install --quiet $(PIP_FLAGS) $(foreach one,$(FLOOR),'$(one)') -e '.[test]' -e $(TESTBED)
 	.venv-floor/bin/python -m pytest $(FLOOR_TESTS)
 
-families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers; about a minute
+families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers, and every method on every family
 	$(BIN)/python -m pytest -m every_type tests/families
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed

@@ -115,6 +115,7 @@ def test_what_is_not_run_is_tested_elsewhere() -> None:
         ),
         ("integrations.md", "it needs the hub; tests/integrations/test_hub.py has a stand-in"),
         ("integrations.md", "it needs VLMEvalKit; tests/integrations/test_vlmevalkit.py has a stand-in"),
+        ("methods.md", "it needs a model of videos; tests/pruners/test_videos.py has one"),
         ("testbed.md", "it builds 650 MB twice; packages/testbed/tests loads the model"),
         ("vllm.md", "it needs vLLM; make vllm-test serves models"),
     }

@@ -19,6 +19,7 @@ class _LateDevice:
 
     def __init__(self) -> None:
         self.now, self.waiting = 0.0, _LEFT_OVER
+        self.generation_config = SimpleNamespace(eos_token_id=None)
 
     def synchronize(self, device: torch.device) -> None:
         self.now, self.waiting = self.now + self.waiting, 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoProcessor, LlavaForConditionalGeneration, Qwen3_5Config
+from transformers import AutoProcessor, Gemma3nConfig, LlavaForConditionalGeneration
 
 import visipruner as vp
 from tests.cli.tiny_llava import save_llava
@@ -44,10 +44,12 @@ def test_its_weights_and_processor_as_json(cli: Any, llava_folder: Path) -> None
 
 
 def test_a_type_that_is_refused_says_why_and_ends_with_one(cli: Any, tmp_path: Path) -> None:
-    Qwen3_5Config().save_pretrained(tmp_path)
+    Gemma3nConfig().save_pretrained(tmp_path)
     result = cli("check", "--model", tmp_path)
     assert result.exit_code == 1
-    assert "'qwen3_5' are not supported: its cache has layers of type" in " ".join(result.stdout.split())
+    assert "'gemma3n' are not supported: some of its layers attend to keys and values of an earlier layer." in " ".join(
+        result.stdout.split()
+    )
 
 
 def test_from_python_a_wrong_row_is_a_failure_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

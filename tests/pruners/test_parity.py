@@ -15,7 +15,7 @@ from torch import Tensor
 import visipruner as vp
 from tests.released import FORCED, embeds, llama, llava, picture_prompt
 from visipruner.contract.entry_view import Image
-from visipruner.contract.vision_view import VisionView
+from visipruner.contract.vision_view import Crop, VisionView
 from visipruner.fitting import Trials
 from visipruner.pruners.fitprune import plain_masses, recipe
 from visipruner.pruners.prumerge import PruMerge
@@ -102,10 +102,10 @@ def test_what_prumerge_hands_to_the_projector_is_reproduced(number: int) -> None
             lambda _module, _args, output, name=name: held.update({name: output[0].unflatten(-1, (2, -1))})
         )
     with torch.no_grad():
-        features = tower(prompt["pixel_values"], output_hidden_states=True).hidden_states[-2][0, 1:]
+        states = tower(prompt["pixel_values"], output_hidden_states=True).hidden_states[-2][0]
     queries, keys = (held[name].transpose(0, 1) for name in ("q_proj", "k_proj"))
-    view = VisionView(queries, keys, features, scaling=keys.shape[-1] ** -0.5, prefix=1)
-    everyone = torch.arange(len(features))
+    features, everyone = states[1:], torch.arange(len(states) - 1)
+    view = VisionView([Crop(queries, keys, states, keys.shape[-1] ** -0.5)], prefix=1, patches=everyone[:, None])
     merged = PruMerge(plus=case["plus"]).choose_in(Image(everyone, everyone, (24, 24), 576), 576, [view], features)
     expected = torch.tensor(case["features"])
     states = merged.states[:, : expected.shape[1]]

@@ -55,7 +55,7 @@ class ModelShape:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "state_layers": list(self.state_layers)}
 
 
 def _uniform(text: Any) -> Any:
