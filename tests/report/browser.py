@@ -43,7 +43,8 @@ class Browser:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                found: dict[str, Any] = answer["result"]
+                return found
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
