@@ -16,7 +16,7 @@ import visipruner as vp
 from tests.engine.state import state_of, untouched
 from tests.families.prompts import IMAGE, extended
 from tests.families.tried import tries
-from tests.families.zoo import FAMILIES, LAYERS, built, inputs, layers_of, prompt, visual_rows
+from tests.families.zoo import EACH_RUN, FAMILIES, LAYERS, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import held_back, oracle, pruned_edit
 from visipruner.adapters import adapter_of
 from visipruner.pruners.composed import Composed
@@ -39,7 +39,10 @@ LATE = vp.VisiPruner(stages=("shallow",), shallow_end=1, shallow_visual="late")
 KEEPS_ALL = vp.VisiPruner(stages=("middle",), filter_layer=1, keep_tokens=10_000)
 # transformers offers Gemma 2, PaliGemma 2's text model, no sdpa.
 CELLS = [(name, attn) for name in FAMILIES for attn in ("sdpa", "eager") if (name, attn) != ("paligemma2", "sdpa")]
-each_cell = pytest.mark.parametrize(("name", "attn"), CELLS)
+each_cell = pytest.mark.parametrize(
+    ("name", "attn"),
+    [pytest.param(*cell, marks=() if cell[0] in EACH_RUN else pytest.mark.every_type) for cell in CELLS],
+)
 each_pruner = pytest.mark.parametrize("pruner", PRUNERS)
 
 

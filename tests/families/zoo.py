@@ -454,6 +454,9 @@ DISTINCT = (
     "paligemma2",
     "gemma3",
 )
+# Of each test of all families, those of the default run; the others differ from these in their text model or in sizes,
+# and `make families-test` runs them.
+EACH_RUN = (*DISTINCT, "llava-onevision", "qwen2.5-vl")
 
 
 @cache
