@@ -41,7 +41,7 @@ def test_it_trains_saves_and_answers_again(tmp_path: Path) -> None:
     with vp.attach(tuned, pruner) as handle, torch.no_grad():
         said = tuned(**example(loaded.model, loaded.processor, sample))
         assert [len(kept) for kept in handle.trace[0].kept[:-1]] == [5] * 6
-    assert said.loss.item() == pytest.approx(losses[-1], rel=0.5)
+    assert said.loss.item() < 1.5 * losses[-1]  # a step further: mostly less
     plain = tuned.unload()
     assert all(torch.equal(weights, before[name]) for name, weights in plain.state_dict().items())
     records = list(evaluate(plain, loaded.processor, [sample], {"pruned": pruner}, max_new_tokens=2))
