@@ -21,7 +21,7 @@ from tests.engine.state import state_of, untouched
 from tests.families.prompts import extended
 from tests.families.test_matrix import CLOSE, PRUNERS
 from tests.families.tried import tries
-from tests.families.zoo import EACH_RUN, FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
+from tests.families.zoo import FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import Entering, merged, oracle, pruned_edit
 from tools.families.methods import asked, is_refused
 from visipruner.contract.entry_view import EntryView, Merge
@@ -81,6 +81,10 @@ def keeping_everything(pruner: vp.Pruner) -> vp.Pruner:
 _PAIRS = [(name, method) for name in FAMILIES for method in METHODS]
 WORKS = [pair for pair in _PAIRS if not is_refused(METHODS[pair[1]], adapter_of(pair[0]))]
 ERRORS = [pair for pair in _PAIRS if is_refused(METHODS[pair[1]], adapter_of(pair[0]))]
+
+
+# One class token, crops, windows and M-RoPE, tiles, a prefix; `make families-test` runs every pair.
+EACH_RUN = ("llava", "llava-next", "qwen2.5-vl", "internvl", "paligemma2")
 
 
 def _cases(pairs: Sequence[tuple[str, str]]) -> list[Any]:
