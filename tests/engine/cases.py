@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tests.models import IMAGE_TOKEN, LAYERS
-from visipruner import FixedSchedule, Pruner, VisiPruner
+import torch
+from torch import Tensor
+
+from tests.models import IMAGE_TOKEN, LAYERS, llava_model
+from visipruner import FixedSchedule, Pruner, PruneTrace, VisiPruner, attach
 from visipruner.contract.picture import PictureMethod
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.dycoke import DyCoke
@@ -75,3 +78,20 @@ def generate(model: Any, steps: int, **inputs: Any) -> Any:
         output_logits=True,
         return_dict_in_generate=True,
     )
+
+
+def agrees_with_sdpa(
+    with_kernel: Callable[[Any], Any], pruner: Pruner, inputs: dict[str, Any], text: str = "llama", **settings: Any
+) -> None:
+    """A LLaVA that `with_kernel` gave another attention kernel answers and keeps as with sdpa."""
+
+    def answers(model: Any) -> tuple[Tensor, PruneTrace]:
+        with attach(model, pruner) as handle, torch.no_grad():
+            output = generate(model, 4, **inputs, **settings)
+            return torch.stack(output.logits, 1), handle.trace
+
+    logits, trace = answers(llava_model("clip", text))
+    other, other_trace = answers(with_kernel(llava_model("clip", text)))
+    torch.testing.assert_close(other, logits, atol=2e-5, rtol=1e-4)
+    assert other_trace.kept == trace.kept
+    assert other_trace.key_lengths == trace.key_lengths

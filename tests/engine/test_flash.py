@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, WAYS, generate
+from tests.engine.cases import METHODS, WAYS, agrees_with_sdpa
 from tests.flash import NAME, use_stand_in, with_flash
 from tests.models import llava_inputs, llava_model, prompt, text_model
 from visipruner.errors import UnsupportedModelError
@@ -23,33 +23,19 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     use_stand_in(monkeypatch)
 
 
-def _answers(model: Any, pruner: vp.Pruner, inputs: dict[str, Any], **settings: Any) -> tuple[Any, Any]:
-    with vp.attach(model, pruner) as handle, torch.no_grad():
-        output = generate(model, 4, **inputs, **settings)
-        return torch.stack(output.logits, 1), handle.trace
-
-
-def _agree(pruner: vp.Pruner, inputs: dict[str, Any], text: str = "llama", **settings: Any) -> None:
-    logits, trace = _answers(llava_model("clip", text), pruner, inputs, **settings)
-    flash, flash_trace = _answers(with_flash(llava_model("clip", text)), pruner, inputs, **settings)
-    torch.testing.assert_close(flash, logits, atol=2e-5, rtol=1e-4)
-    assert flash_trace.kept == trace.kept
-    assert flash_trace.key_lengths == trace.key_lengths
-
-
 @pytest.mark.parametrize("pruner", RUNS)
 def test_answers_are_those_of_sdpa(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs([[5, 0, 2, 0, 4]]))
+    agrees_with_sdpa(with_flash, METHODS[pruner], llava_inputs([[5, 0, 2, 0, 4]]))
 
 
 @pytest.mark.parametrize("pruner", RUNS)
 def test_unlike_examples_of_a_batch_run_in_one_call(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs(LAYOUTS))
+    agrees_with_sdpa(with_flash, METHODS[pruner], llava_inputs(LAYOUTS))
 
 
 @pytest.mark.parametrize("pruner", sorted(WAYS.keys() - REFUSED))
 def test_without_a_cache(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs(LAYOUTS[:2]), use_cache=False)
+    agrees_with_sdpa(with_flash, METHODS[pruner], llava_inputs(LAYOUTS[:2]), use_cache=False)
 
 
 def test_a_layer_of_plain_rows_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, WAYS, generate
+from tests.engine.cases import METHODS, WAYS, agrees_with_sdpa
 from tests.models import llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.contract.pruner import PromptRun
@@ -34,36 +34,22 @@ def _with_flex(model: Any) -> Any:
     return model
 
 
-def _answers(model: Any, pruner: vp.Pruner, inputs: dict[str, Any], **settings: Any) -> tuple[Any, Any]:
-    with vp.attach(model, pruner) as handle, torch.no_grad():
-        output = generate(model, 3, **inputs, **settings)
-        return torch.stack(output.logits, 1), handle.trace
-
-
-def _agree(pruner: vp.Pruner, inputs: dict[str, Any], text: str = "llama", **settings: Any) -> None:
-    logits, trace = _answers(llava_model("clip", text), pruner, inputs, **settings)
-    flex, flex_trace = _answers(_with_flex(llava_model("clip", text)), pruner, inputs, **settings)
-    torch.testing.assert_close(flex, logits, atol=2e-5, rtol=1e-4)
-    assert flex_trace.kept == trace.kept
-    assert flex_trace.key_lengths == trace.key_lengths
-
-
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("pruner", METHODS)
 def test_answers_are_those_of_sdpa(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs([[5, 0, 2, 0, 4]]))
+    agrees_with_sdpa(_with_flex, METHODS[pruner], llava_inputs([[5, 0, 2, 0, 4]]))
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("pruner", WAYS)
 def test_unlike_examples_of_a_batch(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs(LAYOUTS))
+    agrees_with_sdpa(_with_flex, METHODS[pruner], llava_inputs(LAYOUTS))
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("pruner", ["schedule", "prefix", "ffn"])
 def test_a_sliding_window(pruner: str) -> None:
-    _agree(METHODS[pruner], llava_inputs(LAYOUTS[:1]), "mistral-sliding")
+    agrees_with_sdpa(_with_flex, METHODS[pruner], llava_inputs(LAYOUTS[:1]), "mistral-sliding")
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -118,4 +104,4 @@ def test_the_compiled_kernel() -> None:
     """As users run it. Compiling takes a C++ compiler."""
     if torch._inductor.cpp_builder.get_cpp_compiler() is None:
         pytest.skip("no C++ compiler")
-    _agree(METHODS["schedule"], llava_inputs([[5, 0, 2, 0, 4]]))
+    agrees_with_sdpa(_with_flex, METHODS["schedule"], llava_inputs([[5, 0, 2, 0, 4]]))

@@ -84,11 +84,11 @@ ERRORS = [pair for pair in _PAIRS if is_refused(METHODS[pair[1]], adapter_of(pai
 
 
 # One class token, crops, windows and M-RoPE, tiles, a prefix; `make families-test` runs every pair.
-EACH_RUN = ("llava", "llava-next", "qwen2.5-vl", "internvl", "paligemma2")
+FEW = ("llava", "llava-next", "qwen2.5-vl", "internvl", "paligemma2")
 
 
 def _cases(pairs: Sequence[tuple[str, str]]) -> list[Any]:
-    return [pytest.param(*pair, marks=() if pair[0] in EACH_RUN else pytest.mark.every_type) for pair in pairs]
+    return [pytest.param(*pair, marks=() if pair[0] in FEW else pytest.mark.every_type) for pair in pairs]
 
 
 def _attn(name: str) -> str:

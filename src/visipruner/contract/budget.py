@@ -241,3 +241,11 @@ def check_stages(layers: tuple[int, ...], counts: tuple[object, ...], name: str)
         raise ConfigError(f"layers must be ascending layer numbers, got {layers}.")
     if len(layers) != len(counts):
         raise ConfigError(f"layers and {name} must have the same length: one entry per stage.")
+
+
+def check_keep_ratios(layers: tuple[int, ...], keep_ratios: tuple[float, ...]) -> None:
+    """Raises ConfigError unless each of ascending `layers` has a fraction of all tokens that is to stay, none larger
+    than the one before."""
+    check_stages(layers, keep_ratios, "keep_ratios")
+    if list(keep_ratios) != sorted(keep_ratios, reverse=True):
+        raise ConfigError(f"keep_ratios are fractions of all tokens and cannot grow, got {keep_ratios}.")

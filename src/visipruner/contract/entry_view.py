@@ -146,6 +146,13 @@ class EntryView:
         `images()`; what a view tells is by the tokens' numbers within their image."""
         return [view.to(self.states.device) for view in self._tower().views(layer)]
 
+    def salience(self, layer: int) -> Tensor:
+        """`[n_v]` float32: `VisionView.salience` of every visual token present, in such a layer."""
+        scores = torch.zeros(len(self.tokens), device=self.tokens.device)
+        for image, seen in zip(self.images(), self.vision(layer), strict=True):
+            scores[image.positions] = seen.salience[image.tokens].to(scores)
+        return scores
+
     @property
     def vision_depth(self) -> int:
         """Layers of the vision tower; 0 where the method asked to see none."""

@@ -105,6 +105,18 @@ class LayerView:
         """`[n_t]` long: the other rows of this forward."""
         return torch.isin(self.columns, self.visual, invert=True).nonzero().flatten()
 
+    @cached_property
+    def rows_after_images(self) -> Tensor:
+        """`[k]` long: the text rows of this forward after the last visual token, which see the whole image."""
+        return self.text_rows[self.text_rows > self.visual_rows[-1]]
+
+    def attention_from(self, rows: Tensor) -> Tensor:
+        """`[n_v]` float32: the weight that the given rows give each visual token, mean over heads, summed over rows."""
+        total = torch.zeros(self.visual.numel(), device=self.visual.device)
+        for weights in self.attention_of(rows):
+            total += weights[..., self.visual].mean(0).sum(0)
+        return total
+
     def attention_of(self, rows: Tensor) -> Iterator[Tensor]:
         """Softmax weights of the given rows of this forward, in order: chunks `[heads, <= 64, n]` float32.
 

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from visipruner.contract.budget import Budgeted, best, first_sizes, parts_of
@@ -57,19 +56,13 @@ class DeFT(Budgeted):
         return layer == 0
 
     def select_entry(self, layer: int, view: EntryView) -> Tensor | None:
-        scores = torch.zeros(len(view.tokens), device=view.tokens.device)
-        for image, seen in zip(view.images(), view.vision(self.vision_layer), strict=True):
-            scores[image.positions] = seen.salience[image.tokens].to(scores)
         sizes = first_sizes(view, self.scope)
         counts = [self.budget(size) + math.ceil(self.reserve * (size - self.budget(size))) for size in sizes]
-        return best(scores, parts_of(view, self.scope), counts)
+        return best(view.salience(self.vision_layer), parts_of(view, self.scope), counts)
 
     def observes(self, layer: int) -> bool:
         return layer == self.layer - 1
 
     def select(self, layer: int, view: LayerView) -> Tensor | None:
-        scores = torch.zeros(len(view.tokens), device=view.tokens.device)
-        for weights in view.attention_of(view.text_rows):
-            scores += weights[..., view.visual].mean(0).sum(0)
         counts = [self.budget(size) for size in first_sizes(view, self.scope)]
-        return best(scores, parts_of(view, self.scope), counts)
+        return best(view.attention_from(view.text_rows), parts_of(view, self.scope), counts)

@@ -90,7 +90,7 @@ class IVCPrune(ScoredPruner):
 
     def score(self, view: LayerView) -> Tensor:
         """Infinite for seeds."""
-        after = view.text_rows[view.text_rows > view.visual_rows[-1]]
+        after = view.rows_after_images
         asking = view.columns[after[SKIPPED:] if len(after) > SKIPPED else after]
         scores = view.values.new_zeros(len(view.tokens), dtype=torch.float32)
         for part in parts_of(view, self.scope):

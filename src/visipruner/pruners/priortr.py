@@ -50,7 +50,7 @@ class PriorTR(ScoredPruner):
 
 def beyond_prior(view: LayerView, rows: Literal["question", "last"], scope: Scope) -> Tensor:
     """`[n_v]`: `PriorTR`'s score."""
-    after = view.text_rows[view.text_rows > view.visual_rows[-1]]
+    after = view.rows_after_images
     judges = torch.cat([after[:1], after if rows == "question" else after[-1:]])
     weights = torch.cat([part[..., view.visual].mean(0) for part in view.attention_of(judges)])
     scores = torch.empty_like(weights[0])

@@ -85,7 +85,7 @@ def outliers(attention: Tensor, count: int, plus: bool) -> Tensor:
     """Ascending positions of those that stand out, of `count` at least one; see `PruMerge`."""
     if not count:
         return torch.arange(0, device=attention.device)
-    low, high = attention.quantile(0.25), attention.quantile(0.75)
+    low, high = attention.quantile(torch.linspace(0.25, 0.75, 2, device=attention.device))
     number = max(1, int((attention > high + 1.5 * (high - low)).sum()))
     even = torch.arange(0, count - 1, max(1, count // number // 3), device=attention.device)
     return union(top(attention, number), even) if plus else top(attention, number)

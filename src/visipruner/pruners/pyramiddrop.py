@@ -11,11 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from visipruner.contract.budget import Scope, best, check_stages, keeps_all, parts_of
+from visipruner.contract.budget import Scope, best, check_keep_ratios, keeps_all, parts_of
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, DroppingPruner, Positions, PromptRun
 from visipruner.contract.settings import Fraction, Layer
-from visipruner.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,7 @@ class PyramidDrop(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_stages(self.layers, self.keep_ratios, "keep_ratios")
-        if list(self.keep_ratios) != sorted(self.keep_ratios, reverse=True):
-            raise ConfigError(f"keep_ratios are fractions of all tokens and cannot grow, got {self.keep_ratios}.")
+        check_keep_ratios(self.layers, self.keep_ratios)
 
     def start(self) -> PromptRun:
         return _PyramidRun(self)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from visipruner.contract.budget import Scope, best, check_stages, first_sizes, parts_of
+from visipruner.contract.budget import Scope, best, check_keep_ratios, first_sizes, parts_of
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.pruner import About, DroppingPruner
@@ -62,9 +62,7 @@ class SecondLook(DroppingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_stages(self.layers, self.keep_ratios, "keep_ratios")
-        if list(self.keep_ratios) != sorted(self.keep_ratios, reverse=True):
-            raise ConfigError(f"keep_ratios are fractions of all tokens and cannot grow, got {self.keep_ratios}.")
+        check_keep_ratios(self.layers, self.keep_ratios)
         if self.layers and self.layers[0] < self.shallow_end:
             raise ConfigError(
                 f"{self.name} cannot filter in layer {self.layers[0]}: text rows do not see the image before layer "
@@ -103,11 +101,12 @@ class SecondLook(DroppingPruner):
         """`[n_v]`, see `score`."""
         if self.score == "prior":
             return beyond_prior(view, self.rows, self.scope)
-        after = view.text_rows[view.text_rows > view.visual_rows[-1]]
+        judges = view.rows_after_images if self.rows == "question" else view.rows_after_images[-1:]
+        if self.score == "attention":
+            return view.attention_from(judges)
         lengths: Tensor = torch.linalg.vector_norm(view.values[:, view.visual].float(), dim=-1)
         scores = torch.zeros(lengths.shape[-1], device=lengths.device)
-        for weights in view.attention_of(after if self.rows == "question" else after[-1:]):
-            seen = weights[..., view.visual]
-            brought = seen * lengths.repeat_interleave(len(seen) // len(lengths), 0)[:, None]
-            scores += (seen.mean(0) if self.score == "attention" else torch.linalg.vector_norm(brought, dim=0)).sum(0)
+        for weights in view.attention_of(judges):
+            brought = weights[..., view.visual] * lengths.repeat_interleave(len(weights) // len(lengths), 0)[:, None]
+            scores += torch.linalg.vector_norm(brought, dim=0).sum(0)
         return scores

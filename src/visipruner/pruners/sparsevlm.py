@@ -97,10 +97,7 @@ class _SparseRun(PromptRun):
     def select(self, layer: int, view: LayerView) -> Tensor | None:
         """Rates the tokens; decides which leave after the rows left this layer, where they can be merged."""
         raters = view.text_rows[self._raters.to(view.text_rows.device)]
-        total = torch.zeros(view.visual.numel(), device=view.visual.device)
-        for weights in view.attention_of(raters):
-            total += weights[..., view.visual].mean(0).sum(0)
-        self._scored, self._scores = view.tokens, total / raters.numel()
+        self._scored, self._scores = view.tokens, view.attention_from(raters) / raters.numel()
         return None
 
     def observes_entry(self, layer: int) -> bool:

@@ -79,10 +79,8 @@ class _TOPSRun(PromptRun):
 
     def select(self, layer: int, view: LayerView) -> None:
         """Rates the tokens for the choice before the next layer."""
-        total = torch.zeros(len(view.tokens), device=view.tokens.device)
-        for weights in view.attention_of(view.text_rows[self._raters.to(view.text_rows.device)]):
-            total += weights[..., view.visual].mean(0).sum(0)
-        self._scored, self._scores = view.tokens, total / max(self._raters.numel(), 1)
+        raters = view.text_rows[self._raters.to(view.text_rows.device)]
+        self._scored, self._scores = view.tokens, view.attention_from(raters) / max(raters.numel(), 1)
 
     def observes_entry(self, layer: int) -> bool:
         return layer == 0 or layer in self._config.layers
@@ -91,12 +89,10 @@ class _TOPSRun(PromptRun):
         config = self._config
         if layer == 0:
             self._raters = find_raters(view)
-            self._scored, self._scores = view.tokens, torch.zeros(len(view.tokens), device=view.tokens.device)
-        if layer == 0 and 0 in config.layers:
-            for image, seen in zip(view.images(), view.vision(config.vision_layer), strict=True):
-                self._scores[image.positions] = seen.salience[image.tokens].to(self._scores)
         if layer not in config.layers:
             return None
+        if layer == 0:
+            self._scored, self._scores = view.tokens, view.salience(config.vision_layer)
         multiple = config.multiples[config.layers.index(layer)]
         parts, sizes = parts_of(view, config.scope), first_sizes(view, config.scope)
         counts = [
