@@ -66,6 +66,9 @@ def test_ways_to_run_that_are_refused(folder: Path, options: dict[str, Any], sai
     ("asked", "said"),
     [
         ("visipruner", "stages="),
+        ("ivc-prune", "rotary embeddings"),
+        ("ivc+fastv", "rotary embeddings"),
+        ("scope", "vision tower"),
     ],
 )
 def test_methods_that_are_refused(folder: Path, asked: Any, said: str) -> None:

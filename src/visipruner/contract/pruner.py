@@ -57,6 +57,7 @@ class Pruner(ABC):
         merges: whether kept tokens may take over what others held (the answer is a `Merge`).
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
             about the same image then need not run.
+        reads_rotary: whether it asks for `EntryView.rotary`, which engines other than transformers' do not show.
         in_states: what becomes of a look with `select` at a layer without attention, through which a state passes
             (linear attention, convolutions): "error"; "next", it may be asked of the next layer that has attention
             instead, under the number that it looks at; "ask", it looks at nothing but which tokens are present.
@@ -67,6 +68,7 @@ class Pruner(ABC):
     about: ClassVar[About]
     merges: ClassVar[bool] = False
     reads_last_row_only: ClassVar[bool] = False
+    reads_rotary: ClassVar[bool] = False
     in_states: ClassVar[InStates] = "error"
     match_tolerance: ClassVar[float] = 0.01
 

@@ -39,6 +39,7 @@ class IVC(Pruner):
         acts="nowhere by itself",
         needs="rotary embeddings",
     )
+    reads_rotary: ClassVar[bool] = True
 
     coordinates: Fraction = 0.1
 
@@ -80,6 +81,7 @@ class IVCPrune(ScoredPruner):
         acts="before layer 16",
         needs="rotary embeddings, values",
     )
+    reads_rotary: ClassVar[bool] = True
 
     layer: Layer = 16
     coordinates: Fraction = 0.1
