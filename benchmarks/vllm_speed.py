@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +75,25 @@ def engine(folder: Path, dtype: str, plugged: bool) -> Any:
     )
 
 
-def seconds(llm: Any, load: Load, seed: int, new: int) -> tuple[float, float]:
-    """Of the processor: until every request has its first token, and of a later step, the median."""
+def seconds(engines: dict[str, Any], load: Load, seed: int, new: int) -> dict[str, list[float]]:
+    """Of the processor, for each engine: until every request has its first token, then every later step. The engines
+    take their steps by turns."""
     from vllm import SamplingParams
 
-    how, begin = SamplingParams(temperature=0, max_tokens=new, min_tokens=new), time.process_time()
-    for place, prompt in enumerate(load.prompts(seed)):
-        llm.llm_engine.add_request(f"{seed}-{place}", prompt, how)
-    ends = []
-    while llm.llm_engine.has_unfinished_requests():
+    how = SamplingParams(temperature=0, max_tokens=new, min_tokens=new)
+    spent: dict[str, list[float]] = {}
+    for name, llm in engines.items():
+        begin = time.process_time()
+        for place, prompt in enumerate(load.prompts(seed)):
+            llm.llm_engine.add_request(f"{seed}-{place}", prompt, how)
         llm.llm_engine.step()
-        ends.append(time.process_time())
-    return ends[0] - begin, statistics.median(after - before for before, after in pairwise(ends))
+        spent[name] = [time.process_time() - begin]
+    while any(llm.llm_engine.has_unfinished_requests() for llm in engines.values()):
+        for name, llm in engines.items():
+            begin = time.process_time()
+            llm.llm_engine.step()
+            spent[name].append(time.process_time() - begin)
+    return spent
 
 
 def promised(worker: Any, method: str, load: Load) -> float:
@@ -111,22 +117,23 @@ def _flops(rows: int) -> float:
 
 
 def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new: int) -> dict[str, Any]:
-    """The best of some rounds of both engines by turns: what else runs can only add to the processor's time."""
+    """Of the first token the best of some rounds, as what else runs can only add to the processor's time; of later
+    steps the medians, and that of the ratios of steps that followed each other."""
     worker = plugged.llm_engine.model_executor.driver_worker.worker.model_runner.visipruner
     worker.served = replace(worker.served, pruner=make_from_spec(METHODS[method]))
     first: dict[str, list[float]] = {"plain": [], "plugged": []}
-    step: dict[str, list[float]] = {"plain": [], "plugged": []}
+    steps: dict[str, list[float]] = {"plain": [], "plugged": []}
     promise, spent = 1.0, watched(worker)
     for turn in range(rounds + 1):
-        order: list[tuple[str, Any]] = [("plain", plain), ("plugged", plugged)]
-        for name, llm in order if turn % 2 else order[::-1]:
-            found = seconds(llm, load, turn, new)
-            if name == "plugged" and load.pictures:
-                promise = promised(worker, method, load)
-            if turn:  # the first round warms up
-                first[name].append(found[0])
-                step[name].append(found[1])
-    best = {name: (min(first[name]), min(step[name])) for name in first}
+        order = [("plain", plain), ("plugged", plugged)]
+        found = seconds(dict(order if turn % 2 else order[::-1]), load, turn, new)
+        if load.pictures:
+            promise = promised(worker, method, load)
+        if turn:  # the first round warms up
+            for name, times in found.items():
+                first[name].append(times[0])
+                steps[name] += times[1:]
+    best = {name: (min(first[name]), statistics.median(steps[name])) for name in first}
     return {
         "method": method,
         "requests": load.requests,
@@ -135,7 +142,7 @@ def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new:
         **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in best.items()},
         "prefill_times": best["plain"][0] / best["plugged"][0],
         "flops_times": promise,
-        "decode_times": best["plain"][1] / best["plugged"][1],
+        "decode_times": statistics.median(one / other for one, other in zip(*steps.values(), strict=True)),
         "looking_us_a_step": 1e6 * statistics.median(spent),
     }
 

@@ -103,7 +103,10 @@ class Page:
 
     def picture(self, number: int) -> str:
         """The address of a kept-tokens picture, a new one for every picture."""
-        return str(self.browser.wait(f"document.querySelector('#vp-kept-{number} img')?.src"))
+        found = f"document.querySelector('#vp-kept-{number} img')?.src"
+        self.browser.wait(f"{found} || document.querySelector('.vp-problem')")
+        assert self.browser.run(found), self.text("#vp-status")
+        return str(self.browser.run(found))
 
     def problem(self) -> str:
         """The sentence about what went wrong, once there is one and the page can be used again."""
@@ -160,6 +163,18 @@ def test_two_methods_beside_each_other_on_a_phone(browser: Browser, address: str
     page.ask("where is the dog ?")
     browser.wait("!document.querySelector('#vp-bar-1')?.checkVisibility()")
     page.check()
+
+
+def test_every_answer_shows_its_picture_however_fast_it_comes(browser: Browser, address: str, photo: Path) -> None:
+    page = Page(browser, address, DESK)
+    page.upload(photo)
+    page.ask("what is this ?")
+    for _ in range(12):
+        page.picture(0)
+        browser.wait("!document.querySelector('#vp-ask').disabled")
+        page.click("#vp-ask")
+        time.sleep(1)
+    page.picture(0)
 
 
 def test_a_sample_is_taken(browser: Browser, address: str, playground: Playground) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -145,25 +148,27 @@ class _Page:
             Choice(spec, (percent or 0) / 100 or None) for spec, percent in (pairs[0], *(p for p in pairs[1:] if p[0]))
         ]
         yield {self.status: "<p>Reading the picture ...</p>", self.ask: gr.update(interactive=False)}
-        told, played = "", None
+        played, ready = None, {self.status: "", self.ask: gr.update(interactive=True)}
         try:
             for played in self.playground.play(path, question or "", choices):
                 yield self._so_far(played, choices)
             assert played is not None
             layer = showing.first_layer_to_show(played)
+            # All in one: of two updates that follow each other at once, the page may show the second alone.
             yield {
+                **self._so_far(played, choices),
                 **self.slide(played, layer),
                 self.played: played,
                 self.layer: layer,
                 self.table: showing.table(played),
                 self.code: showing.code(self.playground, played),
+                **ready,
             }
         except Exception as error:
             sentence = explain(error)
             if path:  # the file's name, not Gradio's folder of uploads
                 sentence = sentence.replace(path, Path(path).name)
-            told = f'<p class="vp-problem" role="alert">{escape(sentence)}</p>'
-        yield {self.status: told, self.ask: gr.update(interactive=True)}
+            yield ready | {self.status: f'<p class="vp-problem" role="alert">{escape(sentence)}</p>'}
 
     def _so_far(self, played: Played, choices: list[Choice]) -> dict[Any, Any]:
         updates: dict[Any, Any] = {self.results: gr.update(visible=True), self.dense: played.said.get("dense", "")}
@@ -179,6 +184,10 @@ class _Page:
 
 def start(playground: Playground, host: str | None = None, port: int | None = None) -> tuple[gr.Blocks, str]:
     """The page about one model, served from now on, and its address; `close()` ends it. See `serve`."""
+    # A page that ends deletes its uploads; in Gradio's common folder also those of another page about the same picture.
+    uploads = tempfile.mkdtemp(prefix="visipruner-app-")
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
     page = _Page(playground)
     _, address, _ = page.blocks.launch(
         server_name=host,
