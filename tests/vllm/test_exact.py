@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.vllm.answers import Answer, served
 from tests.vllm.models import PROMPTS, VISUAL
 from tests.vllm.qwen import IMAGE
-from visipruner.pruners.registry import make_from_spec
+from visipruner.errors import ConfigError
+from visipruner.integrations.vllm.settings import refuse
+from visipruner.pruners.registry import available, make, make_from_spec, method_class
 
 if TYPE_CHECKING:
     from tests.vllm.engines import Engines
@@ -31,9 +34,26 @@ METHODS = [
     "pool",
     "vtw:layer=4",
     "capa:layer=2",
+    "priortr:layer=2,keep_tokens=20",
+    "second-look:layers=[3,5],keep_ratios=[0.25,0.1],cover_layer=1,cover_ratio=0.5,exit_layer=7",
+    "cdpruner:relevance=words,keep_tokens=20,positions=keep",
+    "vidcom2:positions=keep",
     "fitprune:remove=[0,0.1,0.1,0.2,0.1,0.1,0.1,0]",
     "divprune:keep_tokens=32,positions=keep+fastv:keep_tokens=10,layer=3",
 ]
+
+# They drop what two pictures of one size, taken for frames, have in common.
+FRAMES = ["evs", "dycoke:positions=keep"]
+
+
+def test_every_method_is_compared_or_refused() -> None:
+    compared = {part.partition(":")[0] for spec in METHODS + FRAMES for part in spec.split("+")}
+    assert compared <= set(available())
+    for name in set(available()) - compared - {"none", "composed"}:
+        takes_positions = "positions" in {field.name for field in dataclasses.fields(method_class(name))}
+        pruner = make(name, **({"positions": "keep"} if takes_positions else {}))
+        with pytest.raises(ConfigError, match="vLLM"):
+            refuse(pruner, 32)
 
 
 # Width and height of each picture, by its seed.
@@ -51,7 +71,7 @@ def test_answers_are_those_of_transformers(engines: Engines, decoder: str) -> No
     dense = model.reference.answers(make_from_spec("none"))
     model.choose(make_from_spec("none"))
     assert not differ(served(model.llm), dense)
-    for spec in METHODS:
+    for spec in METHODS + FRAMES:
         pruner = make_from_spec(spec)
         expected = model.reference.answers(pruner)
         assert differ(expected, dense), f"{spec} changes no answer, so this would prove nothing"
@@ -60,7 +80,7 @@ def test_answers_are_those_of_transformers(engines: Engines, decoder: str) -> No
         numbers = model.numbers()
         assert (numbers["prompts_pruned"], numbers["prompts_dense"]) == (3, 0)
         assert numbers["visual_tokens"] == 4 * VISUAL
-        assert numbers["visual_tokens_dropped"] >= 2 * VISUAL, spec
+        assert numbers["visual_tokens_dropped"] >= (0.5 if spec in FRAMES else 2) * VISUAL, spec
 
 
 def test_preempted_prompts_are_read_and_pruned_again(engines: Engines) -> None:
