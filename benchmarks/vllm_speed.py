@@ -117,8 +117,7 @@ def _flops(rows: int) -> float:
 
 
 def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new: int) -> dict[str, Any]:
-    """Of the first token the best of some rounds, as what else runs can only add to the processor's time; of later
-    steps the medians, and that of the ratios of steps that followed each other."""
+    """Medians of both engines; and of the ratios of first tokens of one round, of steps that followed each other."""
     worker = plugged.llm_engine.model_executor.driver_worker.worker.model_runner.visipruner
     worker.served = replace(worker.served, pruner=make_from_spec(METHODS[method]))
     first: dict[str, list[float]] = {"plain": [], "plugged": []}
@@ -133,18 +132,23 @@ def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new:
             for name, times in found.items():
                 first[name].append(times[0])
                 steps[name] += times[1:]
-    best = {name: (min(first[name]), statistics.median(steps[name])) for name in first}
+    half = {name: (statistics.median(first[name]), statistics.median(steps[name])) for name in first}
     return {
         "method": method,
         "requests": load.requests,
         "visual_tokens": load.pictures * GRID * GRID,
-        **{f"first_token_s_{name}": found[0] for name, found in best.items()},
-        **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in best.items()},
-        "prefill_times": best["plain"][0] / best["plugged"][0],
+        **{f"first_token_s_{name}": found[0] for name, found in half.items()},
+        **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in half.items()},
+        "prefill_times": ratio(first),
         "flops_times": promise,
-        "decode_times": statistics.median(one / other for one, other in zip(*steps.values(), strict=True)),
+        "decode_times": ratio(steps),
         "looking_us_a_step": 1e6 * statistics.median(spent),
     }
+
+
+def ratio(times: dict[str, list[float]]) -> float:
+    """How many times as fast with the plug-in, the median of what was measured together."""
+    return statistics.median(one / other for one, other in zip(times["plain"], times["plugged"], strict=True))
 
 
 def watched(worker: Any) -> list[float]:
