@@ -395,7 +395,7 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(fresh, processor, emo
 
 
 def test_a_later_part_sees_more_and_then_tells_more(fresh, processor, emoji, tmp_path):
-    """Rounds of seeing change the vision tower alone; what they show, and then ask, is of the parts with small things."""
+    """Rounds of seeing change the vision tower alone; what is asked after them is of the parts with small things."""
     train(fresh(), processor, emoji, tmp_path / "first", dataclasses.replace(RECIPE, images=4))
     before = load_file(tmp_path / "first" / TRAINED_FILE)
     rounds = (WarmRound("sight", 4, ("local", "documents", "photographs"), 1, vision_rate=5e-3, projector_rate=0.0),)

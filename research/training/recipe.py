@@ -255,8 +255,10 @@ TWELFTH = replace(
     decay_share=0.6,
     large_every=4,
     large_share=0.1,
-    easy_vqa_every=11,
-    parts=("local", "plain", "documents", "local", "plain", "many", "local", "documents", "plain"),
+    easy_vqa_every=13,
+    parts=(
+        "local", "plain", "documents", "local", "documents", "plain", "many", "local", "documents", "plain", "local",
+    ),  # fmt: skip
     photograph_share=0.5,
     sight_rounds=(
         WarmRound(
