@@ -13,7 +13,7 @@ from research.scenes.photographs import TRAINED
 from research.scenes.questions import SCOPES, Question, ask
 from research.scenes.render import CANVAS, EmojiArt, render
 from research.scenes.scene import Scene
-from research.scenes.small import Look, draw_small
+from research.scenes.small import Look, draw_small, places_told
 from research.scenes.vocabulary import OBJECTS
 
 TRAIN_STYLES = ("noto", "fluent")
@@ -86,5 +86,6 @@ def draw_small_example(seed: str, index: int, art: EmojiArt, part: str, question
     rng = Random(f"{seed}/{part}/{index}")
     scene, asked = draw_small(rng, part, TRAIN_LOOK)
     picture, owner = render(scene, art)
-    chosen = rng.sample(asked, min(questions, len(asked)))
-    return Example(scene, picture, owner, [one.question for one in chosen])
+    told = {question.question: question for question in places_told(rng, scene)} if part == "local" else {}
+    told |= {one.question.question: one.question for one in asked}
+    return Example(scene, picture, owner, rng.sample(list(told.values()), min(questions, len(told))))

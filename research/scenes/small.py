@@ -1,6 +1,7 @@
 """Scenes in which few tokens decide, beside some in which many do: small things, words and numbers on busy grounds,
 crowds and mosaics, pages of short lines. Each question comes with the items that hold its answer."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -56,6 +57,20 @@ def draw_small(rng: Random, part: str, look: Look, number: int | None = None) ->
     background, items, asked = kind(rng, look)
     noise = rng.uniform(0, look.noise) if rng.random() < 0.25 else 0.0
     return Scene(background, tuple(items), blur=0.0, noise=noise, noise_seed=rng.getrandbits(32)), asked
+
+
+def places_told(rng: Random, scene: Scene) -> list[Question]:
+    """What else a busy scene can tell: where each thing is of which there is one, what is where one thing is alone.
+    For training, where a picture costs more than its questions."""
+    things = [item for item in scene.items if item.kind == "emoji" and _is_clear(item)]
+    names = Counter(item.name for item in scene.items)
+    near = Counter(item.position for item in scene.items)
+    questions = [one.question for one in _where(rng, things) if names[things[one.items[0]].name] == 1]
+    for thing in things:
+        if near[thing.position] == 1:
+            question = rng.choice(("What is in the {}?", "What object is in the {}?")).format(thing.position)
+            questions.append(Question(question, thing.name, "what-where"))
+    return questions
 
 
 def box_of(item: Item) -> tuple[float, float, float, float]:

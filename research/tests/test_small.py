@@ -11,7 +11,7 @@ from research.scenes.grounds import GROUNDS, textured
 from research.scenes.photographs import KEPT, KEPT_KINDS, TRAINED
 from research.scenes.questions import SCOPES, SMALL_SCOPES
 from research.scenes.render import render
-from research.scenes.small import PARTS, box_of, draw_small
+from research.scenes.small import PARTS, box_of, draw_small, places_told
 from research.scenes.vocabulary import LABELS, NUMBER_WORDS, OBJECTS, WORDS
 
 LOOKS = {"trained": TRAIN_LOOK, "unseen": UNSEEN_LOOK}
@@ -128,6 +128,22 @@ def test_a_training_example_is_drawn_the_same_twice(art):
         assert np.array_equal(one.owner, two.owner)
         assert one.questions == two.questions
         assert 1 <= len(one.questions) <= 5
+
+
+def test_training_is_told_more_of_what_is_there_once():
+    told = 0
+    for index in range(24):
+        scene, _ = draw_small(Random(f"told/{index}"), "local", TRAIN_LOOK, index)
+        things = [item for item in scene.items if item.kind == "emoji"]
+        for question in places_told(Random(0), scene):
+            told += 1
+            if question.type == "small-place":
+                [thing] = [item for item in things if f"the {item.name}?" in question.question]
+                assert thing.position == question.answer
+            else:
+                [thing] = [item for item in scene.items if f"the {item.position}?" in question.question]
+                assert thing.name == question.answer
+    assert told > 100
 
 
 @pytest.mark.parametrize("kind", GROUNDS)

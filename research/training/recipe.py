@@ -247,7 +247,7 @@ ELEVENTH = replace(
 TWELFTH = replace(
     ELEVENTH,
     seed="train-14",
-    images=1400,
+    images=1600,
     lora_rate=5e-4,
     warmup_images=30,
     easy_images=0,
@@ -256,14 +256,12 @@ TWELFTH = replace(
     large_every=4,
     large_share=0.1,
     easy_vqa_every=13,
-    parts=(
-        "local", "plain", "documents", "local", "documents", "plain", "many", "local", "documents", "plain", "local",
-    ),  # fmt: skip
+    parts=(*("local", "plain", "documents") * 3, "local", "many"),
     photograph_share=0.5,
     sight_rounds=(
         WarmRound(
             "sight-small",
-            3600,
+            6000,
             ("local", "documents", "photographs", "local", "documents", "crowded"),
             large_every=1,
             vision_rate=8e-4,
