@@ -22,7 +22,8 @@ def shipped(part):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_line_follows_from_its_seed(part):
-    assert [record for _, _, records in planned(part, SIZES[part]) for record in records] == shipped(part)
+    planned_lines = [json.dumps(record) for _, _, records in planned(part, SIZES[part]) for record in records]
+    assert planned_lines == (DATA_FOLDER / part / QUESTIONS_FILE).read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("part", PARTS)
