@@ -242,8 +242,8 @@ ELEVENTH = replace(
     easy_vqa_every=2,
 )
 
-# Small things, words and numbers, pages, and photographs: first to see, then to tell. Every third picture is plain, so
-# that nothing is forgotten.
+# Small things, words and numbers, pages, and photographs: first to see, then to tell. Three pictures in eleven are
+# plain, so that nothing is forgotten.
 TWELFTH = replace(
     ELEVENTH,
     seed="train-14",

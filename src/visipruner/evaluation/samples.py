@@ -80,39 +80,39 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:
-    where = f"{path}, line {number}"
+    place = f"{path}, line {number}"
     try:
         record: Any = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON ({error}).") from error
+        raise ConfigError(f"{place} is not JSON ({error}).") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("image", "question")):
-        raise ConfigError(f'{where} needs texts "image" and "question".')
-    check_text(record["question"], f"{where}: the question")
+        raise ConfigError(f'{place} needs texts "image" and "question".')
+    check_text(record["question"], f"{place}: the question")
     key = "answers" if "answers" in record else "answer"
     answers = record.get(key, [])
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ConfigError(
-            f'{where}: "{key}" must be a text or a list of texts, not {json.dumps(record[key])[:60]}; leave it out '
+            f'{place}: "{key}" must be a text or a list of texts, not {json.dumps(record[key])[:60]}; leave it out '
             "where no answer is known."
         )
     image = path.parent / record["image"]
     if not exists(image) or not image.is_file():
-        raise ConfigError(f"{where}: there is no image {image}.")
+        raise ConfigError(f"{place}: there is no image {image}.")
     kind = str(record.get("type", ""))
-    tokens, boxes = _places(record, where)
-    sample = Sample(image, record["question"], tuple(answers), kind, where=tokens, boxes=boxes, place=where)
+    tokens, boxes = _places(record, place)
+    sample = Sample(image, record["question"], tuple(answers), kind, where=tokens, boxes=boxes, place=place)
     return sample.named_from(path.parent)
 
 
-def _places(record: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], tuple[Box, ...]]:
+def _places(record: Mapping[str, Any], place: str) -> tuple[tuple[int, ...], tuple[Box, ...]]:
     """The tokens and boxes that hold a record's answer. Raises ConfigError where they are none."""
     tokens, boxes = record.get("where", []), record.get("boxes", [])
     if not isinstance(tokens, list) or not all(type(token) is int and token >= 0 for token in tokens):
-        raise ConfigError(f'{where}: "where" must be a list of the numbers of visual tokens, from 0.')
+        raise ConfigError(f'{place}: "where" must be a list of the numbers of visual tokens, from 0.')
     if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
         raise ConfigError(
-            f'{where}: "boxes" must be lists of left, top, right and bottom, as fractions of the picture.'
+            f'{place}: "boxes" must be lists of left, top, right and bottom, as fractions of the picture.'
         )
     return tuple(sorted(set(tokens))), tuple((box[0], box[1], box[2], box[3]) for box in boxes)
 
