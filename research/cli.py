@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from visipruner.cli.errors import reports_errors
+from visipruner.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,19 +14,30 @@ app = typer.Typer(
     help="What made the small model of visipruner-testbed, and the study of training; run from a checkout.",
 )
 
-_FETCH_EXAMPLE = "Example: python -m research fetch emoji"
+_FETCH_EXAMPLE = "Example: python -m research fetch emoji --stamps"
 _DRAW_EXAMPLE = "Example: python -m research draw --emoji emoji --out my-test --seed mine --pictures 20"
+_DRAW_PART_EXAMPLE = "Example: python -m research draw-part photographs --emoji emoji --out photographs"
 _GUIDELINES_EXAMPLE = "Example: python -m research guidelines --emoji emoji --out guidelines"
 _TRAIN_EXAMPLE = "Example: python -m research train --emoji emoji --out run --resume"
 
 
 @app.command(epilog=_FETCH_EXAMPLE)
 @reports_errors
-def fetch(folder: Annotated[Path, typer.Argument(help="Where the pictures go (about 60 MB).")]) -> None:
-    """Fetch the freely licensed emoji pictures that scenes are drawn with, through npm."""
-    from research.fetch import PACKAGES, fetch_emoji
+def fetch(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go (about 60 MB, with --stamps 250).")],
+    stamps: Annotated[
+        bool,
+        typer.Option("--stamps", help="Also photographs, Debian's tuxpaint-stamps-default, through apt-get."),
+    ] = False,
+) -> None:
+    """Fetch the freely licensed pictures that scenes are drawn with, emoji through npm."""
+    from research.fetch import PACKAGES, STAMPS, fetch_emoji, fetch_stamps
+    from research.scenes.photographs import FOLDER
 
     fetch_emoji(folder)
+    if stamps:
+        fetch_stamps(folder)
+        typer.echo(f"{folder / FOLDER}: photographs, GPL-2, from Debian's {STAMPS}")
     for package in PACKAGES:
         typer.echo(f"{folder / package.style}: {package.licence}, from {package.package} {package.version}")
 
@@ -50,6 +62,31 @@ def draw(
     with tqdm(total=pictures + 3 * unseen, desc="drawing", disable=None) as bar:
         count = draw_test_set(emoji, out, pictures, unseen, questions, seed, lambda: bar.update())
     typer.echo(f"{count} questions about {pictures + 3 * unseen} pictures in {out}")
+
+
+@app.command(epilog=_DRAW_PART_EXAMPLE)
+@reports_errors
+def draw_part(
+    part: Annotated[
+        str, typer.Argument(help="local, many, documents, or photographs (which are fetched with --stamps).")
+    ],
+    emoji: Annotated[Path, typer.Option(help="Folder made by `fetch`.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and questions.jsonl.")],
+    seed: Annotated[str, typer.Option(help="Any word; the shipped parts are of `few-1`.")] = "few-1",
+    pictures: Annotated[int | None, typer.Option(min=1, help="How many. [default: (as many as ship)]")] = None,
+) -> None:
+    """Draw a part of the test set in which few tokens decide; the same seed gives the same pictures and questions."""
+    from tqdm import tqdm
+
+    from research.parts import SIZES, Size
+    from research.parts import draw_part as draw
+
+    if part not in SIZES:
+        raise ConfigError(f"There is no part {part!r}; there are {', '.join(SIZES)}.")
+    size = Size(pictures or SIZES[part].pictures, SIZES[part].questions)
+    with tqdm(total=size.pictures, desc="drawing", disable=None) as bar:
+        count = draw(emoji, out, part, size, seed, lambda: bar.update())
+    typer.echo(f"{count} questions about {size.pictures} pictures in {out}")
 
 
 @app.command(epilog=_TRAIN_EXAMPLE)

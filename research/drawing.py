@@ -40,7 +40,7 @@ def draw_test_set(
             # Only what is asked about the unseen thing, or about the one in an unseen combination: it stands first.
             strange_one = example.scene.items[0].name
             candidates = [q for q in candidates if strange_one in f"{q.question} {q.answer}"]
-        for question in _rarest(candidates, asked, questions):
+        for question in rarest(candidates, asked, questions):
             record = {"image": name, "question": question.question, "answer": question.answer, "type": question.type}
             tally = {"tally": question.tally} if question.tally else {}
             kept = split if asks_about_the_unseen(question, options, example.scene.items[0]) else KNOWN
@@ -76,7 +76,7 @@ def asks_about_the_unseen(question: Question, options: LayoutOptions, first: Ite
     return True
 
 
-def _rarest(candidates: list[Question], asked: Counter[tuple[str, ...]], count: int) -> list[Question]:
+def rarest(candidates: list[Question], asked: Counter[tuple[str, ...]], count: int) -> list[Question]:
     """`count` of the candidates, each time of the type asked least so far and, within it, with the rarest answer.
 
     So rare types get enough questions to be measured, and no answer is a safe guess. One picture never has two

@@ -1,5 +1,5 @@
-"""Fetches the emoji pictures that scenes are drawn with, through npm. Nothing of it is needed to use the model or the
-shipped test set."""
+"""Fetches the pictures that scenes are drawn with: emoji through npm, photographs from Debian. Nothing of it is needed
+to use the model or the shipped test set."""
 
 import shutil
 import subprocess
@@ -8,7 +8,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.scenes.photographs import FOLDER
 from visipruner.errors import VisiPrunerError
+
+STAMPS = "tuxpaint-stamps-default"
+_STAMPS_INSIDE = Path("usr/share/tuxpaint/stamps")
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,51 @@ def fetch_emoji(folder: Path) -> None:
             _fetch(npm, package, Path(scratch), target)
 
 
+def fetch_stamps(folder: Path) -> None:
+    """Put the photographs of Debian's package `STAMPS` (GPL-2) and its licence under `folder/stamps`; done already, it
+    is left alone.
+
+    Raises VisiPrunerError where there is no apt, or the package cannot be fetched.
+    """
+    target = folder / FOLDER
+    if target.exists():
+        return
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise VisiPrunerError(
+            f"The photographs are Debian's package {STAMPS}, and there is no apt-get here; unpack the package's "
+            f"{_STAMPS_INSIDE} to {target} by hand."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        done = _run(["apt-get", "download", STAMPS], scratch)
+        archives = list(Path(scratch).glob("*.deb"))
+        if done.returncode or not archives:
+            raise VisiPrunerError(
+                f"`apt-get download {STAMPS}` failed: {_last_line(done)}. Run `apt-get update` and try again."
+            )
+        done = _run(["dpkg-deb", "-x", str(archives[0]), "unpacked"], scratch)
+        if done.returncode:
+            raise VisiPrunerError(f"{archives[0].name} cannot be unpacked: {_last_line(done)}.")
+        unpacked = Path(scratch) / "unpacked"
+        shutil.copy(unpacked / "usr/share/doc" / STAMPS / "copyright", unpacked / _STAMPS_INSIDE / "copyright")
+        (unpacked / _STAMPS_INSIDE).rename(target)
+
+
+def _run(command: list[str], folder: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+
+
 def _fetch(npm: str, package: EmojiPackage, scratch: Path, target: Path) -> None:
     wanted = f"{package.package}@{package.version}"
-    done = subprocess.run([npm, "pack", "--silent", wanted], cwd=scratch, capture_output=True, text=True, check=False)
+    done = _run([npm, "pack", "--silent", wanted], scratch)
     archives = list(scratch.glob("*.tgz"))
     if done.returncode or not archives:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise VisiPrunerError(
-            f"`npm pack {wanted}` failed: {reason}. Check the connection to the npm registry and try again."
+            f"`npm pack {wanted}` failed: {_last_line(done)}. Check the connection to the npm registry and try again."
         )
     with tarfile.open(archives[0]) as archive:
         archive.extractall(scratch, filter="data")

@@ -1,10 +1,12 @@
 """Draws scene specifications at random: how many items, where, how large, on what. Deterministic given its
 `random.Random`."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from research.scenes.combinations import is_held_out
+from research.scenes.photographs import style_of
 from research.scenes.scene import Background, Item, Scene, place_of
 from research.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
 
@@ -26,7 +28,8 @@ class LayoutOptions:
     start only. `always` are names that must be there. `layouts` are the shares of single, quadrants and grid; the
     other shares say how often a scene has repeated kinds (half of the time beside others that are not repeated),
     shapes, and written words, of which there are up to `most_texts`, none beside another. `held_out` scenes have one
-    thing at a place, or one shape in a colour, that no other scene has (`combinations`).
+    thing at a place, or one shape in a colour, that no other scene has (`combinations`). Of the things that
+    `photographs` has files of, `photograph_share` are shown by one of them.
     """
 
     styles: tuple[str, ...]
@@ -41,6 +44,8 @@ class LayoutOptions:
     text_share: float = 0.3
     most_texts: int = 2
     held_out: bool = False
+    photographs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    photograph_share: float = 0.5
 
 
 def draw_scene(rng: Random, options: LayoutOptions) -> Scene:
@@ -140,7 +145,7 @@ def _in_different_rows(items: list[Item]) -> list[int]:
 
 def _emoji(rng: Random, name: str, place: tuple[float, float, float], options: LayoutOptions) -> Item:
     x, y, size = place
-    return Item(
+    item = Item(
         kind="emoji",
         name=name,
         x=x,
@@ -150,6 +155,14 @@ def _emoji(rng: Random, name: str, place: tuple[float, float, float], options: L
         flip=rng.random() < 0.5,
         style=rng.choice(options.styles),
     )
+    return photographed(rng, item, options.photographs, options.photograph_share)
+
+
+def photographed(rng: Random, item: Item, photographs: Mapping[str, tuple[str, ...]], share: float) -> Item:
+    """`item`, or with the chance `share` a photograph of it where there is one."""
+    if item.name in photographs and rng.random() < share:
+        return replace(item, style=style_of(rng.choice(photographs[item.name])))
+    return item
 
 
 def _shape(rng: Random, item: Item, background: Background, held_out: bool = False) -> Item:

@@ -30,6 +30,22 @@ SCOPES: dict[str, str] = {
     "describe": "global",
 }
 
+SMALL_SCOPES: dict[str, str] = {
+    "small-place": "local",
+    "small-color": "local",
+    "small-word": "local",
+    "small-number": "local",
+    "plate": "local",
+    "odd-one": "local",
+    "odd-place": "local",
+    "after-label": "local",
+    "before-word": "local",
+    "count-many": "global",
+    "most-things": "global",
+    "most-ground": "global",
+}
+"""The types that scenes of small things ask (`small`)."""
+
 SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 _SIZE_STEPS = (0.19, 0.24, 0.30, 0.42)  # of the picture's side
@@ -39,7 +55,7 @@ _ATTEMPTS_PER_QUESTION = 12
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; `type` is a key of `SCOPES`.
+    """One question about one picture; `type` is a key of `SCOPES` or `SMALL_SCOPES`.
 
     `tally` says where the things that are counted are, numbered in reading order; empty for other types.
     """
@@ -52,7 +68,7 @@ class Question:
     @property
     def scope(self) -> str:
         """`local` or `global`."""
-        return SCOPES[self.type]
+        return (SCOPES | SMALL_SCOPES)[self.type]
 
     @property
     def worked_out(self) -> str:
@@ -87,10 +103,11 @@ def ask(scene: Scene, rng: Random, count: int, names: tuple[str, ...], mix: Mix 
     return list(asked.values())
 
 
-Made = tuple[str, str] | tuple[str, str, str] | None
+Tallied = tuple[str, str, str]
+Made = tuple[str, str] | Tallied | None
 
 
-def _counted(question: str, items: Iterable[Item]) -> Made:
+def counted(question: str, items: Iterable[Item]) -> Tallied:
     """How many `items` there are, and the tally."""
     places = sorted((item.row, item.column) for item in items)
     rows = []
@@ -193,7 +210,7 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if rng.random() < 0.5:
         if _has_text(scene) or (len(scene.items) == 1 and rng.random() < 0.8):
             return None
-        return _counted(rng.choice(("How many objects are there?", "How many things are in the image?")), scene.items)
+        return counted(rng.choice(("How many objects are there?", "How many things are in the image?")), scene.items)
     counts = Counter(item.name for item in scene.items if item.kind != "text")
     if not counts:
         return None
@@ -202,7 +219,7 @@ def _count(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     if counts[name] == 1 and rng.random() < 0.9:
         return None
     template = rng.choice(("How many {} are there?", "How many {} do you see?"))
-    return _counted(
+    return counted(
         template.format(plural(name)), (item for item in scene.items if item.name == name and item.kind != "text")
     )
 
@@ -223,7 +240,7 @@ def _part(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:
     # Most rows have one thing, and "one" would be learnt first.
     if len(items) == 1 and rng.random() < 0.9:
         return None
-    return _counted(rng.choice(("How many things are {}?", "How many of the objects are {}?")).format(part), items)
+    return counted(rng.choice(("How many things are {}?", "How many of the objects are {}?")).format(part), items)
 
 
 def _background(scene: Scene, rng: Random, names: tuple[str, ...]) -> Made:

@@ -1,22 +1,28 @@
 """Turns a `Scene` into pixels, and says which item each pixel shows."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from research.scenes.grounds import GROUNDS, textured
+from research.scenes.photographs import FOLDER
 from research.scenes.scene import Background, Item, Scene
 from research.scenes.vocabulary import COLORS, OBJECTS, UNSEEN_OBJECTS
 
 CANVAS = 336
 BACKGROUND_OWNER = -1
+SIGN_HEIGHT = 0.62
+"""Of a sign's width."""
 _FONTS = {
     "sans": "DejaVuSans.ttf",
     "bold": "DejaVuSans-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
     "serif": "DejaVuSerif-Bold.ttf",
+    "times": "STIXGeneralBol.ttf",
 }
 
 
@@ -30,7 +36,9 @@ class EmojiArt:
         self.root = root
 
     def picture(self, style: str, name: str) -> Image.Image:
-        """The RGBA picture of an object name."""
+        """The RGBA picture of an object name; a photograph's style is its file."""
+        if style.startswith(f"{FOLDER}/"):
+            return _load_picture(self.root, *style.rsplit("/", 1))
         code = OBJECTS.get(name) or UNSEEN_OBJECTS[name]
         return _load_picture(self.root, style, code)
 
@@ -43,8 +51,9 @@ def _load_picture(root: Path, style: str, code: str) -> Image.Image:
             picture = Image.open(path).convert("RGBA")
             box = picture.getbbox()
             return picture.crop(box) if box else picture
+    stamps = " --stamps" if style.startswith(FOLDER) else ""
     raise FileNotFoundError(
-        f"no picture {code} of style {style!r} under {root}: run `python -m research fetch {root}` first"
+        f"no picture {code} of style {style!r} under {root}: run `python -m research fetch {root}{stamps}` first"
     )
 
 
@@ -62,7 +71,7 @@ def render(scene: Scene, art: EmojiArt, canvas: int = CANVAS) -> tuple[Image.Ima
         layer = _draw_item(item, art, canvas)
         left, top = round(item.x * canvas - layer.width / 2), round(item.y * canvas - layer.height / 2)
         picture.paste(layer, (left, top), layer)
-        _claim(owner, layer, left, top, index, whole_box=item.kind == "text")
+        _claim(owner, layer, left, top, index, whole_box=item.kind in ("text", "sign"))
     if scene.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(scene.blur))
     if scene.noise:
@@ -82,6 +91,8 @@ def _claim(owner: np.ndarray, layer: Image.Image, left: int, top: int, index: in
 
 
 def _draw_background(background: Background, canvas: int, noise: np.random.Generator) -> Image.Image:
+    if background.kind in GROUNDS:
+        return textured(background.kind, canvas, noise)
     if background.color is None:
         coarse = noise.integers(0, 256, (int(noise.integers(2, 7)), int(noise.integers(2, 7)), 3)).astype(np.uint8)
         return Image.fromarray(coarse).resize((canvas, canvas), Image.Resampling.BICUBIC)
@@ -107,6 +118,10 @@ def _draw_item(item: Item, art: EmojiArt, canvas: int) -> Image.Image:
         )
     elif item.kind == "shape":
         layer = _draw_shape(item, side)
+    elif item.kind == "sign":
+        layer = _draw_sign(item, side)
+    elif item.kind in ("plate", "tile"):
+        layer = _draw_shape(replace(item, name="circle" if item.kind == "plate" else "square"), side)
     else:
         layer = _draw_text(item, side)
     if item.flip:
@@ -136,15 +151,41 @@ def _draw_shape(item: Item, side: int) -> Image.Image:
 
 
 def _draw_text(item: Item, side: int) -> Image.Image:
-    written = item.name.upper()
-    font = _font(item.style, 64)
-    left, top, right, bottom = font.getbbox(written)
-    # The box is `side` wide for a word; short numbers are limited by height instead.
-    points = 64 * min(side / (right - left), 0.6 * side / (bottom - top))
-    font = _font(item.style, max(10, round(points)))
-    left, top, right, bottom = font.getbbox(written)
+    font, (left, top, right, bottom) = _lettering(item, side)
     layer = Image.new("RGBA", (math.ceil(right - left) + 2, math.ceil(bottom - top) + 2), (0, 0, 0, 0))
-    ImageDraw.Draw(layer).text((1 - left, 1 - top), written, font=font, fill=COLORS[item.color or "black"])
+    ImageDraw.Draw(layer).text((1 - left, 1 - top), item.name.upper(), font=font, fill=COLORS[item.color or "black"])
+    return layer
+
+
+def text_size(item: Item, canvas: int = CANVAS) -> tuple[float, float]:
+    """Width and height of the box of a written item that is not turned, in fractions of the picture's side."""
+    _, (left, top, right, bottom) = _lettering(item, max(8, round(item.size * canvas)))
+    return (math.ceil(right - left) + 2) / canvas, (math.ceil(bottom - top) + 2) / canvas
+
+
+def _lettering(item: Item, side: int) -> tuple[ImageFont.FreeTypeFont, tuple[float, float, float, float]]:
+    """The font of a written item, and the box of its letters."""
+    written = item.name.upper()
+    points = item.points
+    if not points:
+        left, top, right, bottom = _font(item.style, 64).getbbox(written)
+        # The box is `side` wide for a word; short numbers are limited by height instead.
+        points = max(10, round(64 * min(side / (right - left), 0.6 * side / (bottom - top))))
+    font = _font(item.style, points)
+    return font, font.getbbox(written)
+
+
+def _draw_sign(item: Item, side: int) -> Image.Image:
+    """A board with a number as high as fits."""
+    height = round(side * SIGN_HEIGHT)
+    dark = item.color in ("red", "green", "blue", "purple", "brown", "black")
+    layer = Image.new("RGBA", (side, height), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    draw.rounded_rectangle((0, 0, side - 1, height - 1), 3, fill=COLORS[item.color or "white"], outline=(30, 30, 30))
+    font = _font(item.style, round(height * 0.8))
+    left, top, right, bottom = font.getbbox(item.name)
+    corner = ((side - right - left) / 2, (height - bottom - top) / 2)
+    draw.text(corner, item.name, font=font, fill=COLORS["white" if dark else "black"])
     return layer
 
 

@@ -12,7 +12,7 @@ POSITIONS: tuple[tuple[str, str, str], ...] = (
 @dataclass(frozen=True)
 class Background:
     """`color` is a name of `vocabulary.COLORS`, or None for a texture whose colour has no name and is never asked
-    for."""
+    for: "blobs", or one of `grounds.GROUNDS`."""
 
     kind: str
     color: str | None
@@ -23,7 +23,9 @@ class Item:
     """One thing in a scene. `x`, `y` centre and `size` (side of its box) are fractions of the image side.
 
     `kind` is "emoji" (`name` is an object), "shape" (`name` is a shape, `color` its colour) or "text" (`name` is what
-    is written).
+    is written, with letters of `points` pixels where that is not 0, else `size` wide). In scenes of small things
+    (`small`) also "plate" and "tile" (a disc or square of `color`, which is its name) and "sign" (a board of `color`
+    with the number `name`). A photograph is an "emoji" whose style names its file (`photographs`).
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Item:
     flip: bool = False
     color: str | None = None
     style: str = ""
+    points: int = 0
 
     @property
     def row(self) -> int:

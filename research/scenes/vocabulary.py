@@ -48,6 +48,12 @@ WORDS: tuple[str, ...] = (
     "summer", "winter", "welcome", "closed",
 )  # fmt: skip
 
+# What stands before the words of a page; none is one of `WORDS`.
+LABELS: tuple[str, ...] = (
+    "name", "city", "date", "room", "price", "size", "team", "floor", "gate", "seat", "total", "order", "table",
+    "month", "road", "line", "page", "class", "code", "time",
+)  # fmt: skip
+
 NUMBER_WORDS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six")
 
 _IRREGULAR_PLURALS = {

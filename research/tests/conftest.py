@@ -1,4 +1,4 @@
-"""A tiny model of the small one's kind, and synthetic emoji: everything the tests need offline."""
+"""A tiny model of the small one's kind, and synthetic pictures: everything the tests need offline."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from research.scenes import TRAIN_STYLES, UNSEEN_STYLE, EmojiArt
+from research.scenes.photographs import KEPT, KEPT_KINDS, TRAINED, style_of
 from research.scenes.vocabulary import OBJECTS, UNSEEN_OBJECTS
 from tests.byte_llava import make_model, make_processor
 
@@ -23,16 +24,19 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 @pytest.fixture(scope="session")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the one `fetch` makes: a coloured blob for every object and style."""
+    """A folder like the one `fetch` makes: a coloured blob for every object and style, and for every photograph."""
     root = tmp_path_factory.mktemp("emoji")
     codes = [*OBJECTS.values(), *UNSEEN_OBJECTS.values()]
-    for style in (*TRAIN_STYLES, UNSEEN_STYLE):
-        (root / style).mkdir()
-        for number, code in enumerate(codes):
-            picture = Image.new("RGBA", (24, 24), (0, 0, 0, 0))
-            color = (number * 37 % 256, number * 91 % 256, number * 53 % 256, 255)
-            ImageDraw.Draw(picture).ellipse((2, 2, 21, 21), fill=color)
-            picture.save(root / style / f"{code}.png")
+    photographs = [
+        style_of(file) for named in (TRAINED, KEPT, KEPT_KINDS) for files in named.values() for file in files
+    ]
+    drawings = [f"{style}/{code}" for style in (*TRAIN_STYLES, UNSEEN_STYLE) for code in codes]
+    for number, name in enumerate([*drawings, *photographs]):
+        picture = Image.new("RGBA", (24, 24), (0, 0, 0, 0))
+        color = (number * 37 % 256, number * 91 % 256, number * 53 % 256, 255)
+        ImageDraw.Draw(picture).ellipse((2, 2, 21, 21), fill=color)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root / f"{name}.png")
     return root
 
 

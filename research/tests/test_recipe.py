@@ -8,11 +8,12 @@ from visipruner_testbed.assembly.trained import RECIPE_FILE, WEIGHTS_FOLDER
 
 
 def test_the_shipped_recipe_is_that_of_the_course():
-    """All parts, in their order; recipes have changed their fields since, but no value."""
+    """The parts that they went through, in their order; recipes have changed their fields since, but no value."""
     record, recorded = json.loads((WEIGHTS_FOLDER / RECIPE_FILE).read_text()), []
     while record:
         recorded.append(record["recipe"])
         record = record.get("continued_from")
     course = [json.loads(json.dumps(asdict(part))) for part in (*EARLIER_PARTS.values(), LAST_PART)]
-    for there, here in zip(reversed(recorded), course, strict=True):
+    assert len(course) - len(recorded) in (0, 1)  # the last part may be newer than the weights
+    for there, here in zip(reversed(recorded), course, strict=False):
         assert {name: here[name] for name in there if name in here} == {n: v for n, v in there.items() if n in here}

@@ -27,7 +27,14 @@ from visipruner.errors import ConfigError
 from visipruner.evaluation.datasets.easyvqa import PACKAGE
 from visipruner.files import sha256_of, write_atomic
 from visipruner_testbed.assembly.lora import add_lora, fold_lora, remove_lora
-from visipruner_testbed.assembly.trained import PROJECTOR, TRAINED_FILE, export_trained, fold_trained, load_trained
+from visipruner_testbed.assembly.trained import (
+    PROJECTOR,
+    TRAINED_FILE,
+    VISION,
+    export_trained,
+    fold_trained,
+    load_trained,
+)
 
 RECIPE = Recipe(
     rank=4,
@@ -385,6 +392,33 @@ def test_the_course_goes_from_parts_to_weights_and_resumes(fresh, processor, emo
     for path in (weights, alone):
         again = load_file(path)
         assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_later_part_sees_more_and_then_tells_more(fresh, processor, emoji, tmp_path):
+    """Rounds of seeing change the vision tower alone; what is asked after them is of the parts with small things."""
+    train(fresh(), processor, emoji, tmp_path / "first", dataclasses.replace(RECIPE, images=4))
+    before = load_file(tmp_path / "first" / TRAINED_FILE)
+    rounds = (WarmRound("sight", 4, ("local", "documents", "photographs"), 1, vision_rate=5e-3, projector_rate=0.0),)
+    parts = ("local", "plain", "documents", "many")
+    recipe = dataclasses.replace(RECIPE, seed="next", images=8, sight_rounds=rounds, parts=parts, photograph_share=0.5)
+    assert [recipe.part(image) for image in range(5)] == [*parts, "local"]
+    assert [recipe.side(image) == LARGE for image in range(1, 3)] == [False, True]
+    train(fresh(), processor, emoji, tmp_path / "next", recipe, continue_from=tmp_path / "first", stop_at=4)
+    seen = load_file(tmp_path / "next" / "warm_start.safetensors")
+    moved = {name for name in seen if not torch.allclose(seen[name], before[name], atol=1e-6)}
+    assert moved
+    assert all(name.startswith(VISION) for name in moved)
+    assert json.loads((tmp_path / "next" / "recipe.json").read_text())["warm_start"].keys() == {"16", "24"}
+    resumed = train(fresh(), processor, emoji, tmp_path / "next", recipe, resume=True, continue_from=tmp_path / "first")
+    once = train(fresh(), processor, emoji, tmp_path / "once", recipe, continue_from=tmp_path / "first")
+    for name, value in load_file(once).items():
+        torch.testing.assert_close(load_file(resumed)[name], value, atol=1e-6, rtol=1e-5)
+    kinds = {
+        kind
+        for line in (tmp_path / "once" / "log.jsonl").read_text().splitlines()
+        for kind in json.loads(line)["right"]
+    }
+    assert {"after-label", "count-many"} & kinds
 
 
 def test_digits_are_labelled_one_by_one(model, processor):

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from research.scenes import EmojiArt, Question, draw_example
+from research.scenes import EmojiArt, Question, draw_example, draw_small_example
 from research.training.recipe import Recipe
 from visipruner.errors import ConfigError
 from visipruner.evaluation.datasets.easyvqa import PACKAGE
@@ -28,8 +28,12 @@ class Lessons:
         """The `image`-th picture and what is asked about it."""
         if self._package is not None and self.recipe.is_easy_vqa(image):
             return self._easy_vqa(image)
-        recipe = self.recipe
-        example = draw_example(recipe.seed, image, self.art, recipe.options(image), recipe.questions, recipe.mix(image))
+        recipe, part = self.recipe, self.recipe.part(image)
+        if part == "plain":
+            options, mix = recipe.options(image), recipe.mix(image)
+            example = draw_example(recipe.seed, image, self.art, options, recipe.questions, mix)
+        else:
+            example = draw_small_example(recipe.seed, image, self.art, part, recipe.questions)
         return example.picture, example.questions
 
     def _easy_vqa(self, image: int) -> tuple[Image.Image, list[Question]]:

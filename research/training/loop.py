@@ -214,6 +214,10 @@ def train(
     else:
         start = load_trained(continue_from / TRAINED_FILE)
         record = record_of(recipe, continue_from)
+        if recipe.sight_rounds:
+            write_json(folder / RECIPE_FILE, record, indent=1)
+            start |= warm_start(model, processor, emoji, recipe, folder, start)
+            record["warm_start"] = json.loads((folder / "warm_start.json").read_text())
     write_json(folder / RECIPE_FILE, record, indent=1)
     trainer = Trainer(model, processor, recipe, emoji, start)
     if (folder / STATE_FILE).exists():

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from research.training.targets import PatchLabels, PatchTargets
-from visipruner_testbed.assembly.lora import add_lora
-from visipruner_testbed.assembly.trained import PROJECTOR, VISION
+from visipruner_testbed.assembly.lora import add_lora, load_lora
+from visipruner_testbed.assembly.trained import PROJECTOR, VISION, part_of
 
 
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
@@ -41,6 +41,7 @@ class Sight(nn.Module):
         projector = model.model.multi_modal_projector
         self.first = nn.Linear(len(self.mean), projector.linear_1.out_features)
         self.second = nn.Linear(projector.linear_2.in_features, projector.linear_2.out_features)
+        self.distance_share = 1.0
         self.gains = nn.Parameter(torch.tensor([15.0, 15.0, 15.0, -2.0, 15.0]))
         self.centre = self.targets.embeddings.mean(dim=0) / self.scale
         self.heads = {
@@ -82,8 +83,21 @@ class Sight(nn.Module):
         marks = nn.functional.binary_cross_entropy_with_logits(
             self.gains[2] * unit @ self.heads["mark"] + self.gains[3], labels.marked.float(), reduction="none"
         )
-        total: Tensor = (weights * (distance + 0.5 * (named + colored + placed) + marks)).sum()
+        total: Tensor = (weights * (self.distance_share * distance + 0.5 * (named + colored + placed) + marks)).sum()
         return total
+
+    @torch.no_grad()
+    def go_on(self, state: dict[str, Tensor]) -> None:
+        """Begin with what was learnt before, the inverse of `state`, and learn directions alone from now on: a language
+        model that has learnt with this projector needs no embeddings of the right length, and has moved it away from
+        them. Raises ConfigError for another rank."""
+        load_lora(self.adapted, part_of(state, VISION))
+        projector = part_of(state, PROJECTOR)
+        self.first.weight.copy_(projector["linear_1.weight"] * self.deviation)
+        self.first.bias.copy_(projector["linear_1.bias"] + projector["linear_1.weight"] @ self.mean)
+        self.second.weight.copy_(projector["linear_2.weight"] / self.scale)
+        self.second.bias.copy_(projector["linear_2.bias"] / self.scale)
+        self.distance_share = 0.0
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:

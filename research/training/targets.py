@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from research.scenes import Example
 from research.scenes.scene import third
-from research.scenes.vocabulary import COLORS, OBJECTS, SHAPES, WORDS
+from research.scenes.vocabulary import COLORS, LABELS, OBJECTS, SHAPES, WORDS
 
 COLOR_SHARE, PLACE_SHARE, SIZE_SHARE = 0.8, 0.8, 1.0
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
@@ -46,12 +46,14 @@ class PatchTargets:
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         self._table = model.get_input_embeddings().weight.detach().float()
         self._tokenizer = processor.tokenizer
-        written = [*(str(digit) for digit in range(10)), *WORDS]
+        written = [*(str(digit) for digit in range(10)), *WORDS, *LABELS]
         self.names = [*OBJECTS, *SHAPES, *COLORS, _TEXTURE, *written]
         self.first_background, self.first_written = len(OBJECTS) + len(SHAPES), len(self.names) - len(written)
         # "orange" is an object and a colour: labels are looked up by what kind of thing they name.
-        starts = (0, len(OBJECTS), self.first_background, self.first_written)
-        self._first = dict(zip(("emoji", "shape", "color", "text"), starts, strict=True))
+        self._first = {
+            "emoji": 0, "shape": len(OBJECTS), "plate": self.first_background, "tile": self.first_background,
+            "text": self.first_written, "sign": self.first_written,
+        }  # fmt: skip
         self.embeddings = torch.stack([self.embed(name) for name in self.names])
         self.colors = torch.stack([self.embed(color) for color in COLORS])
         self.mark = self.embed(_MARK)
@@ -78,13 +80,15 @@ class PatchTargets:
         free = share[:, 1:].sum(dim=1) < _FREE
         known = free | ((owner >= 0) & (share.max(dim=1).values > _OWNED))
         behind = example.scene.background.color
-        names[free] = self._index("color", behind) if behind else self.names.index(_TEXTURE)
+        names[free] = self._index("tile", behind) if behind else self.names.index(_TEXTURE)
         for number, item in enumerate(example.scene.items):
             mine = known & ~free & (owner == number)
-            if item.kind == "text" and item.name.isdigit():
+            if item.name.isdigit():
                 names[mine] = self._digits(side, item.x, item.name).repeat(side)[mine]
             else:
-                names[mine] = self._index(item.kind, item.name)
+                names[mine] = self._index(item.kind, item.name.removesuffix(":"))
+            if item.kind == "tile":  # is background
+                continue
             if item.color:
                 colors[mine] = tuple(COLORS).index(item.color)
             rows[mine], columns[mine] = item.row, item.column

@@ -1,7 +1,8 @@
 """The warm start: vision tower and projector learn on drawn scenes to say what each patch shows; checkpoints, resuming.
 
 From a random projector nothing is seen within hundreds of pictures; after this the pictures already read as words
-(`targets`). It costs little: no language model is run, and each picture has hundreds of patches to learn from.
+(`targets`). It costs little: no language model is run, and each picture has hundreds of patches to learn from. A later
+part of the training may begin with more of it, from what was learnt before.
 """
 
 import math
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from research.scenes import TRAIN_STYLES, EmojiArt, Example, LayoutOptions, draw_example
+from research.scenes import TRAIN_STYLES, EmojiArt, Example, LayoutOptions, draw_example, draw_small_example
+from research.scenes.photographs import TRAINED
 from research.training.recipe import LARGE, SMALL, Recipe, WarmRound
 from research.training.sight import Sight, as_pixels
 from research.training.targets import PatchLabels
@@ -29,8 +31,11 @@ KINDS = {
         styles=TRAIN_STYLES, layouts=(0.1, 0.2, 0.7), shape_share=0.5, text_share=1.0, most_texts=3, repeat_share=0.3
     ),
     "page": LayoutOptions(styles=TRAIN_STYLES, crowded=True, page=True),
+    "photographs": LayoutOptions(
+        styles=TRAIN_STYLES, objects=tuple(TRAINED), photographs=TRAINED, photograph_share=0.8, text_share=0.0
+    ),
 }
-"""What the scenes of a warm start may hold."""
+"""What the scenes of a warm start may hold, beside those of `small.PARTS`."""
 
 _NORMED_OVER = 24
 _CHECKED = 60
@@ -38,33 +43,41 @@ _SAVE_EVERY = 120.0
 
 
 class WarmStart:
-    """The course of a warm start, batch by batch through the recipe's rounds."""
+    """The course of a warm start, batch by batch through the recipe's rounds: those that go on from `start`, where it
+    is given."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, emoji: Path, recipe: Recipe
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        emoji: Path,
+        recipe: Recipe,
+        start: dict[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.recipe = recipe
+        self.rounds = recipe.warm_rounds if start is None else recipe.sight_rounds
         self.art, self.images = EmojiArt(emoji), processor.image_processor
         self.patch = model.config.vision_config.patch_size
         model.model.vision_tower.to(getattr(torch, recipe.dtype))
-        plan = recipe.warm_rounds[0]
-        first = [self._draw("warm-norm", index, plan) for index in range(_NORMED_OVER)]
+        first = [self._draw("warm-norm", index, self.rounds[0]) for index in range(_NORMED_OVER)]
         self.sight = Sight(model, processor, recipe.vision_rank, self._pixels(first, SMALL))
+        if start is not None:
+            self.sight.go_on(start)
         self.round = self.steps_done = 0  # steps of the present round
         self.optimizer = self._optimizer()
 
     @property
     def total_steps(self) -> int:
         """Of all rounds."""
-        return sum(plan.images // self.recipe.warm_batch for plan in self.recipe.warm_rounds)
+        return sum(plan.images // self.recipe.warm_batch for plan in self.rounds)
 
     def step(self) -> float:
         """Learn from the next batch; returns the loss."""
         if self.steps_done == self._steps:
             self.round, self.steps_done = self.round + 1, 0
             self.optimizer = self._optimizer()
-        plan, batch = self.recipe.warm_rounds[self.round], self.recipe.warm_batch
+        plan, batch = self.rounds[self.round], self.recipe.warm_batch
         factor = min(1.0, (self.steps_done + 1) / 40) * 0.5 * (1 + math.cos(math.pi * self.steps_done / self._steps))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -81,10 +94,10 @@ class WarmStart:
 
     @property
     def _steps(self) -> int:
-        return self.recipe.warm_rounds[self.round].images // self.recipe.warm_batch
+        return self.rounds[self.round].images // self.recipe.warm_batch
 
     def _optimizer(self) -> torch.optim.AdamW:
-        plan, sight = self.recipe.warm_rounds[self.round], self.sight
+        plan, sight = self.rounds[self.round], self.sight
         others = [*sight.first.parameters(), *sight.second.parameters(), sight.gains]
         groups = [
             {"params": sight.lora(), "lr": 0.0, "peak": plan.vision_rate},
@@ -97,8 +110,7 @@ class WarmStart:
         """Fractions of the patches of unseen scenes whose projection is nearest, by cosine, to their own name: things,
         background, written words, digits; of coloured patches nearest to their colour, of all to their place."""
         sight, targets = self.sight.eval(), self.sight.targets
-        plan = self.recipe.warm_rounds[0]
-        examples = [self._draw("warm-check", index, plan) for index in range(pictures)]
+        examples = [self._draw("warm-check", index, self.rounds[0]) for index in range(pictures)]
         labels = self._labels(examples, side)
         out = torch.cat([sight(self._pixels([example], side)) for example in examples])
         unit = nn.functional.normalize(out - sight.centre, dim=1)
@@ -135,6 +147,8 @@ class WarmStart:
 
     def _draw(self, seed: str, index: int, plan: WarmRound) -> Example:
         kind = plan.kinds[index % len(plan.kinds)]
+        if kind not in KINDS:
+            return draw_small_example(seed, index, self.art, kind, questions=0)
         return draw_example(seed, index, self.art, KINDS[kind], questions=0)
 
     def _pixels(self, examples: list[Example], side: int) -> Tensor:
@@ -147,9 +161,14 @@ class WarmStart:
 
 
 def warm_start(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, emoji: Path, recipe: Recipe, folder: Path
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    emoji: Path,
+    recipe: Recipe,
+    folder: Path,
+    start: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Train vision tower and projector, or take up what `folder` holds of it.
+    """Train vision tower and projector, from `start` where it is given, or take up what `folder` holds of it.
 
     Returns what was learnt, as it ships; the model itself comes out as it was. `folder` gets the weights and
     `warm_start.json`, which is `WarmStart.check` on scenes of another seed.
@@ -157,7 +176,7 @@ def warm_start(
     weights, checkpoint = folder / "warm_start.safetensors", folder / "warm_start.pt"
     if not weights.exists():
         original = {name: value.clone() for name, value in model.model.vision_tower.state_dict().items()}
-        course = WarmStart(model, processor, emoji, recipe)
+        course = WarmStart(model, processor, emoji, recipe, start)
         if checkpoint.exists():
             course.resume(checkpoint)
         _run(course, checkpoint)
@@ -173,7 +192,7 @@ def warm_start(
 
 def _run(course: WarmStart, checkpoint: Path) -> None:
     batch, saved = course.recipe.warm_batch, time.monotonic()
-    done = sum(plan.images // batch for plan in course.recipe.warm_rounds[: course.round]) + course.steps_done
+    done = sum(plan.images // batch for plan in course.rounds[: course.round]) + course.steps_done
     with tqdm(total=course.total_steps, initial=done, desc="warm start", unit="step", disable=None) as bar:
         for _ in range(done, course.total_steps):
             bar.set_postfix(loss=f"{course.step():.2f}")

@@ -23,7 +23,7 @@ def loaded(model, processor, monkeypatch):
 
 def run(scenes, out, **changed):
     settings = {"limit": None, "batch_size": 4, "dtype": "float32", "attn": "sdpa", "image_size": 56, "blank": True}
-    report.run_test(scenes, None, **{**settings, **changed}, others=[("float32", "eager")], json_file=out)
+    report.run_test([scenes], None, **{**settings, **changed}, others=[("float32", "eager")], json_file=out)
 
 
 def test_an_interrupted_test_goes_on(scenes, loaded, tmp_path, monkeypatch):

@@ -2,9 +2,13 @@
 
 from collections import Counter
 
+import pytest
 from PIL import Image
 
+from visipruner.errors import ConfigError
+from visipruner.evaluation.critical import covered
 from visipruner.evaluation.samples import load_samples, spread
+from visipruner_testbed.datasets import Documents, Local, Many
 from visipruner_testbed.evaluate import (
     MAX_NEW_TOKENS,
     answer,
@@ -14,9 +18,12 @@ from visipruner_testbed.evaluate import (
     majority_right,
     tabulate,
 )
+from visipruner_testbed.report import folders_of
 from visipruner_testbed.testset import (
     DATA_FOLDER,
+    GRID,
     KNOWN,
+    PARTS,
     QUESTIONS_FILE,
     TEST_FOLDER,
     Sample,
@@ -36,7 +43,7 @@ def test_shipped_set_is_whole():
         with Image.open(path) as picture:
             picture.verify()
     assert {sample.split for sample in samples} == SPLITS
-    assert sum(path.stat().st_size for path in DATA_FOLDER.rglob("*") if path.is_file()) < 20e6
+    assert sum(path.stat().st_size for path in TEST_FOLDER.rglob("*") if path.is_file()) < 10e6
 
 
 def test_shipped_set_cannot_be_guessed():
@@ -47,8 +54,51 @@ def test_shipped_set_cannot_be_guessed():
     assert max(asked.values()) == 1
 
 
+def test_parts_are_whole_small_and_say_where_their_answers_are():
+    pictures, named = set(), {"local": Local, "many": Many, "documents": Documents}
+    for part in PARTS:
+        samples = load_test_set(DATA_FOLDER / part)
+        assert {sample.split for sample in samples} == {part}
+        own = {sample.image for sample in samples}
+        pictures |= own
+        for path in own:
+            with Image.open(path) as picture:
+                picture.verify()
+        read = named[part].read(DATA_FOLDER, None).samples
+        assert [(one.image, one.question, *one.answers) for one in read] == [
+            (one.image, one.question, one.answer) for one in samples
+        ]
+        assert all(one.where == covered(one.boxes, GRID, GRID) for one in read)
+        assert max(Counter((one.image, one.question) for one in samples).values()) == 1
+    assert len(pictures) == 600
+    assert sum(path.stat().st_size for path in pictures) < 12e6
+
+
+def test_parts_are_tested_by_their_names(tmp_path):
+    assert folders_of([]) == [TEST_FOLDER]
+    assert folders_of([], tmp_path) == [tmp_path]
+    assert folders_of(["many", "local", "many"]) == [DATA_FOLDER / "many", DATA_FOLDER / "local"]
+    with pytest.raises(ConfigError, match="there are local, many, documents"):
+        folders_of(["scenes"])
+    with pytest.raises(ConfigError, match="not both"):
+        folders_of(["many"], tmp_path)
+
+
+def test_without_plain_scenes_the_table_has_the_types_of_all(tmp_path):
+    samples = [
+        Sample(tmp_path / "x.jpg", "?", "a", "after-label", "local", "documents"),
+        Sample(tmp_path / "y.jpg", "?", "one", "count-many", "global", "many"),
+    ]
+    rows = {row.name: row.right for row in tabulate(samples, ["a", "two"], [None, None])}
+    assert rows == {"after-label": 1, "count-many": 0, "all local": 1, "all global": 0, "overall": 1} | {
+        "documents": 1,
+        "many": 0,
+    }
+
+
 def test_licences_are_beside_what_they_cover():
-    assert "CC-BY 4.0" in (TEST_FOLDER / "LICENCES").read_text()
+    assert all("CC-BY 4.0" in (DATA_FOLDER / part / "LICENCES").read_text() for part in ("test", "local", "many"))
+    assert "DejaVu" in (DATA_FOLDER / "documents" / "LICENCES").read_text()
     photos = load_photos()
     text = (photos[0].parent / "LICENCES").read_text()
     assert photos

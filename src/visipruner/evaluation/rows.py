@@ -45,8 +45,9 @@ def summarize(records: Sequence[Record], seed: int = SEED, scoring: Scoring = _E
     test over images, p_holm that p adjusted for all methods of `records`; `is_significant` says whether p_holm is at
     most 0.05. broken and repaired count answers that score less, or more, than the dense one.
     official is what `scoring` publishes besides, in its own units. Ratios above 1 mean faster than dense, from summed
-    seconds of the same samples in one run. selection_share is the part of the method's own code in the seconds to the
-    first token, None where it was not timed.
+    seconds of the same samples in one run. critical_left is by layer the mean share of the tokens that hold the answer,
+    None where no sample says which these are. selection_share is the part of the method's own code in the seconds to
+    the first token, None where it was not timed.
     """
     dense = _scores(records, DENSE, scoring)
     rows = [_row(records, name, dense, seed, scoring) for name in records[0]["given"]]
@@ -81,6 +82,7 @@ def _row(
         "visual_tokens": float(np.mean([np.mean(one["tokens_per_layer"]) for one in given])),
         "flops_cut": float(np.mean([one["flops_cut"] for one in given])),
         "visual_attention_cut": float(np.mean([one["visual_attention_cut"] for one in given])),
+        "critical_left": _critical_left(given),
         "prefill_ratio": _ratio(dense, given, "prefill_seconds"),
         "answer_ratio": _ratio(dense, given, "seconds"),
         "selection_share": _selection_share(given),
@@ -103,6 +105,11 @@ def _ratio(dense: Sequence[Record], given: Sequence[Record], key: str) -> float:
 def _selection_share(given: Sequence[Record]) -> float | None:
     spent = [one["selection_seconds"] for one in given]
     return None if None in spent else float(sum(spent) / sum(one["prefill_seconds"] for one in given))
+
+
+def _critical_left(given: Sequence[Record]) -> list[float] | None:
+    known = [one["critical_left"] for one in given if "critical_left" in one]
+    return [float(share) for share in np.mean(known, axis=0)] if known else None
 
 
 def _by_type(records: Sequence[Record], right: Numbers) -> dict[str, dict[str, float]]:

@@ -28,6 +28,7 @@ from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
+from visipruner.evaluation.critical import critical_tokens, share_left
 from visipruner.evaluation.folder import SAMPLES_FILE, Record
 from visipruner.evaluation.processes import Processes
 from visipruner.evaluation.samples import Sample
@@ -99,25 +100,27 @@ class Comparison:
     def _give(self, name: str, prompts: _Prompts, max_new_tokens: int) -> list[Record]:
         """One a sample."""
         if prompts.is_batch and answers_in_batches(self.methods[name], prompts.questions):
-            return self._together(name, prompts.together, max_new_tokens)
-        return [self._alone(name, prompt, max_new_tokens) for prompt in prompts.alone]
+            return self._together(name, prompts, max_new_tokens)
+        both = zip(prompts.samples, prompts.alone, strict=True)
+        return [self._alone(name, sample, prompt, max_new_tokens) for sample, prompt in both]
 
-    def _alone(self, name: str, prompt: ChatPrompt, max_new_tokens: int) -> Record:
+    def _alone(self, name: str, sample: Sample, prompt: ChatPrompt, max_new_tokens: int) -> Record:
         clock = EngineClock()
         with attached(self.model, self.methods[name], prompt, clock) as turn:
             shared = turn.image_cache(self._caches[name]) if name in self._caches else nullcontext()
             with shared:
                 reply = greedy_reply(self.model, self.processor.tokenizer, turn.inputs, max_new_tokens)
-            return self._given(reply, turn.trace, 0, clock.selection.seconds)
+            return self._given(sample, reply, turn.trace, 0, clock.selection.seconds)
 
-    def _together(self, name: str, inputs: Mapping[str, Any], max_new_tokens: int) -> list[Record]:
+    def _together(self, name: str, prompts: _Prompts, max_new_tokens: int) -> list[Record]:
         clock = EngineClock()
         with attach(self.model, self.methods[name], clock=clock) as handle:
-            replies = greedy_replies(self.model, self.processor.tokenizer, inputs, max_new_tokens)
+            replies = greedy_replies(self.model, self.processor.tokenizer, prompts.together, max_new_tokens)
             trace, spent = handle.trace, clock.selection.seconds / len(replies)
-            return [self._given(reply, trace, number, spent) for number, reply in enumerate(replies)]
+            both = zip(prompts.samples, replies, strict=True)
+            return [self._given(sample, reply, trace, number, spent) for number, (sample, reply) in enumerate(both)]
 
-    def _given(self, reply: Reply, trace: PruneTrace, number: int, selection_seconds: float) -> Record:
+    def _given(self, sample: Sample, reply: Reply, trace: PruneTrace, number: int, selection_seconds: float) -> Record:
         """What a record says of one method's answer, which is of the trace's example `number`."""
         kept = trace[number].kept[:-1]
         given = {
@@ -130,6 +133,8 @@ class Comparison:
             "visual_attention_cut": round(trace.visual_attention_cut(number), 6),
             "tokens_per_layer": [len(tokens) for tokens in kept],
         }
+        if critical := critical_tokens(sample, trace[number]):
+            given["critical_left"] = [round(share, 4) for share in share_left(critical, trace[number])]
         if self._keep_sets:
             sets = [list(tokens) for tokens in kept]
             given["kept"] = {str(layer): now for layer, now in enumerate(sets) if layer == 0 or now != sets[layer - 1]}
@@ -142,6 +147,7 @@ class _Prompts:
     def __init__(self, model: Any, processor: Any, samples: Sequence[Sample]) -> None:
         self._model, self._processor = model, processor
         self._pictures = [open_image(sample.image) for sample in samples]
+        self.samples = samples
         self.questions = [sample.question for sample in samples]
 
     @property
@@ -192,8 +198,9 @@ def evaluate(
 
     A record: image, question, answers, type, id, and `given`: by method answer, tokens, seconds, prefill_seconds (to
     the first token, vision tower included), selection_seconds (in the method's own code; None off the CPU), flops_cut,
-    visual_attention_cut (the paper's formula), tokens_per_layer (visual tokens in each layer), and with `keep_sets`
-    kept (`{layer: positions}`, where they change).
+    visual_attention_cut (the paper's formula), tokens_per_layer (visual tokens in each layer), where it is known which
+    tokens hold the answer critical_left (by layer the share of them that it had), and with `keep_sets` kept (`{layer:
+    positions}`, where they change).
 
     Raises ConfigError when `folder` holds another evaluation or answers about other pictures of the same names, an
     image cannot be read, or prompts of a batch would have to share images.

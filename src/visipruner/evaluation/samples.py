@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from visipruner.errors import ConfigError
 from visipruner.files import exists, sha256_of
 from visipruner.questions import check_signs, check_text
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Sample:
         type: kind of question, for tables; "" where the data do not say.
         id: tells samples apart that are otherwise equal; "" where none are.
         name: of the image in records, the same on every machine; "" for the whole path.
+        where: visual tokens that hold the answer, numbered line by line as the model's prompt has them; empty where
+            the data do not say. boxes: the same in the picture, left, top, right and bottom in fractions of its width
+            and height, for models with other tokens.
         place: where it was read, for messages.
     """
 
@@ -33,6 +38,8 @@ class Sample:
     type: str = ""
     id: str = ""
     name: str = ""
+    where: tuple[int, ...] = field(default=(), compare=False)
+    boxes: tuple[Box, ...] = field(default=(), compare=False)
     place: str = field(default="", compare=False)
 
     @property
@@ -56,7 +63,8 @@ class Sample:
 
 
 def load_samples(path: Path) -> list[Sample]:
-    """Reads one JSON object a line: `image` (relative to the file), `question`, `answer` or `answers`, `type`.
+    """Reads one JSON object a line: `image` (relative to the file), `question`, `answer` or `answers`, `type`, `where`
+    and `boxes` (as `Sample` has them).
 
     Only `image` and `question` are needed. Images that lie in the file's folder are named relative to it. Raises
     ConfigError that names the line when something is wrong.
@@ -72,27 +80,46 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:
-    where = f"{path}, line {number}"
+    place = f"{path}, line {number}"
     try:
         record: Any = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON ({error}).") from error
+        raise ConfigError(f"{place} is not JSON ({error}).") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("image", "question")):
-        raise ConfigError(f'{where} needs texts "image" and "question".')
-    check_text(record["question"], f"{where}: the question")
+        raise ConfigError(f'{place} needs texts "image" and "question".')
+    check_text(record["question"], f"{place}: the question")
     key = "answers" if "answers" in record else "answer"
     answers = record.get(key, [])
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ConfigError(
-            f'{where}: "{key}" must be a text or a list of texts, not {json.dumps(record[key])[:60]}; leave it out '
+            f'{place}: "{key}" must be a text or a list of texts, not {json.dumps(record[key])[:60]}; leave it out '
             "where no answer is known."
         )
     image = path.parent / record["image"]
     if not exists(image) or not image.is_file():
-        raise ConfigError(f"{where}: there is no image {image}.")
+        raise ConfigError(f"{place}: there is no image {image}.")
     kind = str(record.get("type", ""))
-    return Sample(image, record["question"], tuple(answers), kind, place=where).named_from(path.parent)
+    tokens, boxes = _places(record, place)
+    sample = Sample(image, record["question"], tuple(answers), kind, where=tokens, boxes=boxes, place=place)
+    return sample.named_from(path.parent)
+
+
+def _places(record: Mapping[str, Any], place: str) -> tuple[tuple[int, ...], tuple[Box, ...]]:
+    """The tokens and boxes that hold a record's answer. Raises ConfigError where they are none."""
+    tokens, boxes = record.get("where", []), record.get("boxes", [])
+    if not isinstance(tokens, list) or not all(type(token) is int and token >= 0 for token in tokens):
+        raise ConfigError(f'{place}: "where" must be a list of the numbers of visual tokens, from 0.')
+    if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
+        raise ConfigError(
+            f'{place}: "boxes" must be lists of left, top, right and bottom, as fractions of the picture.'
+        )
+    return tuple(sorted(set(tokens))), tuple((box[0], box[1], box[2], box[3]) for box in boxes)
+
+
+def _is_box(box: Any) -> bool:
+    is_four = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
+    return is_four and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
 
 
 def check_questions(samples: Sequence[Sample], processor: Any) -> None:

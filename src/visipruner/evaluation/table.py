@@ -26,7 +26,13 @@ def as_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
             f"here, {tested}. n.s.: no significant difference, p, Holm is above {LEVEL}. Each interval is of its row "
             "alone, and not exact where few answers change; none is given where images do not vary."
         )
-    tables = [Table.of(_COLUMNS, rows, notes)]
+    columns = dict(_COLUMNS)
+    if any(row.get("critical_left") for row in rows):
+        columns |= _CRITICAL
+        notes.append(
+            "critical tokens: those that hold the answer, in the mean over the questions of which this is known."
+        )
+    tables = [Table.of(columns, rows, notes)]
     if names := list(rows[0]["official"].get("scores", {})):
         scores = [[row["method"], *(f"{row['official']['scores'][name]:.2f}" for name in names)] for row in rows]
         tables.append(Table(["official score", *names], scores))
@@ -69,3 +75,13 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "whole answer": lambda row: f"{row['answer_ratio']:.2f}x",
     "selection": lambda row: "-" if row["selection_share"] is None else f"{100 * row['selection_share']:.1f} %",
 }
+
+
+def _critical(row: Row) -> str:
+    shares = row.get("critical_left")
+    if not shares:
+        return ""
+    return " / ".join(f"{100 * shares[len(shares) * quarter // 4]:.0f}" for quarter in (1, 2, 3)) + " %"
+
+
+_CRITICAL: dict[str, Callable[[Row], str]] = {"critical tokens left after 1/4, 1/2, 3/4 of the layers": _critical}

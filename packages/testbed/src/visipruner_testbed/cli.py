@@ -14,7 +14,7 @@ app = typer.Typer(
 )
 
 _BUILD_EXAMPLE = "Example: visipruner testbed build --image-size 224"
-_TEST_EXAMPLE = "Example: visipruner testbed test --limit 20 --json accuracy.json"
+_TEST_EXAMPLE = "Example: visipruner testbed test --part local --part documents --limit 20 --json accuracy.json"
 
 
 @app.command(epilog=_BUILD_EXAMPLE)
@@ -44,6 +44,10 @@ def measure(
     attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
     image_size: Annotated[int, typer.Option(min=14, help="Picture side in pixels.")] = 336,
     blank: Annotated[bool, typer.Option(help="Also answer with the picture blanked.")] = True,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="local, documents, or many: a part with small things instead of the test set. Repeatable."),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="A test set drawn by `python -m research draw` instead of the shipped one.")
     ] = None,
@@ -65,10 +69,11 @@ def measure(
 ) -> None:
     """Accuracy per question type, beside the same model without its picture and the majority answer."""
     from visipruner.models.precision import faster_dtype
-    from visipruner_testbed.report import run_test
+    from visipruner_testbed.report import folders_of, run_test
 
     if dtype == "auto":
         dtype = str(faster_dtype()).removeprefix("torch.")
     other_dtype = "bfloat16" if dtype == "float32" else "float32"
     others = [(other_dtype, attn), (dtype, "eager" if attn == "sdpa" else "sdpa")] if full else []
-    run_test(folder, model, limit, batch_size, dtype, attn, image_size, blank, full, others, json_file)
+    folders = folders_of(part or (), folder)
+    run_test(folders, model, limit, batch_size, dtype, attn, image_size, blank, full, others, json_file)

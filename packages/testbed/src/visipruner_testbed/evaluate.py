@@ -127,11 +127,13 @@ def decode(processor: Any, inputs: dict[str, Any], output: torch.Tensor) -> list
 
 
 def tabulate(samples: Sequence[Sample], answers: Sequence[str], blanks: Sequence[str | None]) -> list[Row]:
-    """A row per type of the "scenes" split, then local, global and overall, then the other splits.
+    """A row per type of the "scenes" split, or of all where there is none, then local, global and overall, then the
+    other splits.
 
     `blanks` are the answers without the picture, None where it was not asked.
     """
-    own = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
+    scenes = [i for i, sample in enumerate(samples) if sample.split == "scenes"]
+    own = scenes or list(range(len(samples)))
     types = dict.fromkeys(samples[i].type for i in own)
     groups: list[tuple[str, str, list[int]]] = [
         (

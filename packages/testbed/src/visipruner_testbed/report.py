@@ -11,18 +11,30 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from visipruner.errors import VisiPrunerError
+from visipruner.errors import ConfigError, VisiPrunerError
 from visipruner.evaluation.scoring import is_right
 from visipruner.files import sha256_of, write_json
 from visipruner.models.heads import give_whole_rows
 from visipruner_testbed.answerlog import AnswerLog
 from visipruner_testbed.assembly.trained import TRAINED_FILE, WEIGHTS_FOLDER
 from visipruner_testbed.evaluate import Row, answer, as_records, tabulate
-from visipruner_testbed.testset import TEST_FOLDER, Sample, load_test_set
+from visipruner_testbed.testset import DATA_FOLDER, PARTS, TEST_FOLDER, Sample, load_test_set
+
+
+def folders_of(parts: Sequence[str], folder: Path | None = None) -> list[Path]:
+    """Where the shipped `parts` are, or the test set where none is named, or `folder` instead.
+
+    Raises ConfigError for a part that does not exist, and where both are given.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ConfigError(f"There is no part {unknown[0]!r} of the test set; there are {', '.join(PARTS)}.")
+    if parts and folder is not None:
+        raise ConfigError("Give --part or --folder, not both.")
+    return [DATA_FOLDER / part for part in dict.fromkeys(parts)] or [folder or TEST_FOLDER]
 
 
 def run_test(
-    folder: Path | None,
+    folders: Sequence[Path],
     checkpoint: Path | None,
     limit: int | None,
     batch_size: int,
@@ -37,12 +49,12 @@ def run_test(
     """Answer every question (the drawn ones once more without the picture), print the tables, and write them and the
     answers to `json_file`; a run that is interrupted before goes on from what it has answered.
 
-    `checkpoint` is a training folder whose weights are tested in place of the shipped ones, `easy_vqa` adds that
-    benchmark's test part, `others` are pairs of dtype and attention implementation in which "scenes" are answered
-    again. Raises VisiPrunerError for a missing test set, ConfigError for a missing easy-VQA or an unfinished test with
-    other settings.
+    The questions are those of all `folders`. `checkpoint` is a training folder whose weights are tested in place of
+    the shipped ones, `easy_vqa` adds that benchmark's test part, `others` are pairs of dtype and attention
+    implementation in which "scenes" are answered again. Raises VisiPrunerError for a missing test set, ConfigError for
+    a missing easy-VQA or an unfinished test with other settings.
     """
-    drawn = _read(folder or TEST_FOLDER, limit)
+    drawn = [sample for folder in folders for sample in _read(folder, limit)]
     samples = drawn + (_easy_vqa(limit) if easy_vqa else [])
     settings = {"dtype": dtype, "attn": attn, "image_size": image_size, "batch_size": batch_size}
     log = AnswerLog(

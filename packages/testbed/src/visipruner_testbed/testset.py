@@ -9,6 +9,10 @@ TEST_FOLDER = DATA_FOLDER / "test"
 PHOTO_FOLDER = DATA_FOLDER / "photos"
 QUESTIONS_FILE = "questions.jsonl"
 KNOWN = "known-things"
+PARTS = ("local", "many", "documents")
+"""Folders like the test set's: few tokens decide in `local` and `documents`, many in `many`."""
+GRID = 24
+"""Visual tokens along the side of a picture, as their `where` counts them."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,8 @@ class Sample:
 
     `split` is "scenes" (new layouts of trained things), "unseen-combinations" (things at places and shapes in colours
     that were only seen apart), "unseen-style" (drawn by another artist), "unseen-objects" (about things that were never
-    trained on) or `KNOWN` (about trained things, in pictures drawn for the unseen ones). `scope` is "local" or
-    "global", `tally` how a count comes about, see `scenes.questions`.
+    trained on) or `KNOWN` (about trained things, in pictures drawn for the unseen ones), or one of `PARTS`. `scope` is
+    "local" or "global", `tally` how a count comes about, see `scenes.questions`.
     """
 
     image: Path
