@@ -95,3 +95,12 @@ def agrees_with_sdpa(
     torch.testing.assert_close(other, logits, atol=2e-5, rtol=1e-4)
     assert other_trace.kept == trace.kept
     assert other_trace.key_lengths == trace.key_lengths
+
+
+def two_turns(model: Any, first: dict[str, Any], second: dict[str, Any]) -> tuple[Tensor, Any]:
+    """Logits of the second turn, and the cache; padding takes no position."""
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+    positions, begun = (mask.cumsum(1) - 1).clamp(min=0), first["input_ids"].shape[1]
+    cache = model(**first, position_ids=positions[:, :begun], use_cache=True).past_key_values
+    second = {**second, "attention_mask": mask, "position_ids": positions[:, begun:]}
+    return model(**second, past_key_values=cache).logits, cache

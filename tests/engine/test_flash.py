@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
 import visipruner as vp
-from tests.engine.cases import METHODS, WAYS, agrees_with_sdpa
+from tests import flash
+from tests.engine.cases import METHODS, WAYS, agrees_with_sdpa, two_turns
 from tests.flash import NAME, use_stand_in, with_flash
-from tests.models import llava_inputs, llava_model, prompt, text_model
+from tests.models import LAYERS, llava_inputs, llava_model, prompt, text_model
 from visipruner.errors import UnsupportedModelError
+from visipruner.pruners.registry import method_class
 
 LAYOUTS = [[3, 0, 9], [12], [5, 0, 2, 0, 4], [0, 6]]
 REFUSED = {"ffn", "frozen"}  # a sink with a bias; visual rows that only give keys
@@ -38,23 +41,51 @@ def test_without_a_cache(pruner: str) -> None:
     agrees_with_sdpa(with_flash, METHODS[pruner], llava_inputs(LAYOUTS[:2]), use_cache=False)
 
 
-def test_a_layer_of_plain_rows_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tests.flash as flash
-
-    calls: list[int] = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences each call of the kernel has."""
+    found: list[int] = []
     whole = flash.flash_attn_varlen_func
 
+    @functools.wraps(whole)  # transformers reads the kernel's signature
     def counted(q: Any, k: Any, v: Any, cu_seqlens_q: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(len(cu_seqlens_q) - 1)
+        found.append(len(cu_seqlens_q) - 1)
         return whole(q, k, v, cu_seqlens_q, *args, **kwargs)
 
-    counted.__signature__ = __import__("inspect").signature(whole)  # type: ignore[attr-defined]
     monkeypatch.setattr(flash, "flash_attn_varlen_func", counted)
     use_stand_in(monkeypatch)
+    return found
+
+
+def test_a_layer_of_plain_rows_is_one_call(calls: list[int]) -> None:
     model = with_flash(llava_model("clip", "llama"))
     with vp.attach(model, vp.FixedSchedule(layers=(0,), keep=(4,))), torch.no_grad():
         model(**llava_inputs(LAYOUTS), use_cache=False)
-    assert calls == [len(LAYOUTS)] * 6
+    assert calls == [len(LAYOUTS)] * LAYERS
+
+
+def test_a_shallow_layer_is_two_calls_for_all_examples(calls: list[int]) -> None:
+    """Text rows of all examples, and all images that text comes before: one, none, two and none."""
+    model = with_flash(llava_model("clip", "llama"))
+    with vp.attach(model, METHODS["shallow-only"]), torch.no_grad():
+        model(**llava_inputs(LAYOUTS), use_cache=False)
+    assert calls == [len(LAYOUTS), 3] * 3 + [len(LAYOUTS)] * (LAYERS - 3)
+
+
+@pytest.mark.parametrize("pruner", ["schedule", "prefix", "visipruner-reference"])
+def test_a_second_turn_of_a_batch_runs_in_these_calls_too(pruner: str, calls: list[int]) -> None:
+    """Examples of different lengths with new images, behind older keys that are as unlike."""
+    method = method_class(pruner).for_depth(LAYERS) if pruner not in METHODS else METHODS[pruner]
+    turns = llava_inputs([[4, 0, 7], [3, 0, 2]]), llava_inputs([[2, 0, 5], [3, 0, 6]], seed=7)
+    plain, other = llava_model("clip", "llama"), with_flash(llava_model("clip", "llama"))
+    with vp.attach(plain, method) as handle, torch.no_grad():
+        expected, kept = two_turns(plain, *turns)[0], handle.trace.kept
+    with vp.attach(other, method) as handle, torch.no_grad():
+        logits = two_turns(other, *turns)[0]
+        assert handle.trace.kept == kept
+    real = turns[1]["attention_mask"].bool()
+    torch.testing.assert_close(logits[real], expected[real], atol=2e-5, rtol=1e-4)
+    assert min(calls) >= 2
 
 
 @pytest.mark.parametrize("pruner", sorted(REFUSED))

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import visipruner as vp
-from tests.engine.cases import PRUNERS, SELECTS, WAYS
+from tests.engine.cases import PRUNERS, SELECTS, WAYS, two_turns
 from tests.models import IMAGE_TOKEN, LAYERS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import oracle, pruned_edit
 from visipruner.contract.layer_view import LayerView
@@ -216,7 +216,7 @@ def test_new_images_in_the_second_turn_of_a_batch(pruner: str, attn: str) -> Non
     model = llava_model("clip", "qwen2", attn)
     turns = llava_inputs([[4, 0, 7], [3, 0, 2]]), llava_inputs([[2, 0, 5], [3, 0, 6]], seed=7)
     with vp.attach(model, PRUNERS[pruner]) as handle, torch.no_grad():
-        logits, cache = _two_turns(model, *turns)
+        logits, cache = two_turns(model, *turns)
         traces = handle.trace.examples
         for layer, held in enumerate(cache.layers):
             if isinstance(held, PrunedLayer):  # no padding but what makes the examples equally long
@@ -226,21 +226,12 @@ def test_new_images_in_the_second_turn_of_a_batch(pruner: str, attn: str) -> Non
             for turn in alone:  # without its padding
                 real = turn["attention_mask"][0].bool()
                 turn["input_ids"], turn["attention_mask"] = turn["input_ids"][:, real], turn["attention_mask"][:, real]
-            expected = _two_turns(model, *alone)[0][0]
+            expected = two_turns(model, *alone)[0][0]
             text = alone[1]["input_ids"][0] != IMAGE_TOKEN
             ours = logits[example, -len(expected) :]
             torch.testing.assert_close(ours[text], expected[text], atol=2e-5, rtol=1e-4)
             assert handle.trace[0].kept == traces[example].kept
             assert handle.trace[0].key_lengths == traces[example].key_lengths
-
-
-def _two_turns(model: Any, first: dict[str, Any], second: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-    """Logits of the second turn, and the cache; padding takes no position."""
-    mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
-    positions, begun = (mask.cumsum(1) - 1).clamp(min=0), first["input_ids"].shape[1]
-    cache = model(**first, position_ids=positions[:, :begun], use_cache=True).past_key_values
-    second = {**second, "attention_mask": mask, "position_ids": positions[:, begun:]}
-    return model(**second, past_key_values=cache).logits, cache
 
 
 class _ReadByText(vp.FastV):

@@ -76,7 +76,7 @@ USES: dict[str, tuple[str, str]] = {
         "`assistant_model`, `prompt_lookup_num_tokens`: guesses would be read as the end of the prompt; nor "
         "`prefill_chunk_size`",
     ),
-    "static cache": ("error", "a static layer cannot hold fewer rows; leave out `cache_implementation`"),
+    "static cache": ("error", "each layer would need a length and a mask of its own; leave out `cache_implementation`"),
     "torch.compile": (
         "yes",
         "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt; "

@@ -45,16 +45,21 @@ def first_smallest(costs: Tensor, slack: float) -> Tensor:
     return (costs <= costs.amin(-1, keepdim=True) + slack).to(torch.uint8).argmax(-1, keepdim=True)
 
 
+def unit_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """`vectors` `[n, d]` with length one, a copy of this type; as `functional.normalize`, which takes one copy more."""
+    copy = vectors.to(dtype, copy=True)
+    return copy.div_(copy.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
 def side_by_side(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`[b, n, d]` of several `[n_b, d]`, and `[b, n]` bool, where zeros stand behind the shorter ones and in place of
-    vectors that are not numbers."""
+    """`[b, n, d]` of several `[n_b, d]`, zeros behind the shorter ones, and `[b, n]`, their lengths: not a number where
+    there is none, and of vectors that are not numbers. One is not copied, which would take as long as some choices."""
+    if len(vectors) == 1:
+        return vectors[0][None], vectors[0].norm(dim=-1)[None]
     together = torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
-    is_none = together.isnan().any(-1)
-    lengths = [len(part) for part in vectors]
-    if min(lengths) < max(lengths):
-        places = torch.arange(max(lengths), device=together.device)
-        is_none = is_none | (places >= uploaded(np.array(lengths), places.device)[:, None])
-    return together.masked_fill(is_none[..., None], 0), is_none
+    places = torch.arange(together.shape[1], device=together.device)
+    is_behind = places >= uploaded(np.array([len(part) for part in vectors]), places.device)[:, None]
+    return together, together.norm(dim=-1).masked_fill(is_behind, float("nan"))
 
 
 def first_of_each(chosen: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Attention of one example's packed rows under a routing: groups of rows, each with the keys it may see."""
+"""Attention of packed rows under a routing: groups of rows, each with the keys it may see."""
 
 from __future__ import annotations
 
@@ -81,6 +81,10 @@ class PackedExample:
         own = self.rows + past if past else self.rows
         return own if self.others is None else torch.cat([self.others.columns, own])
 
+    def all_keys(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of `others`, then the rows' own `[1, kv_heads, n, head_dim]`."""
+        return (keys, values) if self.others is None else self.others.before(keys, values)
+
     def visual_keys(self) -> Tensor:
         """`[k]` long: which of all keys are visual tokens of this prompt."""
         if self.others is None:
@@ -124,7 +128,7 @@ class Edges:
 
 
 class Groups:
-    """The groups of an example's rows in a layer; together they cover every row once, and none is empty.
+    """The groups of packed rows in a layer; together they cover every row once, and none is empty.
 
     Attributes:
         pairs: (query, key) pairs of all of them, per head.
@@ -135,27 +139,41 @@ class Groups:
         members = [group.members for group in edges if group.members is not None]
         self._order = torch.cat(members).argsort() if members else None
 
-    def attend(self, kernel: Kernel, module: nn.Module, qkv: QKV, visual: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    def attend(
+        self,
+        kernel: Kernel,
+        module: nn.Module,
+        qkv: QKV,
+        visual: Tensor,
+        kwargs: Mapping[str, Any],
+        counts: Sequence[int] = (),
+    ) -> Tensor:
         """Runs the kernel group by group; q, k, v are `[1, heads, n, head_dim]`; returns `[1, n, heads, head_dim]`.
 
-        `visual`, `[k]` long, says which keys belong to visual rows of this forward.
+        `visual`, `[k]` long, says which keys belong to visual rows of this forward; `counts`, how many each example
+        has, where there are several.
         """
         q, _, v = qkv
         if not self._edges:  # an example of padding alone
             return v.new_zeros(1, 0, q.shape[1], v.shape[-1])
-        outputs = [_attend(group, kernel, module, qkv, visual, kwargs) for group in self._edges]
+        outputs = [_attend(group, kernel, module, qkv, (visual, counts), kwargs) for group in self._edges]
         return outputs[0] if self._order is None else torch.cat(outputs, dim=1).index_select(1, self._order)
 
 
 def _attend(
-    group: Edges, kernel: Kernel, module: nn.Module, qkv: QKV, visual: Tensor, kwargs: Mapping[str, Any]
+    group: Edges,
+    kernel: Kernel,
+    module: nn.Module,
+    qkv: QKV,
+    visual: tuple[Tensor, Sequence[int]],
+    kwargs: Mapping[str, Any],
 ) -> Tensor:
     q, k, v = qkv
     takes_all = group.members is None or group.takes_members
     part_q = q if takes_all or group.members is None else q.index_select(2, group.members)
     part_k = k if group.keys is None else k.index_select(2, group.keys)
     part_v = v if group.keys is None else v.index_select(2, group.keys)
-    part_v = edge_values(group.edge, part_v, visual)
+    part_v = edge_values(group.edge, part_v, *visual)
     if part_k.shape[2] == 0:  # nothing to attend to: an image that opens the prompt
         return v.new_zeros(1, part_q.shape[2], q.shape[1], v.shape[-1])
     qkv = (part_q, part_k, part_v)

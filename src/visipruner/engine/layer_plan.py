@@ -17,7 +17,7 @@ from visipruner.contract.pruner import PromptRun
 from visipruner.contract.routing import Routing
 from visipruner.engine import flash
 from visipruner.engine.attention import QKV
-from visipruner.engine.edges import Groups, OtherKeys, PackedExample, is_routed, plan, sights
+from visipruner.engine.edges import Groups, OtherKeys, PackedExample, plan, sights
 from visipruner.engine.host import Host
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.masks import HostMask, MaskForm
@@ -39,7 +39,8 @@ class LayerPlan:
 
     Attributes:
         rows: where each example lies in the packed rows. parts: the examples.
-        groups: per example the groups of its rows. together: all examples in one call, where their rows are plain.
+        groups: per example the groups of its rows. together: all examples in one call for each group, where that is
+            possible; `groups` is empty then.
         looks: by example what asks the pruner. mask: what the host's said.
     """
 
@@ -70,15 +71,13 @@ class LayerPlan:
         if self.together is not None:
             output = self.together.attend(self.host.kernel, module, qkv, kwargs)
             for example in self.looks:
-                span = self.rows.spans[example]
-                q, k, v = (part[:, :, span] for part in qkv)
-                self._look(example, kwargs, q, k, v, again)
+                q, k, v = (part[:, :, self.rows.spans[example]] for part in qkv)
+                self._look(example, kwargs, q, *self.parts[example].all_keys(k, v), again)
             return output
         outputs = []
         for part, groups, span in zip(self.parts, self.groups, self.rows.spans, strict=True):
             q, k, v = qkv if len(self.parts) == 1 else (tensor[:, :, span] for tensor in qkv)
-            if part.others is not None:
-                k, v = part.others.before(k, v)
+            k, v = part.all_keys(k, v)
             outputs.append(groups.attend(self.host.kernel, module, (q, k, v), part.visual_keys(), kwargs))
             self._look(part.example, kwargs, q, k, v, again)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -128,12 +127,10 @@ class Planner:
     ) -> tuple[list[PackedExample], list[Groups], PaddedRows | flash.PackedRows | None]:
         besides = others or [None] * len(self._runs)
         parts = [self._example(layer, example, routing, beside, is_soft) for example, beside in enumerate(besides)]
-        is_causal = all(mask.is_causal) and all(part.others is None and part.bias is None for part in parts)
         rows, form = self._live.attending, self._host.form
         if form is MaskForm.LENGTHS:
-            if is_causal and rows.total and not any(is_routed(routing, part) for part in parts):
-                return parts, [], flash.PackedRows(rows)
-            return parts, [flash.plan(routing, part) for part in parts], None
+            return parts, [], flash.PackedRows(routing, parts, rows)
+        is_causal = all(mask.is_causal) and all(part.others is None and part.bias is None for part in parts)
         if is_causal and len(parts) > 1:
             seen = [sights(routing, part) for part in parts]
             together = PaddedRows.of(seen, rows, self._live.visual_places(), form, dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side
+from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side, unit_vectors
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions, PromptRun
 from visipruner.contract.settings import Fraction
@@ -127,12 +127,12 @@ class CDPruner(_Relevance):
 
     def _vectors(self, view: EntryView) -> Tensor:
         """`[n_v, d]` double, whose Gram matrix is L."""
-        unit = functional.normalize(view.embeddings.double(), dim=-1)
+        unit = unit_vectors(view.embeddings, torch.float64)
         if self.relevance == "none":
             return unit
         likeness = self.likeness(view, unit)
         relevance = (likeness - likeness.min()) / (likeness.max() - likeness.min()).clamp(min=1e-6)
-        return unit * relevance[:, None]
+        return unit.mul_(relevance[:, None])
 
 
 def without_instruction(question: str) -> str:
@@ -152,17 +152,18 @@ def greedy_map(vectors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]
     """Ascending positions of so many of each of `vectors` `[n, d]` that greedily maximise the determinant of their Gram
     matrix, the earliest of equals, by incremental Cholesky; O(n count (count + d)). In float64: unit vectors gain alike
     but for rounding. Vectors that are not numbers are chosen last."""
-    held, is_none = side_by_side([part.double() for part in vectors])
-    batch = torch.arange(len(held), device=held.device)[:, None]
-    gain = held.square().sum(-1).masked_fill(is_none, -1.0)  # [b, n]
-    factors = held.new_zeros(*gain.shape, max(counts))
+    held, lengths = side_by_side([part.double() for part in vectors])
+    batch = torch.arange(len(held), device=held.device)
+    gain = lengths.square().nan_to_num(-1.0)  # [b, n]
+    factors = held.new_zeros(len(held), max(counts), held.shape[1])
     chosen: list[Tensor] = []
     for step in range(max(counts)):
         best = first_smallest(-gain, 1e-9)
         chosen.append(best)
-        before = factors[:, :, :step]
-        row = torch.bmm(held, held[batch, best].mT) - torch.bmm(before, before[batch, best].mT)
-        row = row.squeeze(-1) / gain.gather(1, best).clamp(min=1e-12).sqrt()
-        factors[:, :, step] = row
-        gain = torch.where(is_none, gain, gain - row.square()).scatter(1, best, float("-inf"))
+        before, place = factors[:, :step], best[:, 0]
+        row = torch.bmm(held, held[batch, place, :, None])[..., 0]
+        row = row - torch.bmm(before[batch, None, :, place], before)[:, 0]
+        row = row / gain.gather(1, best).clamp(min=1e-12).sqrt()
+        factors[:, step] = row
+        gain = (gain - row.square().nan_to_num(0)).scatter(1, best, float("-inf"))
     return first_of_each(chosen, counts)

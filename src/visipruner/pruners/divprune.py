@@ -12,10 +12,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from visipruner.contract.budget import EntryPruner
-from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side
+from visipruner.contract.choosing import first_of_each, first_smallest, side_by_side, unit_vectors
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.pruner import About, Positions
 from visipruner.contract.settings import Fraction
@@ -58,7 +57,8 @@ def most_diverse(embeddings: Sequence[Tensor], counts: Sequence[int]) -> list[Te
     matrix is held. Distances are taken in float32; several examples' products round otherwise than one's, so that of
     tokens equally far but for rounding a batch may choose another.
     """
-    unit, is_none = side_by_side([functional.normalize(part.float(), dim=-1) for part in embeddings])
+    unit, lengths = side_by_side([unit_vectors(part, torch.float32) for part in embeddings])
+    is_none = lengths.isnan()
     batch = torch.arange(len(unit), device=unit.device)[:, None]
     starts = range(0, unit.shape[1], CHUNK)
     closest = torch.cat([_closest(unit, start, is_none) for start in starts], 1)
@@ -68,7 +68,7 @@ def most_diverse(embeddings: Sequence[Tensor], counts: Sequence[int]) -> list[Te
     for _ in range(max(counts) - 1):
         closest.scatter_(1, chosen[-1], CHOSEN)
         chosen.append(first_smallest(closest, SAME))
-        closest = torch.maximum(closest, torch.bmm(unit, unit[batch, chosen[-1]].mT).squeeze(-1))
+        closest = torch.fmax(closest, torch.bmm(unit, unit[batch, chosen[-1]].mT).squeeze(-1))
     return first_of_each(chosen, counts)
 
 
@@ -77,4 +77,4 @@ def _closest(unit: Tensor, start: int, is_none: Tensor) -> Tensor:
     likeness = unit[:, start : start + CHUNK] @ unit.mT
     own = torch.arange(likeness.shape[1], device=unit.device)
     likeness[:, own, own + start] = -2.0
-    return likeness.masked_fill(is_none[:, None], -2.0).amax(-1)
+    return likeness.masked_fill_(is_none[:, None], -2.0).amax(-1)
