@@ -22,7 +22,7 @@ def _tint(noise: np.random.Generator, low: float = 150, high: float = 205) -> _P
 
 
 def _clouds(canvas: int, noise: np.random.Generator) -> _Pixels:
-    pixels = np.zeros((canvas, canvas, 3)) + _tint(noise)
+    pixels: _Pixels = np.zeros((canvas, canvas, 3)) + _tint(noise)
     for side, strength in ((5, 26), (12, 18), (30, 12)):
         coarse = noise.integers(0, 256, (side, side, 3)).astype(np.uint8)
         smooth = np.asarray(Image.fromarray(coarse).resize((canvas, canvas), Image.Resampling.BICUBIC), np.float32)
@@ -34,14 +34,16 @@ def _weave(canvas: int, noise: np.random.Generator) -> _Pixels:
     ys, xs = np.mgrid[0:canvas, 0:canvas]
     across, down = noise.uniform(9, 26, 2)
     threads = np.sin(xs * 2 * math.pi / across) * np.sin(ys * 2 * math.pi / down)
-    return _tint(noise) + threads[..., None] * noise.uniform(-26, 26, 3)
+    pixels: _Pixels = _tint(noise) + threads[..., None] * noise.uniform(-26, 26, 3)
+    return pixels
 
 
 def _speckle(canvas: int, noise: np.random.Generator) -> _Pixels:
     grain = int(noise.integers(5, 11))
     side = canvas // grain + 1
     coarse = noise.normal(0, 14, (side, side, 1)) + noise.normal(0, 5, (side, side, 3))
-    return _tint(noise) + coarse.repeat(grain, axis=0).repeat(grain, axis=1)[:canvas, :canvas]
+    pixels: _Pixels = _tint(noise) + coarse.repeat(grain, axis=0).repeat(grain, axis=1)[:canvas, :canvas]
+    return pixels
 
 
 def _bricks(canvas: int, noise: np.random.Generator) -> _Pixels:
@@ -63,14 +65,16 @@ def _pebbles(canvas: int, noise: np.random.Generator) -> _Pixels:
     nearest = np.partition(distances, 1, axis=-1)[..., :2] ** 0.5
     shades = noise.normal(0, 13, (len(centres), 1)) + noise.normal(0, 6, (len(centres), 3))
     edge = np.clip((nearest[..., 1] - nearest[..., 0]) / 5, 0, 1)[..., None]
-    return _tint(noise) + shades[distances.argmin(axis=-1)] - 34 * (1 - edge)
+    pixels: _Pixels = _tint(noise) + shades[distances.argmin(axis=-1)] - 34 * (1 - edge)
+    return pixels
 
 
 def _paper(canvas: int, noise: np.random.Generator) -> _Pixels:
     ys, xs = np.mgrid[0:canvas, 0:canvas] / canvas - 0.5
     angle = noise.uniform(0, 2 * math.pi)
     shade = (np.cos(angle) * xs + np.sin(angle) * ys)[..., None] * noise.uniform(0, 30)
-    return noise.uniform(218, 246) + noise.uniform(-12, 12, 3) + shade
+    pixels: _Pixels = noise.uniform(218, 246) + noise.uniform(-12, 12, 3) + shade
+    return pixels
 
 
 def _ruled(canvas: int, noise: np.random.Generator) -> _Pixels:

@@ -88,7 +88,7 @@ class _Call:
 
     def edges(self, rows: Rows) -> Edges:
         """The same for a kernel."""
-        device, sides = rows.flat.device, [[run[side] for run in self.runs] for side in (1, 2)]
+        device, sides = rows.flat.device, ([run[1] for run in self.runs], [run[2] for run in self.runs])
         sizes = [[len(part) for part in side] for side in sides]
         ends = [uploaded(np.cumsum([0, *part], dtype=np.int32), device) for part in sizes]
         lengths = Lengths(ends[0], ends[1], max(sizes[0]), max(sizes[1]))
