@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import visipruner as vp
 from tests.engine.cases import generate
@@ -23,6 +24,7 @@ from tests.families.zoo import FAMILIES, built, inputs, visual_rows
 from tests.families.zoo import prompt as family_prompt
 from tests.models import IMAGE_TOKEN, TEXT_CONFIGS, llava_inputs, llava_model, prompt, text_model
 from tests.oracle import PrunedEdit, oracle, softmax
+from visipruner.accounting import cache_bytes
 from visipruner.accounting.exact import layer_macs
 from visipruner.accounting.record import Recalled
 from visipruner.contract.budget import ScoredPruner
@@ -301,24 +303,22 @@ class _Fixed(ScoredPruner):
         return 0 * view.attention[:, view.visual].mean(0) - view.tokens
 
 
-@pytest.mark.parametrize("recall", [1, 2])
-def test_a_token_costs_hardly_more_where_nothing_comes_back(recall: int) -> None:
-    model, (embeds, mask) = text_model("llama"), prompt()
+def test_a_token_costs_hardly_more_where_nothing_comes_back() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 99}
+    model, (embeds, mask) = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=32)).eval(), prompt()
 
-    def operations(pruner: vp.Pruner) -> int:
-        with vp.attach(model, pruner, mask) as handle, torch.no_grad():
+    def operations(recall: int) -> int:
+        with vp.attach(model, _Fixed(layer=2, keep_tokens=4, recall=recall), mask) as handle, torch.no_grad():
             cache = cache_of(model(inputs_embeds=embeds, use_cache=True))
             with _Operations() as counted:
                 model(input_ids=torch.tensor([[5]]), past_key_values=cache)
             assert not handle.trace[0].recalled
         return counted.count
 
-    plain = operations(_Fixed(layer=2, keep_tokens=4))
-    looked = operations(_Fixed(layer=2, keep_tokens=4, recall=recall))
-    # The look is the same in any depth: of 32 layers, where a token takes 2,300 operations, it may take a tenth.
-    assert looked - plain <= (230 if recall == 1 else 0)
-    if recall == 2:
-        assert looked == plain
+    plain = operations(0)
+    assert operations(2) == plain, "nothing is due"
+    assert plain < operations(1) <= 1.1 * plain, "it looks"
 
 
 @pytest.mark.parametrize("pruner", ["fastv", "visipruner", "two that choose"])
@@ -349,10 +349,14 @@ def test_what_came_back_is_counted(pruner: str) -> None:
 def test_states_are_held_only_where_they_may_be_needed() -> None:
     model, (embeds, mask) = text_model("llama"), prompt()
     with vp.attach(model, VISIPRUNER, mask), torch.no_grad():
-        left = cache_of(model(inputs_embeds=embeds, use_cache=True)).layers[-1].left
+        cache = cache_of(model(inputs_embeds=embeds, use_cache=True))
+    left = cache.layers[-1].left
     assert {layer: len(tokens) for layer, (tokens, _) in left.states.items()} == {3: 13}
     with vp.attach(model, replace(VISIPRUNER, recall=0), mask), torch.no_grad():
-        assert cache_of(model(inputs_embeds=embeds, use_cache=True)).layers[-1].left is None
+        plain = cache_of(model(inputs_embeds=embeds, use_cache=True))
+    assert plain.layers[-1].left is None
+    assert cache_bytes(cache).used == cache_bytes(plain).used
+    assert cache_bytes(cache).bookkeeping >= cache_bytes(plain).bookkeeping + left.states[3][1].numel() * 4
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -122,8 +122,7 @@ def check_recall(host: Host, pruner: Pruner) -> None:
     why = {
         "layers that pass a state from row to row, which has gone on": bool(host.states),
         "a cache of latents": host.caches_latents,
-        f"{host.implementation} attention; load it with attn_implementation='sdpa' or 'eager'": host.form
-        not in (MaskForm.BOOL, MaskForm.ADDED),
+        f"{host.implementation}, only with 'sdpa' or 'eager'": host.form not in (MaskForm.BOOL, MaskForm.ADDED),
         "layers on several devices": len(devices) > 1,
         "a method that merges tokens, which would come twice": pruner.merges,
     }
