@@ -72,6 +72,6 @@ def test_the_example_of_the_page_appears_everywhere(tmp_path: Path) -> None:
     assert "keynorm" in run("-c", "import visipruner.cli; visipruner.cli.main()", "list")
     batches = ("-m", "pytest", "tests/engine/test_batches.py", "-k", "keynorm and sdpa and llama and left")
     assert " passed" in run(*batches)
-    assert "KeyNorm(positions=None, keep_tokens=None, keep_ratio=0.5, scope='prompt', layer=4)" in run(
+    assert "KeyNorm(positions=None, recall=0, keep_tokens=None, keep_ratio=0.5, scope='prompt', layer=4)" in run(
         "-c", "from visipruner.pruners.registry import make_from_spec as make; print(make('divprune+keynorm:layer=4'))"
     )

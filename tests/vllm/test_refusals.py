@@ -69,6 +69,7 @@ def test_ways_to_run_that_are_refused(folder: Path, options: dict[str, Any], sai
         ("ivc-prune", "rotary embeddings"),
         ("ivc+fastv", "rotary embeddings"),
         ("scope", "vision tower"),
+        ("fastv:recall=4", "comes back"),
     ],
 )
 def test_methods_that_are_refused(folder: Path, asked: Any, said: str) -> None:

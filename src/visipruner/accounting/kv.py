@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class CacheBytes:
         used: elements of the keys and values as seen by attention (padding and preallocated slots included).
         held: memory kept alive by keys and values. More than `used` where a tensor is a view of a larger one; a
             storage that several layers share counts once.
-        bookkeeping: memory kept alive by the layers' other tensors (positions, biases).
+        bookkeeping: memory kept alive by the layers' other tensors (positions, biases, what may come back).
     """
 
     used: int
@@ -89,6 +89,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value.values())
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+        elif is_dataclass(value):
+            yield from _tensors(vars(value).values())
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[tuple[str, int], int]:

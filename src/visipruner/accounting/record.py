@@ -30,6 +30,20 @@ class LayerWork:
     state_rows: int = 0
 
 
+@dataclass(frozen=True)
+class Recalled:
+    """Visual tokens that came back while the answer was decoded.
+
+    Attributes:
+        step: rows after the prompt when they did, the newest included: it sees them, and so do all after it.
+        layer: the first layer that they had missed. tokens: indices among the prompt's visual tokens, ascending.
+    """
+
+    step: int
+    layer: int
+    tokens: list[int]
+
+
 @dataclass
 class ExampleTrace:
     """One example of the last pruned prompt.
@@ -54,6 +68,8 @@ class ExampleTrace:
         frozen: layers in which visual rows only gave keys and values, and did not run.
         key_lengths: keys that each layer holds for later tokens once the prompt is processed, padding excluded.
         work: what each layer executed.
+        recalled: what came back later. Its rows, and looks at the answer's, count in `work`, its keys in `key_lengths`;
+            all else is of the prompt as it was read.
     """
 
     prompt_length: int
@@ -70,6 +86,7 @@ class ExampleTrace:
     visual_attention: list[bool] = field(default_factory=list)
     key_lengths: list[int] = field(default_factory=list)
     work: list[LayerWork] = field(default_factory=list)
+    recalled: list[Recalled] = field(default_factory=list)
     unseen_rows: int = 0
     unseen_visual: int = 0
 

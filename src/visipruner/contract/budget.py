@@ -13,7 +13,7 @@ from torch import Tensor
 from visipruner.contract.choosing import shares, top
 from visipruner.contract.entry_view import EntryView, Image, Merge
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import DroppingPruner, InStates
+from visipruner.contract.pruner import DroppingPruner, InStates, RecallingPruner
 from visipruner.contract.settings import Count, Fraction, Layer
 from visipruner.contract.vision_view import VisionView
 from visipruner.errors import ConfigError
@@ -45,7 +45,7 @@ class Budgeted(DroppingPruner):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredPruner(Budgeted):
+class ScoredPruner(Budgeted, RecallingPruner):
     """Scores the tokens in one layer's attention and keeps the best. A method is its `score`.
 
     Attributes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.routing import PLAIN, Routing
-from visipruner.contract.settings import check_layers, check_names, checked, scaled_defaults
+from visipruner.contract.settings import Count, check_layers, check_names, checked, scaled_defaults
 from visipruner.errors import ConfigError, UnsupportedModelError
 from visipruner.files import write_json
 
@@ -56,7 +56,7 @@ class Pruner(ABC):
         name: what it is called in the registry. about: what lists say of it.
         merges: whether kept tokens may take over what others held (the answer is a `Merge`).
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
-            about the same image then need not run.
+            about the same image then need not run, and a row of the answer can be the last one.
         reads_rotary: whether it asks for `EntryView.rotary`, which engines other than transformers' do not show.
         in_states: what becomes of a look with `select` at a layer without attention, through which a state passes
             (linear attention, convolutions): "error"; "next", it may be asked of the next layer that has attention
@@ -132,6 +132,15 @@ class Pruner(ABC):
     def asked(self, question: str) -> Self:
         """This method for a prompt that asks `question`; most do not read it."""
         return self
+
+    @property
+    def recalls(self) -> bool:
+        """Whether tokens that left may come back while the answer is decoded; the engine then holds them ready."""
+        return False
+
+    def chooses_again(self, step: int, rows: int = 1) -> bool:
+        """Whether it chooses again in the forward whose `rows` are the last ones of `step` after the prompt."""
+        return False
 
     # ---- its settings -----------------------------------------------------------------------------------------------
 
@@ -237,6 +246,22 @@ class PromptRun:
         """As `Pruner.select`."""
         return None if self._pruner is None else self._pruner.select(layer, view)
 
+    def chooses_again(self, step: int, rows: int = 1) -> bool:
+        """As `Pruner.chooses_again`."""
+        return self._pruner is not None and self._pruner.chooses_again(step, rows)
+
+    def select_again(self, layer: int, view: LayerView) -> Tensor | None:
+        """Which visual tokens are seen after `layer` by the rows after the prompt, in a forward in which this run
+        chooses again.
+
+        `view`: the layer's attention from those rows, over all visual tokens that ever ran in it. Returns ascending
+        positions among them; those that left after this layer come back, and none leaves. None: no change. By default
+        what `select` says where it looked at the prompt.
+        """
+        if self._pruner is None or not self._pruner.observes(layer):
+            return None
+        return self._pruner.select(layer, view)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DroppingPruner(Pruner):
@@ -264,3 +289,34 @@ class DroppingPruner(Pruner):
                 "prompt are not (M-RoPE, or position_ids of your own); use positions='keep'."
             )
         return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallingPruner(DroppingPruner):
+    """A method that judges by the last row's attention. While the answer is decoded it may do so again, by a later row,
+    and take back what left.
+
+    Attributes:
+        recall: after how many tokens of the answer it chooses again, among all tokens that were there when it first
+            chose; 0 for never.
+    """
+
+    recall: Count = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recall and not self.reads_last_row_only:
+            raise ConfigError(
+                f"{self.name} judges by more rows than the last, of which an answer has no others: recall must be 0."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values; `recall` only where it is on: without it files are as before."""
+        return {key: value for key, value in super().settings().items() if key != "recall" or value}
+
+    @property
+    def recalls(self) -> bool:
+        return self.recall > 0
+
+    def chooses_again(self, step: int, rows: int = 1) -> bool:
+        return self.recall > 0 and step // self.recall > (step - rows) // self.recall

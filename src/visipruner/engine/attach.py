@@ -22,6 +22,7 @@ from visipruner.engine.hooks import Hooks
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.patch import Attachment, check_free
+from visipruner.engine.recall import check_recall
 from visipruner.engine.states import check_states
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
@@ -138,6 +139,7 @@ class PruneHandle:
         clock: EngineClock | None = None,
     ) -> None:
         check_states(host, pruner)
+        check_recall(host, pruner)
         self.pruner = pruner
         self._hooks, self._tap = Hooks(host, pruner, visual_mask, tap, clock), tap
         with ExitStack() as undo:

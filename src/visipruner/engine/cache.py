@@ -37,6 +37,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.is_sliding = sliding_window is not None
         self._window = sliding_window
         self.incoming: Incoming | None = None
+        self.left: Any = None  # in the last layer: rows of the prompt that may come back
         self._is_attached = is_attached
 
     @classmethod
@@ -89,6 +90,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.columns = first.keys[None], first.values[None], first.columns[None]
         self.bias = None if first.bias is None else first.bias[None]
         self.logical = logical
+
+    def bring(self, keys: Tensor, values: Tensor, columns: Tensor) -> None:
+        """Rows of the prompt that were left out join it: keys and values `[1, kv_heads, k, head_dim]`, their logical
+        columns `[k]` long. Of a single example, in a layer without biases."""
+        self.keys, self.values = torch.cat([keys, self.keys], -2), torch.cat([values, self.values], -2)
+        self.columns = torch.cat([columns[None], self.columns], 1)
 
     def _store(self, key_states: Tensor, value_states: Tensor, new: Incoming) -> None:
         if new.transform is not None:
@@ -252,7 +259,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self.columns = self.columns[:, :0]
-        self.bias, self.is_padded = None, False
+        self.bias, self.is_padded, self.left = None, False, None
         self.logical = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

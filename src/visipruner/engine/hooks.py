@@ -20,6 +20,7 @@ from visipruner.engine.clock import EngineClock
 from visipruner.engine.host import Host
 from visipruner.engine.layer_plan import PLAN
 from visipruner.engine.opening import Opening
+from visipruner.engine.recall import Answering
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.session import PromptSession
 from visipruner.engine.states import no_attention
@@ -38,6 +39,7 @@ class Hooks:
     """
 
     _session = PerThread[PromptSession | None](lambda: None)
+    _answering = PerThread[Answering | None](lambda: None)
     _narrowed = PerThread[dict[Any, Any]](dict)
     _is_projecting = PerThread[bool](bool)
     _spares_queries = PerThread[bool](bool)
@@ -128,6 +130,8 @@ class Hooks:
         if plain is not None:
             self.trace = plain
         self._session = session
+        if self._pruner.recalls:
+            self._answering = Answering.of(self._host, args, kwargs) if session is None else None
         added = None if session is None else self.opening.features(kwargs)
         if session is None or added is None:
             return None
@@ -136,7 +140,7 @@ class Hooks:
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the decoder, also when it failed (without output)."""
-        session, self._session = self._session, None
+        session, self._session, self._answering = self._session, None, None
         uncached, self.opening.running = self.opening.running, None
         self._narrowed.clear()
         if self._tap is not None:
@@ -197,6 +201,8 @@ class Hooks:
 
     def _decode(self, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A forward without visual rows: only what the cache holds decides what the layer's mask must cover."""
+        if self._answering is not None:
+            self._answering.enter_layer(layer, kwargs)
         cache = cache_of(kwargs)
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
         if not isinstance(held, PrunedLayer):
@@ -263,9 +269,10 @@ class Hooks:
             raise _ProjectedError(qkv, kwargs)
         if plan is not None:
             return plan.attend(module, qkv, kwargs), None
-        if self._session is None:
+        rows = self._answering if self._session is None else self._session
+        if rows is None:
             return self._host.kernel(module, *qkv, mask, **kwargs)
-        return self._session.attend(layer, module, qkv, mask, kwargs)
+        return rows.attend(layer, module, qkv, mask, kwargs)
 
 
 def _as_it_is(function: Any) -> Any:

@@ -22,6 +22,7 @@ from visipruner.engine.generating import Generation
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache, SharedPrefix, check_image_cache
 from visipruner.engine.patch_table import Vision
+from visipruner.engine.recall import LeftRows, left_rows
 from visipruner.engine.replay import Uncached
 from visipruner.engine.run_ahead import RunAhead
 from visipruner.engine.session import WHOLE, Forward, PromptSession
@@ -193,8 +194,22 @@ class Opening:
         wants_whole = next((name for name in WHOLE if self._asks_for(name, call)), None)
         forward = Forward(seq, past, real[:, :past].sum(1).tolist(), prompt_end, wants_whole)
         shared = self._shared_prefix(found, real[0], call) if not past and wants_whole is None else None
+        left = self._left_rows(found, runs, past, seq, call) if self._pruner.recalls else None
         args = (self._pruner, self._host, weakref.ref(owner), found, runs, forward, owner.run_ahead, vision, shared)
-        return PromptSession(*args)
+        return PromptSession(*args, left)
+
+    def _left_rows(
+        self, found: Sequence[TokenLayout], runs: Sequence[PromptRun], past: int, seq: int, call: Mapping[str, Any]
+    ) -> LeftRows | None:
+        """What holds the rows that leave; None where no answer follows. Raises UnsupportedModelError."""
+        if self.running is not None or self._image_cache is not None:
+            raise UnsupportedModelError(
+                "Tokens come back into a cache of the prompt's own; leave out use_cache=False and image_cache(), or "
+                "recall."
+            )
+        return (
+            left_rows(self._host, self._pruner, found, runs, past, seq) if is_cached(self._host.decoder, call) else None
+        )
 
     def _asks_for(self, name: str, call: Mapping[str, Any]) -> bool:
         """Whether a call, or else the model's config, asks for what only whole layers can give."""

@@ -25,12 +25,13 @@ class Record:
 
     Attributes:
         kept: `kept[b][l]` `[k]` long: the visual tokens of example b that enter layer l, then those after the last.
+        traces: one of each, without what `kept` says.
     """
 
     def __init__(self, layouts: Sequence[TokenLayout], seq: int, past_real: Sequence[int]) -> None:
         self._seq, self._past_real = seq, past_real
         self.kept: list[list[Tensor]] = [[] for _ in layouts]
-        self._traces = [
+        self.traces = [
             ExampleTrace(
                 prompt_length=layout.real.numel(),
                 num_visual=layout.visual.numel(),
@@ -52,7 +53,7 @@ class Record:
     ) -> None:
         """What the layer that begins runs. `held`: its layer of the cache, or None. `visual_rests`: visual rows are
         known from another prompt and do not run."""
-        for example, trace in enumerate(self._traces):
+        for example, trace in enumerate(self.traces):
             tokens = live.tokens[example]
             real, attending = live.rows.lengths[example], live.attending.lengths[example]
             padding = 0 if live.is_packed else self._seq - real
@@ -74,7 +75,7 @@ class Record:
 
     def enter_states(self, live: LiveRows, state_rows: int) -> None:
         """What a layer runs in which a state passes through `state_rows` of each example, padding included."""
-        for example, trace in enumerate(self._traces):
+        for example, trace in enumerate(self.traces):
             real = live.rows.lengths[example]
             padding = 0 if live.is_packed else self._seq - real
             self.kept[example].append(live.tokens[example])
@@ -92,13 +93,13 @@ class Record:
 
     def looked(self, example: int, pairs: int, rows: int = 0) -> None:
         """What a method computed for its choice in the last layer: (query, key) pairs, and rows projected ahead."""
-        work = self._traces[example].work[-1]
+        work = self.traces[example].work[-1]
         work.score_pairs += pairs
         work.score_rows += rows
 
     def projected_beside(self, frozen: Sequence[OtherKeys | None], has_query_maps: bool) -> None:
         """Keys and values were made of rows that do not run."""
-        for trace, beside in zip(self._traces, frozen, strict=True):
+        for trace, beside in zip(self.traces, frozen, strict=True):
             count = 0 if beside is None else beside.columns.numel()
             if has_query_maps:
                 trace.work[-1].key_rows += count
@@ -108,18 +109,18 @@ class Record:
 
     def attended(self, pairs: int) -> None:
         """Every example's attention in the last layer computed so many pairs."""
-        for trace in self._traces:
+        for trace in self.traces:
             trace.work[-1].attention_pairs += pairs
 
     def renumber(self, example: int, layer: int) -> None:
         """Rows close up over tokens that leave on entry to a layer."""
-        renumbered = self._traces[example].renumbered
+        renumbered = self.traces[example].renumbered
         if layer not in renumbered:
             renumbered.append(layer)
 
     def leave(self, live: LiveRows, runs: Sequence[PromptRun], merged: Sequence[Mapping[int, Tensor]]) -> None:
         """After the last layer."""
-        for example, (trace, run) in enumerate(zip(self._traces, runs, strict=True)):
+        for example, (trace, run) in enumerate(zip(self.traces, runs, strict=True)):
             self.kept[example].append(live.tokens[example])
             trace.trigger_layer, trace.exit_votes = run.trigger_layer, list(run.exit_votes)
             trace.merged = list(merged[example])
@@ -133,6 +134,6 @@ class Record:
         for key, tokens in distinct.items():
             lists[key] = numbers[start : start + tokens.numel()]
             start += tokens.numel()
-        for trace, kept in zip(self._traces, self.kept, strict=True):
+        for trace, kept in zip(self.traces, self.kept, strict=True):
             trace.kept = [list(lists[id(tokens)]) for tokens in kept]
-        return self._traces
+        return self.traces

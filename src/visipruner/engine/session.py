@@ -33,6 +33,7 @@ from visipruner.engine.masks import HostMask
 from visipruner.engine.patch_table import Vision
 from visipruner.engine.paused import is_resumed, paused_keys
 from visipruner.engine.projection import Projection
+from visipruner.engine.recall import LeftRows, RecallableRows
 from visipruner.engine.record import Record
 from visipruner.engine.run_ahead import EntryLook, EntryWork, RunAhead
 from visipruner.engine.soft import blended, is_biased
@@ -75,6 +76,7 @@ class PromptSession:
         layouts, runs: one of each per example.
         run_ahead: runs a layer up to its attention, for pruners that ask. vision: what the tower saw, per example.
         shared: what other prompts know of the rows up to the end of the image; of a single example only.
+        left: holds what leaves, where that may come back; of a single example only.
 
     Attributes:
         record: what became of each example, for the trace.
@@ -92,11 +94,12 @@ class PromptSession:
         run_ahead: RunAhead,
         vision: Sequence[Vision | None],
         shared: SharedPrefix | None = None,
+        left: LeftRows | None = None,
     ) -> None:
-        self._pruner, self._host, self._shared = pruner, host, shared
+        self._pruner, self._host, self._shared, self._left = pruner, host, shared, left
         self._run_ahead, self._features = run_ahead, None
         self.runs, self._forward = runs, forward
-        self._live = LiveRows(layouts, forward.seq)
+        self._live = LiveRows(layouts, forward.seq) if left is None else RecallableRows(left)
         self._home, self._copies = layouts[0].real.device, Copies()
         self._first_layer = pruner.first_layer()
         self._routing = PLAIN
@@ -110,6 +113,8 @@ class PromptSession:
         self._storing = Storing(self._live, owner, forward.past, forward.seq, shared)
         self._planner = Planner(host, self._live, runs, forward.prompt_end)
         self.record = Record(layouts, forward.seq, forward.past_real)
+        if left is not None:
+            left.trace = self.record.traces[0]
 
     _features: AddedFeatures | None
 
@@ -154,6 +159,8 @@ class PromptSession:
             self._plan = self._planner.plan(layer, self._routing, mask, others, hidden.dtype)
             self._plan.looks = self._looks(layer, self._plan, mask)
         self._write_down(held, frozen, entry_work)
+        if self._left is not None:
+            self._left.enter(kwargs, mask, held, self._features, self._live.tokens[0].numel() > 0)
         if self._plan is None:
             given = kwargs.get("attention_mask")
             if isinstance(held, PrunedLayer):

@@ -66,7 +66,8 @@ class PruneTrace:
         return self.examples[example].kept_grid(image, layer)
 
     def flops(self, example: int = 0) -> int:
-        """Exact FLOPs (two per multiply-add) the decoder spent on one example's prompt, without the output head."""
+        """Exact FLOPs (two per multiply-add) the decoder spent on one example's prompt, without the output head; rows
+        that came back later included."""
         from visipruner.accounting import prompt_macs
 
         return prompt_macs(self.shape, self.examples[example]).flops
@@ -88,7 +89,7 @@ class PruneTrace:
         return visual_attention_cut(model_from_trace(self.shape, traced), schedule_from_trace(traced))
 
     def kv_bytes(self, example: int = 0) -> int:
-        """Bytes of keys and values that one example's prompt leaves in the cache."""
+        """Bytes of keys and values that one example's prompt has in the cache, those that came back included."""
         from visipruner.accounting import expected_kv_bytes
 
         return expected_kv_bytes(self.shape, self.examples[example].key_lengths, self.dtype_bytes)
@@ -105,9 +106,11 @@ class PruneTrace:
         lines = []
         for index, example in enumerate(self.examples):
             left = [len(kept) for kept in example.kept[:-1]]
+            back = sum(len(event.tokens) for event in example.recalled)
             lines.append(
                 f"example {index}: {example.num_visual} visual of {example.prompt_length} rows; "
                 f"trigger layer {example.trigger_layer}, exit layer {example.exit_layer}; visual rows per layer {left}"
+                + (f"; {back} came back" if back else "")
             )
         return "\n".join(lines)
 

@@ -32,6 +32,7 @@ class Capa(ScoredPruner):
         acts="before layer 16",
         needs="last row's attention, values",
     )
+    reads_last_row_only: ClassVar[bool] = True
 
     layer: Layer = 16
 

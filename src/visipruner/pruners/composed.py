@@ -94,6 +94,10 @@ class Composed(Pruner):
                 "part; let it look at a later layer, or the other method begin before it."
             )
 
+    @property
+    def recalls(self) -> bool:
+        return any(part.recalls for part in self.parts)
+
     def asked(self, question: str) -> Self:
         return replace(self, parts=tuple(part.asked(question) for part in self.parts))
 
@@ -125,6 +129,7 @@ class _ComposedRun(PromptRun):
         super().__init__()
         self.parts = parts
         self._closed: list[Tensor] = []
+        self._again: Sequence[PromptRun] = ()
 
     @property
     def may_close_gaps(self) -> bool:
@@ -181,6 +186,16 @@ class _ComposedRun(PromptRun):
                     stays &= torch.zeros_like(stays).index_fill(0, kept, True)
         self._note()
         return None if bool(stays.all()) else stays.nonzero().flatten()
+
+    def chooses_again(self, step: int, rows: int = 1) -> bool:
+        self._again = [run for run in self.parts if run.chooses_again(step, rows)]
+        return bool(self._again)
+
+    def select_again(self, layer: int, view: LayerView) -> Tensor | None:
+        """What any of the parts that choose again asks for."""
+        asked = [run.select_again(layer, view) for run in self._again]
+        found = [kept for kept in asked if kept is not None]
+        return union(*found) if found else None
 
     def _protected(self, tokens: Tensor) -> Tensor:
         """Positions among `tokens` that a part protects from the others."""

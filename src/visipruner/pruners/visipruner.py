@@ -14,7 +14,7 @@ from torch import Tensor
 from visipruner.contract.budget import Scope, best, parts_of
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.layer_view import LayerView
-from visipruner.contract.pruner import About, DroppingPruner, InStates, PromptRun
+from visipruner.contract.pruner import About, InStates, PromptRun, RecallingPruner
 from visipruner.contract.routing import PLAIN, Routing
 from visipruner.contract.settings import Count, Layer, Number, Within, scaled_layer
 from visipruner.errors import ConfigError
@@ -25,7 +25,7 @@ STAGES: tuple[Stage, ...] = ("shallow", "middle", "deep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisiPruner(DroppingPruner):
+class VisiPruner(RecallingPruner):
     """The paper's training-free pruner, with real skipping.
 
     Shallow (layers `0 .. shallow_end - 1`): text rows attend to text rows only, and in layer 0 to one visual token
@@ -57,6 +57,8 @@ class VisiPruner(DroppingPruner):
         scope: whether this budget is for all images of the prompt together or for each (see `Budgeted`).
         filter_layer: fixes the filter layer instead of detecting it. exit_layer: fixes the first layer without vision
             instead of voting, whether or not there was a filter layer before it.
+        recall: after how many tokens of the answer the filter layer chooses again, by the same rule and the newest row;
+            what comes back leaves where all leave. 0 for never.
     """
 
     name: ClassVar[str] = "visipruner"
@@ -182,7 +184,7 @@ class VisiPrunerRun(PromptRun):
     """The middle and deep stage of one prompt."""
 
     def __init__(self, config: VisiPruner) -> None:
-        super().__init__()
+        super().__init__(config)
         self._config = config
         self._has_left = False
 
@@ -209,19 +211,28 @@ class VisiPrunerRun(PromptRun):
         return self._exit(layer, view)
 
     def _filter(self, layer: int, view: LayerView) -> Tensor | None:
-        config, influence = self._config, view.influence
-        if config.filter_layer is None and not bool((influence.cosine < config.filter_threshold).any()):
+        config, cosine = self._config, view.influence.cosine
+        if config.filter_layer is None and not bool((cosine < config.filter_threshold).any()):
             return None
         self.trigger_layer = layer
+        kept = self._kept(view)
+        self._has_left = not self._exit_follows(kept.numel(), cosine.numel())
+        return kept
+
+    def select_again(self, layer: int, view: LayerView) -> Tensor | None:
+        """The filter's choice, made anew in its layer."""
+        is_filter = "middle" in self._config.stages and layer == self.trigger_layer
+        return self._kept(view) if is_filter else None
+
+    def _kept(self, view: LayerView) -> Tensor:
+        """Positions of the tokens that go on after the filter layer."""
+        config, influence = self._config, view.influence
         if config.keep_tokens is not None or config.keep_ratio is not None:
             parts = parts_of(view, config.scope)
             some = best(influence.norm, parts, [_budget(config, len(part)) for part in parts])
-            kept = torch.arange(influence.norm.numel(), device=view.visual.device) if some is None else some
-        else:
-            scale = influence.output_norm if config.relative else 1.0
-            kept = (influence.norm > config.token_threshold * scale).nonzero().flatten()
-        self._has_left = not self._exit_follows(kept.numel(), influence.norm.numel())
-        return kept
+            return torch.arange(influence.norm.numel(), device=view.visual.device) if some is None else some
+        scale = influence.output_norm if config.relative else 1.0
+        return (influence.norm > config.token_threshold * scale).nonzero().flatten()
 
     def _exit_follows(self, kept: int, present: int) -> bool:
         """Whether the deep stage has anything to do once `kept` of `present` tokens go on."""
