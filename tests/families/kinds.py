@@ -5,6 +5,7 @@ Text decoders are those of the tiny check; what is here is the rest.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -53,6 +54,8 @@ def _sized(config: Any, sizes: dict[str, Any]) -> None:
 def config_of(kind: str, vision: dict[str, Any], **settings: Any) -> PretrainedConfig:
     """A type's config with everything small. `vision`: settings of the tower; `settings`: of the whole."""
     config = tiny.shrunk(default_config(kind))
+    if config.vision_config is None:  # Gemma 4's default reads text
+        config.vision_config = type(config).sub_configs["vision_config"]()
     for name in ("vision_config", "adapter_config", "audio_config", "vq_config"):
         if getattr(config, name, None) is not None:
             _sized(getattr(config, name), SIZES if name in ("vision_config", "adapter_config") else UNUSED)
@@ -180,14 +183,13 @@ def _twice(model: Any, number: int, only: bool, generator: torch.Generator) -> P
 # ---- types ----------------------------------------------------------------------------------------------------------
 
 PACKED, PLAIN = (3 * 2 * PATCH**2,), (3 * PATCH**2,)
-_ROWS = "mm_token_type_ids"
 _STACKED = {"deepstack_visual_indexes": [0, 1]}
 
 
 def _kind(
     kind: str, picture: Picture, vision: dict[str, Any] | None = None, join: Any = join_first_dimension, **settings: Any
 ) -> Family:
-    return Family(lambda: config_of(kind, vision or {}, **settings), picture, types=_ROWS, join=join)
+    return Family(lambda: config_of(kind, vision or {}, **settings), picture, join=join)
 
 
 def _hybrid() -> PretrainedConfig:
@@ -205,7 +207,7 @@ KINDS: dict[str, Family] = {
     "cosmos3_edge": _kind("cosmos3_edge", _lined(PLAIN), projector_hidden_size=64),
     "cosmos3_omni": _kind("cosmos3_omni", _lined(PACKED), _STACKED),
     "deepseek_vl": _kind("deepseek_vl", _square(16)),
-    "deepseek_vl_hybrid": Family(_hybrid, _twice, types=_ROWS),
+    "deepseek_vl_hybrid": Family(_hybrid, _twice),
     "ernie4_5_vl_moe": _kind("ernie4_5_vl_moe", _lined(PLAIN)),
     "exaone4_5": _kind("exaone4_5", _lined(PACKED), {"fullatt_block_indexes": [1]}),
     "gemma4": _kind("gemma4", _padded("image_position_ids", 2), {"pooling_kernel_size": 2}),
@@ -283,8 +285,10 @@ class TowerPrompts:
         yield words(asked.words, generator)
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
-        family = KINDS[self._kind]
-        return collate([list(self._pieces(each)) for each in asked], side, family.types, family.join)
+        family, model = KINDS[self._kind], built_kind(self._kind)
+        reads = {*inspect.signature(model.forward).parameters, *inspect.signature(model.model.forward).parameters}
+        types = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in reads), None)
+        return collate([list(self._pieces(each)) for each in asked], side, types, family.join)
 
     def more(self) -> Tensor:
         return torch.tensor([[11, 37, 23, 64]])

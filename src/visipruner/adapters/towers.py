@@ -302,9 +302,11 @@ def _table(found: list[Tensor], shares: list[Tensor], prefix: int) -> TokenPatch
 
 def open_layers(config: Any, depth: int) -> list[int]:
     """Layers of a tower whose patches attend to all of their picture; in the others they attend within windows, or do
-    not attend at all (convolutions)."""
+    not attend at all (convolutions). Where a tower merges patches on its way (MiniCPM-V), those after that."""
     named = getattr(config, "fullatt_block_indexes", None)
     kinds = getattr(config, "layer_types", None)
     if named is None and kinds:
         named = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    if getattr(config, "insert_layer_id", None) is not None:
+        named = range(config.insert_layer_id + 1, depth)
     return list(range(depth)) if named is None else sorted(layer for layer in named if 0 <= layer < depth)
