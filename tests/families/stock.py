@@ -103,7 +103,7 @@ STOCK: dict[str, Stock] = {
         "Ovis2Processor",
         ("Ovis2ImageProcessorPil", {"size": _SIDE, "crop_to_patches": False}),
         {"image_seq_length": 4},
-        {},
+        {IMAGE: "<IMG_ATOM>", START: "<IMG_START>", END: "<IMG_END>", BREAK: "<IMG_GRID>"},
     ),
     "paddleocr_vl": ("PaddleOCRVLProcessor", ("PaddleOCRVLImageProcessorPil", _GRID), {}, {}),
     "qianfan_ocr": ("QianfanOCRProcessor", _TILES, {"image_seq_length": 4}, {IMAGE: "<IMG_CONTEXT>"}),
@@ -145,7 +145,11 @@ WRITTEN = {
     "gemma4": "<image>",
     "qianfan_ocr": "<image>",
     "granite_docling": "<image>",
+    "hunyuan_vl": "<start><image><end>",
+    "ovis2": "<image>",
 }
+# Types that no analysis can read, and what is said.
+UNREAD = {"granite_docling": "are not what its final norm and output embeddings give"}
 
 
 def processor_of(kind: str) -> Any:
@@ -154,6 +158,7 @@ def processor_of(kind: str) -> Any:
     special = {**COMMON, **strings}
     named = {attribute: special[token] for attribute, token in NAMED.items()}
     cls, tokenizer = getattr(transformers, name), words_tokenizer(special, named)
+    tokenizer.add_tokens([f"w{number}" for number in range(3, 80)])  # words to whichever class a type loads it by
     parts = {"image_processor": getattr(transformers, images)(**image_settings), "tokenizer": tokenizer}
     if "feature_extractor" in cls.get_attributes():
         parts["feature_extractor"] = transformers.Gemma4AudioFeatureExtractor()

@@ -139,7 +139,8 @@ class EntryLook:
         """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
         come."""
         given = self._given(example, kwargs, places)
-        if not rotary:
+        has_none = kwargs.get("position_embeddings", given) is None  # a layer without positions
+        if not rotary and not has_none:
             for name in _rotary_names(kwargs):
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
@@ -152,7 +153,8 @@ def _rotary_names(kwargs: dict[str, Any]) -> list[str]:
     names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
     if not names:
         raise UnsupportedModelError(
-            "This model does not show its rotary embeddings, which this method needs by themselves."
+            "The layer that this method looks at is given no rotary embeddings, which the method needs by themselves; "
+            "choose another layer or method."
         )
     return names
 
