@@ -45,11 +45,16 @@ AttentionMaskInterface.register("test_oracle", ALL_MASK_ATTENTION_FUNCTIONS["eag
 
 @contextmanager
 def oracle(
-    model: Any, edit: Edit, configs: Sequence[Any] | None = None, decoder_layers: Sequence[Any] | None = None
+    model: Any,
+    edit: Edit,
+    configs: Sequence[Any] | None = None,
+    decoder_layers: Sequence[Any] | None = None,
+    moves: bool | None = None,
 ) -> Iterator[None]:
     """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights, rows where it says, and
     visual rows as they were after the layers that freeze them. `configs`: those of its attention; `decoder_layers`:
-    its layers, where they are not in the usual place."""
+    its layers, where they are not in the usual place. `moves`: whether rows are placed anew; by default in all models
+    but those with M-RoPE."""
     config = model.config.get_text_config()
     configs = [config] if configs is None else configs
     before = [each._attn_implementation for each in configs]
@@ -59,7 +64,8 @@ def oracle(
     hooks = []
     if isinstance(edit, PrunedEdit):
         layers = model.get_decoder().layers if decoder_layers is None else decoder_layers
-        places_move = "mrope_section" not in (getattr(config, "rope_parameters", None) or {})
+        has_axes = "mrope_section" in (getattr(config, "rope_parameters", None) or {})
+        places_move = not has_axes if moves is None else moves
         for number, layer in enumerate(layers if places_move else []):
             move = partial(edit.moved, number)
             hooks.append(

@@ -132,7 +132,7 @@ def _templated(model: Any, processor: Any, conversation: list[Any], **options: A
         processor_kwargs=options,
     )
     given = dict(inputs.to(model.device, model.dtype))
-    if TYPES in getattr(processor, "model_input_names", ()) and TYPES not in given:  # Cosmos 3 Edge, whose model wants it
+    if TYPES in getattr(processor, "model_input_names", ()) and TYPES not in given:  # as Cosmos 3 Edge's, by default
         types = processor.create_mm_token_type_ids(given["input_ids"].tolist())
         given[TYPES] = torch.tensor(types, device=model.device)
     return given

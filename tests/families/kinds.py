@@ -81,18 +81,18 @@ def _rename(config: Any) -> None:
 GRIDS = [(4, 4), (4, 6), (8, 4)]  # lines and columns of patches
 
 
-def _lined(
-    patch: tuple[int, ...], sizes: str | None = "image_grid_thw", side: int = 2, extra: int = 0, **more: Tensor
-) -> Picture:
-    """A picture of patches `patch` one after another; `sizes` is what says of how many lines and columns. `extra`:
-    features beside those of squares: 1 for newlines and both ends."""
+def _lined(patch: tuple[int, ...], side: int = 2, extra: int = 0, **more: Tensor) -> Picture:
+    """A picture of patches `patch` one after another, of which `side` squared make a token. `extra`: 1 where newlines
+    and both ends have features, too. `more`: what else comes with a picture."""
 
     def picture(model: Any, number: int, only: bool, generator: torch.Generator) -> Piece:
         lines, columns = GRIDS[number % 3]
         count = (lines // side) * (columns // side + extra) + 2 * extra
-        tensors = {"pixel_values": torch.randn(lines * columns, *patch, generator=generator), **more}
-        if sizes is not None:
-            tensors[sizes] = torch.tensor([[1, lines, columns]][-1:] if "thw" in sizes else [[lines, columns]])
+        tensors = {
+            "pixel_values": torch.randn(lines * columns, *patch, generator=generator),
+            "image_grid_thw": torch.tensor([[1, lines, columns]]),
+            **more,
+        }
         return Piece([START, *[IMAGE] * count, END], [0, *[1] * count, 0], tensors)
 
     return picture

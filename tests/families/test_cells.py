@@ -25,7 +25,7 @@ from tools.families.types import default_config
 from visipruner.adapters import generic
 from visipruner.checking.checks import OTHER, TWO, Judge, longer
 from visipruner.checking.prompts import Side, TinyPrompts
-from visipruner.checking.subject import Subject
+from visipruner.checking.subject import Subject, opened
 from visipruner.checking.tiny import shrunk_model
 from visipruner.contract.pruner import PromptRun, Pruner
 from visipruner.pruners.registry import available
@@ -128,7 +128,7 @@ def _alone(
             return_dict_in_generate=True,
         )
         trace = handle.trace[0]
-    got = torch.stack([step[0] for step in output.logits]).float()
+    got = torch.stack([opened(step[0]) for step in output.logits])
     whole = longer(inputs, output.sequences[:, -STEPS:-1])
     with full_length(subject, pruner, visual, trace.kept, shown, runs[0], inputs):
         expected = subject.logits(whole)[0, len(visual) - 1 :]
@@ -157,7 +157,7 @@ def full_length(
     with ExitStack() as stack:
         stack.enter_context(merged(layers, visual, shown, kept if subject.host.states else None))
         if is_routed:
-            stack.enter_context(oracle(subject.model, edit, subject.host.configs, layers))
+            stack.enter_context(oracle(subject.model, edit, subject.host.configs, layers, run.may_close_gaps))
         else:
             for number, layer in enumerate(layers if run.may_close_gaps else []):
                 move = partial(_moved, edit, number)

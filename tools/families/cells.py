@@ -120,7 +120,8 @@ def table(found: dict[str, dict[str, str]]) -> str:
         f"Of the {len(found)} types that are read from the model itself, each with the {methods} methods, "
         f"{len(found) * methods - total} pairs of {len(found) * methods} hold the invariants: rows that are dropped, "
         "merged or frozen are the full-length model with edges cut, while decoding too; prompts of a batch, padded on "
-        f"either side, get what they get alone. {total} are refused:",
+        f"either side, get what they get alone (`make families-test`; `python -m tools.families.cells` counts anew). "
+        f"{total} are refused:",
         "",
         row(["why", "methods", "types"]),
         row(["---"] * 3),

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
 from visipruner.adapters.known_towers import NO_PATCHES, TOWERS
-from visipruner.adapters.placeholders import image_sizes
+from visipruner.adapters.placeholders import encoded_sizes, runs
 from visipruner.adapters.structure import DEEPSTACK, FROM_FIRST, Structure, read, refused
 from visipruner.adapters.towers import squares
 from visipruner.contract.layout import ImageTokens
@@ -205,10 +206,11 @@ def _embedded(ids: tuple[int, ...], model: nn.Module, embeds: Tensor) -> Tensor:
     return torch.stack(each).any(0)
 
 
-def _unbroken(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
-    """An `images`: sizes where the features come encoded and count the rows, else unbroken runs."""
+def _unbroken(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
+    """An `images`: unbroken runs; images side by side are told apart where they come encoded one by one."""
+    ends = set(accumulate(end - start for _, start, end in runs(mask)))
     encoded = getattr((call.get("mm_encoder_outputs") or {}).get("image"), "pooler_output", None)
-    if isinstance(encoded, Tensor) and encoded.ndim < 3:
-        call = {}  # features of all images in one go
-    found = image_sizes(model, call, mask)
-    return found if sum(image.count for image in found) == int(mask.sum()) else None
+    if not isinstance(encoded, Tensor) or encoded.ndim > 2:  # else features of all images in one go
+        sizes = list(accumulate(encoded_sizes(call) or ()))
+        ends |= set(sizes if sizes and sizes[-1] == int(mask.sum()) else ())
+    return [ImageTokens(end - start) for start, end in pairwise([0, *sorted(ends)])]
