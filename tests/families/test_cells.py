@@ -64,7 +64,7 @@ def test_every_type_and_method_has_a_cell() -> None:
     assert not {name for those in REFUSED.values() for name in those} - set(available())
 
 
-@pytest.mark.parametrize(("kind", "name"), cells())
+@pytest.mark.parametrize(("kind", "name"), list(cells()))
 def test_a_cell_holds_every_invariant_or_says_why_not(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_tower = looks_at_tower(name, 4) and kind in KINDS
     subject = subject_of(kind, with_tower)

@@ -45,12 +45,13 @@ def candidates(name: str, host: Host) -> Iterator[Pruner]:
     """A method as it is tuned for small models; without what changes attention edges; at layers that attend, or right
     after them."""
     pruner, depth = tuned(name, len(host.layers)), len(host.layers)
+    attending = [layer for layer in range(depth) if layer not in host.states]
     yield pruner
     if name == "composed":
         yield Composed(parts=(DivPrune(keep_ratio=0.5), tuned("visipruner", depth)))
     if name == "visipruner-reference":
-        yield replace(pruner, stages=("middle",))  # type: ignore[call-arg]
-    attending = [layer for layer in range(depth) if layer not in host.states]
+        unrouted: dict[str, Any] = {"stages": ("middle",), "shallow_end": 0, "filter_layer": attending[0]}
+        yield replace(pruner, **unrouted)
     for layers in (attending, [layer + 1 for layer in attending if layer + 1 < depth]):
         yield from _at(pruner, layers)
 
