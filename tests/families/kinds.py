@@ -43,7 +43,7 @@ UNUSED: dict[str, Any] = {
 }
 
 
-def _sized(config: Any, sizes: dict[str, Any]) -> None:
+def _fit(config: Any, sizes: dict[str, Any]) -> None:
     """Gives a part of a config sizes, those that it has."""
     for name, value in sizes.items():
         if vars(config).get(name) is not None:
@@ -58,7 +58,7 @@ def config_of(kind: str, vision: dict[str, Any], **settings: Any) -> PretrainedC
         config.vision_config = type(config).sub_configs["vision_config"]()
     for name in ("vision_config", "adapter_config", "audio_config", "vq_config"):
         if getattr(config, name, None) is not None:
-            _sized(getattr(config, name), SIZES if name in ("vision_config", "adapter_config") else UNUSED)
+            _fit(getattr(config, name), SIZES if name in ("vision_config", "adapter_config") else UNUSED)
     for name, value in vision.items():
         tiny._put(config.vision_config, name, value)
     for name, value in settings.items():
@@ -96,6 +96,13 @@ def _lined(patch: tuple[int, ...], side: int = 2, extra: int = 0, **more: Tensor
         return Piece([START, *[IMAGE] * count, END], [0, *[1] * count, 0], tensors)
 
     return picture
+
+
+def _sized(model: Any, number: int, only: bool, generator: torch.Generator) -> Piece:
+    """LightOnOCR: as Pixtral's pictures, with nothing between the lines."""
+    piece = _broken_rows(model, number, only, generator)
+    count = piece.ids.count(IMAGE)
+    return Piece([START, *[IMAGE] * count, END], [0, *[1] * count, 0], piece.tensors)
 
 
 def _padded(name: str, side: int) -> Picture:
@@ -195,7 +202,7 @@ def _kind(
 def _hybrid() -> PretrainedConfig:
     config: Any = config_of("deepseek_vl_hybrid", {})
     large = config.high_res_vision_config
-    _sized(large, {**SIZES, "image_size": 64, "output_channels": 8, "window_size": 2})
+    _fit(large, {**SIZES, "image_size": 64, "output_channels": 8, "window_size": 2})
     tiny._put(large, "global_attn_indexes", [1])
     return config  # type: ignore[no-any-return]
 
@@ -222,7 +229,7 @@ KINDS: dict[str, Family] = {
     "kimi_k25": _kind("kimi_k25", _lined((3, PATCH, PATCH)), projection_hidden_size=32),
     "lfm2_vl": _kind("lfm2_vl", _padded("spatial_shapes", 2), projector_hidden_size=64),
     "lfm3_vl": _kind("lfm3_vl", _lined(PACKED), {"layer_types": ["conv", "full_attention"]}, projector_hidden_size=64),
-    "lighton_ocr": _kind("lighton_ocr", _broken_rows, {"image_size": 128}, spatial_merge_size=2),
+    "lighton_ocr": _kind("lighton_ocr", _sized, {"image_size": 128}, spatial_merge_size=2),
     **{
         kind: _kind(kind, _stripe, {"insert_layer_id": 0, "num_hidden_layers": 3}, _join_stripes, downsample_mode="16x")
         for kind in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")

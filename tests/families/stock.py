@@ -20,8 +20,8 @@ NAMED = {
         ("image_start_token", "vision_start_token", "video_start_token", "boi_token", "start_image_token"), START
     ),
     **dict.fromkeys(("image_end_token", "vision_end_token", "video_end_token", "eoi_token", "end_image_token"), END),
-    **dict.fromkeys(("slice_start_token", "image_id_start_token", "image_break_token"), BREAK),
-    **dict.fromkeys(("slice_end_token", "image_id_end_token"), ROW),
+    **dict.fromkeys(("slice_start_token", "image_id_start_token", "image_break_token", "boa_token"), BREAK),
+    **dict.fromkeys(("slice_end_token", "image_id_end_token", "eoa_token", "audio_token"), ROW),
 }
 COMMON = {IMAGE: "<image>", VIDEO: "<video>", START: "<start>", END: "<end>", BREAK: "<break>", ROW: "<row>"}
 QWEN = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
