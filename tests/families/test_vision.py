@@ -389,6 +389,25 @@ def test_kernels_of_variable_length_show_the_same(name: str, monkeypatch: pytest
         torch.testing.assert_close(one.features, other.features)
 
 
+@pytest.mark.parametrize("kind", ["lfm2_vl", "gemma4"])
+@pytest.mark.parametrize("kernel", ["sdpa", "flash_attention_2"])
+def test_padding_of_pictures_is_not_shown(kind: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel is told of it, the patches of two unlike pictures are those of each alone."""
+    use_stand_in(monkeypatch)
+    model, prompts = deepcopy(built_kind(kind)), TowerPrompts(kind)
+    adapter = generic.adapter_of(model)
+    tower = submodule(model, adapter.vision)
+    assert tower is not None
+    for part in tower.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = kernel
+    ((together, _),) = looked_at(model, prompts.inputs([Asked((0, 2), 4)]), adapter=adapter)
+    for number, view in zip((0, 2), together, strict=True):
+        (((alone,), _),) = looked_at(built_kind(kind), prompts.inputs([Asked((number,), 4)]), adapter=adapter)
+        torch.testing.assert_close(view.received, alone.received)
+        torch.testing.assert_close(view.features, alone.features)
+
+
 # ---- newlines, batches ----------------------------------------------------------------------------------------------
 
 

@@ -272,11 +272,12 @@ def _lengths(queries: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) ->
         return [kwargs["cu_seq_lens_q"].diff().tolist()]
     if mask is None:
         return [[rows]] * batch
-    seen = is_open(mask)
+    # Flash kernels are told of padding alone, `[batch, m]`.
+    seen = mask.bool()[:, None] if mask.ndim == 2 else is_open(mask)[:, 0]
     if bool(seen.all()):
         return [[rows]] * batch
-    if seen.shape[-2:] == (rows, rows):
-        seen = seen[:, 0].expand(batch, -1, -1)
+    if seen.shape[-1] == rows and seen.shape[-2] in (1, rows):
+        seen = seen.expand(batch, rows, -1)
         counts = seen[:, 0].sum(-1)
         if torch.equal(seen, (torch.arange(rows, device=seen.device) < counts[:, None])[:, None].expand_as(seen)):
             return [[count] for count in counts.tolist()]
