@@ -127,12 +127,12 @@ def table(found: dict[str, dict[str, str]]) -> str:
         row(["why", "methods", "types"]),
         row(["---"] * 3),
     ]
-    for said, those in why.items():
+    for said, by_name in why.items():
         groups: dict[tuple[str, ...], list[str]] = {}
-        for name, types in those.items():
+        for name, types in by_name.items():
             groups.setdefault(tuple(types), []).append(f"`{name}`")
-        for types, names in groups.items():
-            told = "all" if len(types) == len(found) else ", ".join(f"`{kind}`" for kind in types)
+        for group, names in groups.items():
+            told = "all" if len(group) == len(found) else ", ".join(f"`{kind}`" for kind in group)
             lines.append(row([said.replace("|", "/"), ", ".join(names), told]))
     return "\n".join(lines) + "\n"
 

@@ -140,7 +140,9 @@ def lines(model: Any, seen: Encoded) -> TokenPatches:
 
 def framed_lines(model: Any, seen: Encoded) -> TokenPatches:
     """HunYuan-VL: the same, with a newline feature after each line of tokens, and one before and after each image."""
-    side, found, shares, start = model.config.vision_config.spatial_merge_size, [], [], 0
+    side, start = model.config.vision_config.spatial_merge_size, 0
+    found: list[Tensor] = []
+    shares: list[Tensor] = []
     for _, height, width in _grids(seen):
         squares_of = grid_squares(height, width, side).view(height // side, width // side, side**2)
         for parts, of_image in ((found, squares_of + start), (shares, torch.full_like(squares_of, 1) / side**2)):
