@@ -404,8 +404,8 @@ def test_padding_of_pictures_is_not_shown(kind: str, kernel: str, monkeypatch: p
     ((together, _),) = looked_at(model, prompts.inputs([Asked((0, 2), 4)]), adapter=adapter)
     for number, view in zip((0, 2), together, strict=True):
         (((alone,), _),) = looked_at(built_kind(kind), prompts.inputs([Asked((number,), 4)]), adapter=adapter)
-        torch.testing.assert_close(view.received, alone.received)
-        torch.testing.assert_close(view.features, alone.features)
+        torch.testing.assert_close(view.received, alone.received, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(view.features, alone.features, atol=1e-4, rtol=1e-4)
 
 
 # ---- newlines, batches ----------------------------------------------------------------------------------------------
