@@ -66,7 +66,7 @@ floor-test: ## The engine's main tests with the oldest torch and transformers, o
 	.venv-floor/bin/python -m pip install --quiet $(PIP_FLAGS) $(foreach one,$(FLOOR),'$(one)') -e '.[test]' -e $(TESTBED)
 	.venv-floor/bin/python -m pytest $(FLOOR_TESTS)
 
-families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers, and every method on every family
+families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers, and every method on every type
 	$(BIN)/python -m pytest -m every_type tests/families
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed

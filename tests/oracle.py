@@ -44,17 +44,28 @@ AttentionMaskInterface.register("test_oracle", ALL_MASK_ATTENTION_FUNCTIONS["eag
 
 
 @contextmanager
-def oracle(model: Any, edit: Edit) -> Iterator[None]:
+def oracle(
+    model: Any,
+    edit: Edit,
+    configs: Sequence[Any] | None = None,
+    decoder_layers: Sequence[Any] | None = None,
+    moves: bool | None = None,
+) -> Iterator[None]:
     """Runs `model` (batch 1, no cache) with `edit` turning every layer's logits into weights, rows where it says, and
-    visual rows as they were after the layers that freeze them."""
+    visual rows as they were after the layers that freeze them. `configs`: those of its attention; `decoder_layers`:
+    its layers, where they are not in the usual place. `moves`: whether rows are placed anew; by default in all models
+    but those with M-RoPE."""
     config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = "test_oracle"
+    configs = [config] if configs is None else configs
+    before = [each._attn_implementation for each in configs]
+    for each in configs:
+        each._attn_implementation = "test_oracle"
     _EDIT[:] = [edit]
     hooks = []
     if isinstance(edit, PrunedEdit):
-        layers = model.get_decoder().layers
-        places_move = "mrope_section" not in (getattr(config, "rope_parameters", None) or {})
+        layers = model.get_decoder().layers if decoder_layers is None else decoder_layers
+        has_axes = "mrope_section" in (getattr(config, "rope_parameters", None) or {})
+        places_move = not has_axes if moves is None else moves
         for number, layer in enumerate(layers if places_move else []):
             move = partial(edit.moved, number)
             hooks.append(
@@ -69,7 +80,8 @@ def oracle(model: Any, edit: Edit) -> Iterator[None]:
         with frozen(layers, getattr(edit, "visual", None), resting):
             yield
     finally:
-        config._attn_implementation = before
+        for each, name in zip(configs, before, strict=True):
+            each._attn_implementation = name
         for hook in hooks:
             hook.remove()
 
@@ -110,12 +122,20 @@ class Entering:
 
 
 @contextmanager
-def merged(layers: Sequence[Any], visual: Tensor, entering: Sequence[Entering]) -> Iterator[None]:
+def merged(
+    layers: Sequence[Any], visual: Tensor, entering: Sequence[Entering], kept: Sequence[Sequence[int]] | None = None
+) -> Iterator[None]:
     """Before each layer of the full-length model, its rows must be what the method was shown, and become what the
-    method merged. `visual`: `[n]` bool over the prompt."""
-    places = visual.nonzero().flatten()
+    method merged. `visual`: `[n]` bool over the prompt. `kept`: tokens by layer, where the others have left before the
+    layer after it is entered."""
 
     def enter(shown: Entering) -> Callable[..., Any]:
+        places = visual.nonzero().flatten()
+        if kept is not None and shown.layer:
+            here = ~visual
+            here[places[kept[shown.layer - 1]]] = True
+            places = here.cumsum(0)[places] - 1
+
         def before(_module: Any, args: Any, kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             torch.testing.assert_close(hidden[0, places[shown.tokens]], shown.embeddings, atol=2e-4, rtol=1e-4)
@@ -205,7 +225,10 @@ class PrunedEdit:
         the tokens before it that left without a gap."""
         closed = torch.zeros_like(self.visual)
         closed[self.visual.nonzero().flatten()[self._closed(layer)]] = True
-        given = {name: value for name, value in kwargs.items() if name.startswith("position_embeddings")}
+        named = {name: value for name, value in kwargs.items() if name.startswith("position_embeddings")}
+        given = {name: value for name, value in named.items() if value is not None}
+        if not given:
+            return kwargs
         rows = torch.arange(next(iter(given.values()))[0].shape[-2])
         before = torch.nn.functional.pad(closed, (0, len(rows) - len(closed))).cumsum(0)
         places = (rows - before).clamp(min=0)  # a token that opened the prompt and left is seen by nobody

@@ -25,6 +25,8 @@ from visipruner.errors import ConfigError, VisiPrunerError
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.none import NoPruning
 
+TYPES = "mm_token_type_ids"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -129,7 +131,11 @@ def _templated(model: Any, processor: Any, conversation: list[Any], **options: A
         return_tensors="pt",
         processor_kwargs=options,
     )
-    return dict(inputs.to(model.device, model.dtype))
+    given = dict(inputs.to(model.device, model.dtype))
+    if TYPES in getattr(processor, "model_input_names", ()) and TYPES not in given:  # as Cosmos 3 Edge's, by default
+        types = processor.create_mm_token_type_ids(given["input_ids"].tolist())
+        given[TYPES] = torch.tensor(types, device=model.device)
+    return given
 
 
 class Turn:

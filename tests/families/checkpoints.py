@@ -15,7 +15,7 @@ from tests.families.zoo import PINPOINTS, built
 from visipruner.models.processors import images_only, pixtral
 
 _SIDE = {"height": 32, "width": 32}
-_MROPE_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 64}
+MROPE_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 64}
 
 
 def words_tokenizer(special: dict[int, str], named: dict[str, str]) -> PreTrainedTokenizerFast:
@@ -37,7 +37,8 @@ def words_tokenizer(special: dict[int, str], named: dict[str, str]) -> PreTraine
     )
 
 
-def _template(image: str) -> str:
+def chat_template(image: str) -> str:
+    """Words, and `image` where a picture stands."""
     return (
         "{% for message in messages %} {{ 'w3' if message['role'] == 'user' else 'w4' }} "
         "{% for part in message['content'] %}"
@@ -101,7 +102,7 @@ def _qwen(cls: Any) -> Callable[[], tuple[Any, str]]:
             VIDEO: "<|video_pad|>",
             END: "<|vision_end|>",
         }
-        images = _pil("Qwen2VL", patch_size=8, merge_size=2, size=_MROPE_SIZE)
+        images = _pil("Qwen2VL", patch_size=8, merge_size=2, size=MROPE_SIZE)
         return images_only(cls)(
             images, words_tokenizer(special, {"image_token": "<|image_pad|>"})
         ), "<|vision_start|><|image_pad|><|vision_end|>"
@@ -177,7 +178,7 @@ def _glm(images: str, cls: Any) -> Callable[[], tuple[Any, str]]:
             BREAK: "<|begin_of_video|>",
             ROW: "<|end_of_video|>",
         }
-        pil = _pil(images, patch_size=8, merge_size=2, size=_MROPE_SIZE)
+        pil = _pil(images, patch_size=8, merge_size=2, size=MROPE_SIZE)
         tokenizer = words_tokenizer(special, {"image_token": "<|image|>"})
         return images_only(cls)(pil, tokenizer), "<|begin_of_image|><|image|><|end_of_image|>"
 
@@ -213,7 +214,7 @@ PROCESSORS: dict[str, Callable[[], tuple[Any, str]]] = {
 def processor_of(name: str) -> Any:
     """A family's processor with a chat template."""
     processor, image = PROCESSORS[name]()
-    processor.chat_template = _template(image)
+    processor.chat_template = chat_template(image)
     return processor
 
 

@@ -19,38 +19,21 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 import visipruner as vp
 from tests.engine.state import state_of, untouched
 from tests.families.prompts import extended
-from tests.families.test_matrix import CLOSE, PRUNERS
+from tests.families.test_matrix import CLOSE
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, LAYERS, adapter_of, built, inputs, layers_of, prompt, visual_rows
 from tests.oracle import Entering, merged, oracle, pruned_edit
-from tools.families.methods import asked, is_refused
+from tools.families.methods import asked, is_refused, tuned
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.picture import picture_methods
 from visipruner.pruners.composed import Composed
-from visipruner.pruners.dycoke import DyCoke
-from visipruner.pruners.evs import EVS
-from visipruner.pruners.registry import available, method_class
-from visipruner.pruners.shortv import ShortV
-from visipruner.pruners.visipruner import ReferenceVisiPruner
+from visipruner.pruners.registry import available
 
 STEPS = 3
 LAYOUTS = [[3, 0, 2, 0, 5], [2, 0, 6], [7]]
 PADDED, TEXT = 1, 2  # which of them is padded beside the first and has images, and which has none
 
-# Published thresholds need not be met by random models, nor are their pictures videos.
-_TUNED: dict[str, vp.Pruner] = {
-    "dycoke": DyCoke(frame_tokens=1),
-    "evs": EVS(frame_tokens=1, keep_ratio=0.5),
-    "schedule": PRUNERS["schedule"],
-    "shortv": ShortV(layers=(0, 2)),
-    "visipruner": PRUNERS["detect"],
-    "visipruner-reference": replace(
-        ReferenceVisiPruner.for_depth(LAYERS), shallow_end=2, filter_layer=2, keep_tokens=3
-    ),
-}
-METHODS: dict[str, vp.Pruner] = {
-    name: _TUNED[name] if name in _TUNED else method_class(name).for_depth(LAYERS) for name in available()
-}
+METHODS: dict[str, vp.Pruner] = {name: tuned(name, LAYERS) for name in available()}
 _KEEPS_ALL: dict[str, dict[str, Any]] = {
     "dycoke": {"merge_ratio": 0.0},
     "fitprune": {"remove": (0.0,) * LAYERS},
@@ -124,14 +107,16 @@ def _plain(name: str, example: int | None = None) -> Tensor:
     return _logits(_generate(built(name, _attn(name)), _prepared(name, example)))
 
 
-def _remembered(pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch) -> list[Entering]:
-    """Filled with what the method's runs are shown on entry and answer."""
+def remembered(pruner: vp.Pruner, monkeypatch: pytest.MonkeyPatch, runs: list[Any] | None = None) -> list[Entering]:
+    """Filled with what the method's runs are shown on entry and answer; `runs` with these."""
     seen: list[Entering] = []
     start = type(pruner).start
 
     def remembering(self: vp.Pruner) -> Any:
         run: Any = start(self)
         inner = run.select_entries
+        if runs is not None:
+            runs.append(run)
 
         def select_entries(layer: int, runs: Any, views: Sequence[EntryView]) -> Any:
             answers = inner(layer, runs, views)
@@ -159,7 +144,7 @@ def _alone(
         untouched(model, layers_of(model), prepared),
         vp.attach(model, pruner) as handle,
     ):
-        shown = _remembered(pruner, patch)
+        shown = remembered(pruner, patch)
         output = _generate(model, prepared)
         trace: vp.ExampleTrace = handle.trace[0]
     _holds_the_rows_that_ran(pruner, visual, trace, output.past_key_values)

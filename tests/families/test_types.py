@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,13 +14,11 @@ from tools.families.types import TYPES, checked_type, default_config, verdict, w
 from visipruner.adapters import described, generic
 from visipruner.checking import check_tiny
 from visipruner.checking.prompts import Asked, TinyPrompts
-from visipruner.checking.subject import Subject
 from visipruner.checking.tiny import IMAGE, VIDEO, built, shrunk, shrunk_model, telling_kinds
 from visipruner.engine import calls
 from visipruner.errors import UnsupportedModelError
 from visipruner.models import checked
 from visipruner.models.checked import config_fingerprint
-from visipruner.pruners import registry
 from visipruner.pruners.shortv import ShortV
 
 FOUND = written()
@@ -53,30 +50,6 @@ def test_a_type_passes_its_tiny_check(kind: str) -> None:
     assert tried - {"video"} == {
         *("rows", "keep all", "text only", "drop = cut", "several images", "cache", "next turn", "batch"),
     }
-
-
-@pytest.mark.parametrize(
-    "kind", [kind if kind in EACH_RUN else pytest.param(kind, marks=pytest.mark.every_type) for kind in PASSING]
-)
-def test_what_a_method_drops_is_cut(kind: str) -> None:
-    """Methods that only drop, and leave positions as they are; each looks at the model in its own way."""
-    model = shrunk_model(default_config(kind))
-    subject = Subject(model, generic.adapter_of(model), TinyPrompts(model))
-    inputs = subject.prompts.inputs([Asked((1,), 7)])
-    text = ~subject.visual(inputs)[0]
-    plain = subject.logits(inputs)[0, text]
-    for name in ("capa", "dart", "fastv", "fitprune", "random", "uniform", "vtw"):
-        pruner = registry.method_class(name).for_depth(len(subject.host.layers))
-        if name == "dart" and 0 in subject.host.states:  # it looks at keys of layer 0, and remembers them
-            with pytest.raises(UnsupportedModelError, match=r"Layer 0 of .* has no attention"):
-                subject.attach(pruner)
-            pruner = replace(pruner, layer=min(set(range(len(subject.host.layers))) - subject.host.states) + 1)
-        with subject.attach(pruner) as handle:
-            pruned = subject.logits(inputs)[0, text]
-            kept = handle.trace[0].kept
-        expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0, text]
-        assert (pruned - expected).abs().max() < 1e-4, name
-        assert (plain - expected).abs().max() > 1e-3, name
 
 
 @pytest.mark.parametrize(

@@ -9,51 +9,24 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForImageTextToText,
-    AyaVisionConfig,
-    CLIPVisionConfig,
-    Cohere2Config,
-    Cohere2VisionConfig,
-    Exaone4_5_Config,
-    GlmOcrConfig,
-    LightOnOcrConfig,
-    LlamaConfig,
-    SiglipVisionConfig,
-    VipLlavaConfig,
-)
+from transformers import AutoModelForImageTextToText
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 import visipruner as vp
-from tests.families.prompts import IMAGE, collate, join_first_dimension, words
-from tests.families.zoo import (
-    _MROPE,
-    _SQUARE,
-    _TEXT,
-    _TOKENS,
-    _VISION,
-    FAMILIES,
-    PINPOINTS,
-    Picture,
-    _broken_rows,
-    _mrope_image,
-    _square,
-    adapter_of,
-    built,
-    inputs,
-    peaked,
-    prompt,
-    visual_rows,
-)
+from tests.families.kinds import KINDS, TowerPrompts, built_kind
+from tests.families.zoo import FAMILIES, PINPOINTS, adapter_of, built, inputs, prompt, visual_rows
 from tests.flash import use_stand_in
-from visipruner.adapters import Adapter, generic, towers
+from tools.families.types import written
+from visipruner.adapters import Adapter, generic, known_towers, supported, towers
 from visipruner.adapters.base import submodule
+from visipruner.checking.prompts import Asked
 from visipruner.contract.entry_view import EntryView
 from visipruner.contract.vision_view import VisionView
 from visipruner.engine.patch_table import token_numbers
@@ -157,8 +130,8 @@ def pixel_blocks(prepared: dict[str, Any]) -> list[tuple[str, Any]]:
         if name not in prepared:
             continue
         pixels = prepared[name]
-        if pixels.ndim == 2:
-            blocks += [(name, (row,)) for row in range(len(pixels))]
+        if pixels.ndim < 4:  # patches one after another
+            blocks += [(name, place) for place in product(*map(range, pixels.shape[:-1]))]
             continue
         pictures = torch.cartesian_prod(*(torch.arange(size) for size in pixels.shape[:-3])).view(-1, pixels.ndim - 3)
         for picture in pictures.tolist():
@@ -195,44 +168,26 @@ def follow_pixels(model: Any, prepared: dict[str, Any], adapter: Adapter | None 
     assert len(touched) > 1
 
 
-def _of_kind(kind: str) -> tuple[Any, Picture]:
-    """A tiny model's config of a type that nobody described, and a picture for it."""
-    text, rope = {**_TEXT, "head_dim": 8}, {"rope_parameters": _MROPE}
-    packed = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
-    siglip, clip = SiglipVisionConfig(**_SQUARE), CLIPVisionConfig(**_SQUARE)
-    if kind == "exaone4_5":
-        vision = {**packed, "patch_size": 8, "num_key_value_heads": 1, "window_size": 32, "fullatt_block_indexes": [1]}
-        layers = {"model_type": "exaone4", "layer_types": ["full_attention"] * 4}
-        return Exaone4_5_Config(text_config={**text, **rope, **layers}, vision_config=vision, **_TOKENS), _mrope_image
-    if kind == "glm_ocr":
-        parts = {"text_config": {**text, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}}}
-        return GlmOcrConfig(
-            **parts, vision_config={**packed, "patch_size": 8, "image_size": 64}, **_TOKENS
-        ), _mrope_image
-    if kind == "lighton_ocr":
-        vision = {"model_type": "pixtral", **_VISION, "image_size": 128, "patch_size": 8}
-        parts = {"text_config": {"model_type": "qwen3", **text}, "vision_config": vision}
-        return LightOnOcrConfig(**parts, image_token_id=IMAGE, spatial_merge_size=2), _broken_rows
-    if kind == "vipllava":
-        parts = {"vision_config": clip, "text_config": LlamaConfig(**_TEXT), "vision_feature_layers": [-1, -2]}
-        return VipLlavaConfig(**parts, image_token_index=IMAGE), _square(16)
-    parts = {"vision_config": siglip, "text_config": Cohere2Config(**_TEXT), "downsample_factor": 2}
-    if kind == "aya_vision":
-        return AyaVisionConfig(**parts, image_token_index=IMAGE, vision_feature_select_strategy="full"), _square(4)
-    return Cohere2VisionConfig(**parts, image_token_id=IMAGE, alignment_intermediate_size=64), _square(4)
+# One of each way to make tokens, padding, and a tower that merges on its way; the others by `make families-test`.
+SHOWN = {*{patches: kind for kind, (_, patches) in known_towers.TOWERS.items()}.values(), "lfm2_vl", "minicpmv4_6"}
 
 
-@pytest.mark.parametrize("kind", generic.TOWERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in SHOWN else pytest.mark.every_type) for kind in known_towers.TOWERS]
+)
 def test_towers_of_types_that_nobody_described(kind: str) -> None:
-    config, picture = _of_kind(kind)
-    model = peaked(config, "eager")
-    adapter, generator = generic.adapter_of(model), torch.Generator().manual_seed(1)
+    model = deepcopy(built_kind(kind))
+    adapter = generic.adapter_of(model)
     tower = submodule(model, adapter.vision)
     assert tower is not None
     unmix(tower)
-    pieces = [words(3, generator), picture(model, 0, False, generator), words(2, generator)]
-    pieces += [picture(model, 1, False, generator), words(4, generator)]
-    follow_pixels(model, collate([pieces], "left", "mm_token_type_ids", join_first_dimension), adapter)
+    follow_pixels(model, TowerPrompts(kind).inputs([Asked((0, 1), 4)]), adapter)
+
+
+def test_of_every_type_it_is_known_which_patches_a_token_has() -> None:
+    undescribed = {kind for kind, one in written().items() if one["result"] == "passes"} - set(supported())
+    assert set(known_towers.TOWERS) | set(known_towers.NO_PATCHES) == undescribed
+    assert set(KINDS) == set(known_towers.TOWERS)
 
 
 # ---- what is told of a token ----------------------------------------------------------------------------------------
@@ -432,6 +387,25 @@ def test_kernels_of_variable_length_show_the_same(name: str, monkeypatch: pytest
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.received, other.received)
         torch.testing.assert_close(one.features, other.features)
+
+
+@pytest.mark.parametrize("kind", ["lfm2_vl", "gemma4"])
+@pytest.mark.parametrize("kernel", ["sdpa", "flash_attention_2"])
+def test_padding_of_pictures_is_not_shown(kind: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel is told of it, the patches of two unlike pictures are those of each alone."""
+    use_stand_in(monkeypatch)
+    model, prompts = deepcopy(built_kind(kind)), TowerPrompts(kind)
+    adapter = generic.adapter_of(model)
+    tower = submodule(model, adapter.vision)
+    assert tower is not None
+    for part in tower.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = kernel
+    ((together, _),) = looked_at(model, prompts.inputs([Asked((0, 2), 4)]), adapter=adapter)
+    for number, view in zip((0, 2), together, strict=True):
+        (((alone,), _),) = looked_at(built_kind(kind), prompts.inputs([Asked((number,), 4)]), adapter=adapter)
+        torch.testing.assert_close(view.received, alone.received, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(view.features, alone.features, atol=1e-4, rtol=1e-4)
 
 
 # ---- newlines, batches ----------------------------------------------------------------------------------------------

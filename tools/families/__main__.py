@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tools.families import types
+from tools.families import cells, types
 from tools.families.features import table
 from visipruner.adapters import BUILT_IN
 
@@ -21,13 +21,17 @@ def with_table(page: str) -> str:
     """`page` with a fresh table between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + types.table(types.written()) + "\n" + table(_SHOWN) + END + after
+    return before + BEGIN + _tables() + END + after
+
+
+def _tables() -> str:
+    return "\n".join([types.table(types.written()), table(_SHOWN), cells.table(cells.refusals())])
 
 
 def main() -> None:
     """Prints the table, or writes it into the page named on the command line."""
     if len(sys.argv) == 1:
-        print(types.table(types.written()), table(_SHOWN), sep="\n", end="")
+        print(_tables(), end="")
         return
     path = Path(sys.argv[1])
     path.write_text(with_table(path.read_text()))

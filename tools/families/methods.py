@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from visipruner.adapters.base import Adapter
 from visipruner.contract.picture import picture_methods
 from visipruner.contract.pruner import Pruner
+from visipruner.pruners.dycoke import DyCoke
+from visipruner.pruners.evs import EVS
+from visipruner.pruners.registry import available, method_class
+from visipruner.pruners.schedule import FixedSchedule
+from visipruner.pruners.shortv import ShortV
+from visipruner.pruners.visipruner import ReferenceVisiPruner, VisiPruner
 from visipruner.words import spans
 
 # What is checked of every method with every family.
@@ -39,6 +46,22 @@ SHRINKS = (
 NO_TOWER = "An error: nobody said which patches of the vision tower the tokens are made of."
 
 
+def tuned(name: str, depth: int) -> Pruner:
+    """A method with settings that do something in a small model of random weights, whose pictures are no videos."""
+    if name == "visipruner-reference":
+        return replace(ReferenceVisiPruner.for_depth(depth), shallow_end=2, filter_layer=2, keep_tokens=3)
+    by_hand: dict[str, Pruner] = {
+        "dycoke": DyCoke(frame_tokens=1),
+        "evs": EVS(frame_tokens=1, keep_ratio=0.5),
+        "schedule": FixedSchedule(layers=(0, 1), keep=(3, 0)),
+        "shortv": ShortV(layers=(0, 2)),
+        "visipruner": VisiPruner(
+            stages=("middle", "deep"), shallow_end=0, exit_votes=1, filter_threshold=0.99999, exit_threshold=0.9
+        ),
+    }
+    return by_hand[name] if name in by_hand else method_class(name).for_depth(depth)
+
+
 def is_refused(pruner: Pruner, adapter: Adapter) -> str | None:
     """Why this method is an error with this family, or None."""
     if picture_methods(pruner):
@@ -53,8 +76,6 @@ def asked(method: str) -> list[int]:
 
 def table(adapters: Sequence[Adapter]) -> list[str]:
     """Lines of Markdown: every method of the registry by every family, notes and what the numbers mean below."""
-    from visipruner.pruners.registry import available, method_class
-
     notes: list[str] = []
     lines = [row(["method", *(adapter.family for adapter in adapters)]), row(["---"] * (1 + len(adapters)))]
     for name in available():

@@ -40,7 +40,8 @@ class Adapter:
         visual: which rows count as visual, in words, for the documentation.
         vision: dotted paths to the vision tower, for methods that look at its attention; empty where visual tokens
             are not made of patches of their own. patches: which patches a token is made of (`adapters.towers`); by
-            default one, or a square of neighbours, of a picture that all are alike.
+            default one, or a square of neighbours, of a picture that all are alike. no_patches: why tokens are made of
+            no patches of their own, where that is known.
         layers: attribute of the decoder with its layers. attention: attribute of a layer with its attention.
         final_norm: attribute of the decoder with the norm after its last layer. output: attribute of the attention
             with the output projection.
@@ -64,6 +65,7 @@ class Adapter:
     visual: str = ""
     vision: tuple[str, ...] = ()
     patches: Patches = squares
+    no_patches: str = ""
     layers: str = "layers"
     attention: str = "self_attn"
     final_norm: str = "norm"

@@ -2,7 +2,7 @@
 
 The layers are those of its `get_decoder`; visual rows are the ids that its own `get_placeholder_mask` takes for
 placeholders, or else those that its config names. Grids of images cannot be read this way, nor which patches a visual
-token is made of: that an adapter says, or `TOWERS`.
+token is made of: that an adapter says, or `known_towers`.
 """
 
 from __future__ import annotations
@@ -11,30 +11,23 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from visipruner.adapters.base import Adapter
-from visipruner.adapters.placeholders import image_sizes
+from visipruner.adapters.known_towers import NO_PATCHES, TOWERS
+from visipruner.adapters.placeholders import encoded_sizes, runs
 from visipruner.adapters.structure import DEEPSTACK, FROM_FIRST, Structure, read, refused
-from visipruner.adapters.towers import Patches, merged, sized_squares, squares
+from visipruner.adapters.towers import squares
 from visipruner.contract.layout import ImageTokens
 from visipruner.errors import LayoutError
 
 # What configs call the token whose row an image's feature overwrites.
 NAMES = ("token_id", "token_index", "context_token_id", "patch_id", "pad_id")
 KINDS = ("image", "video", "img", "im_")
-# Types whose tower is known: its name in the embedder, and which patches a visual token is made of.
-TOWERS: dict[str, tuple[str, Patches]] = {
-    "aya_vision": ("vision_tower", squares),
-    "cohere2_vision": ("vision_tower", squares),
-    "exaone4_5": ("visual", merged),
-    "glm_ocr": ("visual", merged),
-    "lighton_ocr": ("vision_encoder", sized_squares),
-    "vipllava": ("vision_tower", squares),
-}
 PIXELS = ("pixel_values", "image_patches", "images", "high_res_pixel_values", "video_pixel_values")
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f", "embedding_norm")
 
@@ -69,6 +62,7 @@ def adapter_of(model: nn.Module) -> Adapter:
         visual="the rows that the model overwrites with features",
         vision=(f"{path}.{tower}".lstrip("."),) if tower else (),
         patches=patches,
+        no_patches=NO_PATCHES.get(kind.model_type, ""),
         layers=structure.layers,
         attention=structure.attention,
         final_norm=_child(structure.decoder, *_NORMS),
@@ -212,10 +206,11 @@ def _embedded(ids: tuple[int, ...], model: nn.Module, embeds: Tensor) -> Tensor:
     return torch.stack(each).any(0)
 
 
-def _unbroken(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens] | None:
-    """An `images`: sizes where the features come encoded and count the rows, else unbroken runs."""
+def _unbroken(model: nn.Module, call: Mapping[str, Any], mask: Tensor) -> list[ImageTokens]:
+    """An `images`: unbroken runs; images side by side are told apart where they come encoded one by one."""
+    ends = set(accumulate(end - start for _, start, end in runs(mask)))
     encoded = getattr((call.get("mm_encoder_outputs") or {}).get("image"), "pooler_output", None)
-    if isinstance(encoded, Tensor) and encoded.ndim < 3:
-        call = {}  # features of all images in one go
-    found = image_sizes(model, call, mask)
-    return found if sum(image.count for image in found) == int(mask.sum()) else None
+    if not isinstance(encoded, Tensor) or encoded.ndim > 2:  # else features of all images in one go
+        sizes = list(accumulate(encoded_sizes(call) or ()))
+        ends |= set(sizes if sizes and sizes[-1] == int(mask.sum()) else ())
+    return [ImageTokens(end - start) for start, end in pairwise([0, *sorted(ends)])]

@@ -92,12 +92,13 @@ def sized_squares(model: Any, seen: Encoded) -> TokenPatches:
     return TokenPatches(torch.cat(found))
 
 
-def merged(model: Any, seen: Encoded) -> TokenPatches:
+def merged(model: Any, seen: Encoded) -> TokenPatches | None:
     """Qwen-VL and GLM-V: patches come square by square, `spatial_merge_size` squared for each token; in towers with
     windows the squares come window by window, and the tokens line by line again."""
-    vision = model.config.vision_config
-    square = vision.spatial_merge_size**2
-    order = torch.arange(seen.tokens)
+    square, rest = divmod(sum(seen.rows), seen.tokens)
+    if rest or math.isqrt(square) ** 2 != square:
+        return None
+    vision, order = model.config.vision_config, torch.arange(seen.tokens)
     if getattr(vision, "fullatt_block_indexes", None) is not None:
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size
         parts, start = [], 0
@@ -107,6 +108,85 @@ def merged(model: Any, seen: Encoded) -> TokenPatches:
             start += frames * lines * columns
         order = torch.cat(parts)
     return TokenPatches(order[:, None] * square + torch.arange(square))
+
+
+def merged_pairs(model: Any, seen: Encoded) -> TokenPatches | None:
+    """ERNIE-VL: the same of an image; of a video, two frames make one, square by square."""
+    if seen.kind == "image":
+        return merged(model, seen)
+    square, found, start = model.config.vision_config.spatial_merge_size**2, [], 0
+    for frames, height, width in _grids(seen):
+        one = torch.arange(height * width).view(-1, square)
+        for first in range(0, frames, 2):
+            second = min(first + 1, frames - 1)
+            found.append(start + torch.cat([one + first * height * width, one + second * height * width], 1))
+        start += frames * height * width
+    return TokenPatches(torch.cat(found))
+
+
+def lines(model: Any, seen: Encoded) -> TokenPatches:
+    """Patches come line by line, frame by frame, and every square of them makes a token. The layer that is looked at
+    may have squares already (MiniCPM-V merges within its tower)."""
+    grids = _grids(seen)
+    step = math.isqrt(sum(map(math.prod, grids)) // sum(seen.rows))
+    side = math.isqrt(sum(seen.rows) // seen.tokens)
+    found, start = [], 0
+    for frames, height, width in grids:
+        rows, columns = height // step, width // step
+        found.append(_repeated(grid_squares(rows, columns, side), rows * columns, frames) + start)
+        start += frames * rows * columns
+    return TokenPatches(torch.cat(found))
+
+
+def framed_lines(model: Any, seen: Encoded) -> TokenPatches:
+    """HunYuan-VL: the same, with a newline feature after each line of tokens, and one before and after each image."""
+    side, start = model.config.vision_config.spatial_merge_size, 0
+    found: list[Tensor] = []
+    shares: list[Tensor] = []
+    for _, height, width in _grids(seen):
+        squares_of = grid_squares(height, width, side).view(height // side, width // side, side**2)
+        for parts, of_image in ((found, squares_of + start), (shares, torch.full_like(squares_of, 1) / side**2)):
+            ended = functional.pad(of_image, (0, 0, 0, 1)).flatten(0, 1)
+            parts.append(functional.pad(ended, (0, 0, 1, 1)))
+        start += height * width
+    return _table(found, shares, 0)
+
+
+def windowed_lines(model: Any, seen: Encoded) -> TokenPatches:
+    """Muse: squares of patches, whose rows the tower has window by window."""
+    vision, found, start = model.config.vision_config, [], 0
+    for frames, height, width in _grids(seen):
+        place = window_places(height, width, vision.pos_emb_height)
+        one = place[grid_squares(height, width, vision.merge_size)]
+        found.append(_repeated(one, height * width, frames) + start)
+        start += frames * height * width
+    return TokenPatches(torch.cat(found))
+
+
+def pooled_positions(model: Any, seen: Encoded) -> TokenPatches:
+    """Gemma 4: patches come with their column and line, -1 where there is none; every square of them makes a token."""
+    side, found, start = math.isqrt(sum(seen.rows) // seen.tokens), [], 0
+    for each in seen.call[f"{seen.kind}_position_ids"].flatten(0, -3).cpu():
+        column, line = each[(each >= 0).all(-1)].unbind(-1)
+        number = column // side + (int(column.max()) + 1) // side * (line // side)
+        found.append(number.argsort(stable=True).view(-1, side**2) + start)
+        start += len(number)
+    return TokenPatches(torch.cat(found))
+
+
+def listed(model: Any, seen: Encoded) -> TokenPatches:
+    """Molmo 2: the call itself lists the patches of every token, -1 where there is none."""
+    pools = next(pools for name, pools in seen.call.items() if name.endswith("_token_pooling")).cpu()
+    pools = pools[(pools >= 0).any(-1)]
+    is_patch = pools >= 0
+    return TokenPatches(pools.clamp(min=0), 0, is_patch / is_patch.sum(-1, keepdim=True))
+
+
+def _grids(seen: Encoded) -> list[list[int]]:
+    """Frames, lines and columns of patches of every picture, as the call tells them."""
+    names = (f"{seen.kind}_grid_thw", "target_sizes", "target_sizes_videos", "spatial_shapes")
+    told = next(seen.call[name] for name in names if seen.call.get(name) is not None)
+    return [[1] * (3 - len(sizes)) + sizes for sizes in told.tolist()]
 
 
 def grid_squares(rows: int, columns: int, side: int) -> Tensor:
@@ -223,6 +303,12 @@ def _table(found: list[Tensor], shares: list[Tensor], prefix: int) -> TokenPatch
 
 
 def open_layers(config: Any, depth: int) -> list[int]:
-    """Layers of a tower whose patches attend to all of their picture; the others attend within windows."""
+    """Layers of a tower whose patches attend to all of their picture; in the others they attend within windows, or do
+    not attend at all (convolutions). Where a tower merges patches on its way (MiniCPM-V), those after that."""
     named = getattr(config, "fullatt_block_indexes", None)
+    kinds = getattr(config, "layer_types", None)
+    if named is None and kinds:
+        named = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    if getattr(config, "insert_layer_id", None) is not None:
+        named = range(config.insert_layer_id + 1, depth)
     return list(range(depth)) if named is None else sorted(layer for layer in named if 0 <= layer < depth)

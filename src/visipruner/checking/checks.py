@@ -195,14 +195,14 @@ def _cached_is_cut(
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
         got, words = _answer(subject, inputs, True)
         kept = handle.trace[0].kept
-    whole = _longer(inputs, words[None, :-1])
+    whole = longer(inputs, words[None, :-1])
     expected = subject.cut(inputs, kept, lambda: subject.logits(whole))[0, -NEW_TOKENS:]
     found = judge.of_rows(check, where, got, expected)
     effect = float((plain[:1] - expected[:1]).abs().max())
     return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
 
 
-def _longer(inputs: dict[str, Any], more: Tensor) -> dict[str, Any]:
+def longer(inputs: dict[str, Any], more: Tensor) -> dict[str, Any]:
     """A prompt with text after it: everything with one entry per row grows."""
     rows, grown = inputs["input_ids"].shape, dict(inputs)
     for name, given in inputs.items():
@@ -256,7 +256,7 @@ def _in_turns(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
 
 def _at_once(subject: Subject, inputs: dict[str, Any], more: Tensor) -> Tensor:
     """The same of a prompt and further text in one go."""
-    return subject.logits(_longer(inputs, more))[0, -more.shape[1] :]
+    return subject.logits(longer(inputs, more))[0, -more.shape[1] :]
 
 
 def batch(subject: Subject, judge: Judge, side: Side, check: str, where: str) -> Finding:

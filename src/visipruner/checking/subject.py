@@ -83,6 +83,12 @@ class Subject:
 
         Through layers without attention a state passes that has no edges: a model that has any runs, from layer l on,
         on the sequence without these tokens; `run` then reads in one go, without a cache."""
+        with self.cutting(inputs, kept):
+            return run()
+
+    @contextmanager
+    def cutting(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]]) -> Iterator[None]:
+        """The same of all that runs inside."""
         visual = self.visual(inputs)[0].nonzero().flatten()
         gone = [
             torch.ones(len(visual), dtype=torch.bool).index_fill(0, torch.tensor(list(each), dtype=torch.long), False)
@@ -90,7 +96,7 @@ class Subject:
         ]
         without = _shortened if self.host.states else _closed
         with self.eager(), without(self.host.layers, [visual[mask.to(visual.device)] for mask in gone]):
-            return run()
+            yield
 
 
 def opened(logits: Tensor) -> Tensor:

@@ -115,9 +115,10 @@ def _tap(host: Host, pruner: Pruner) -> VisionTap | None:
     if not wanted:
         return None
     if host.tower is None or host.embedder is None:
+        why = host.adapter.no_patches or "nobody said which patches its visual tokens are made of (`Adapter.patches`)"
         raise UnsupportedModelError(
-            f"{pruner.name} looks at the vision tower, but of {host.adapter.family} nobody said which patches its "
-            "visual tokens are made of (`Adapter.patches`); choose a method that does not need it (`visipruner list`)."
+            f"{pruner.name} looks at the vision tower, which says nothing of single tokens in {host.adapter.family}: "
+            f"{why}; choose a method that does not need it (`visipruner list`)."
         )
     return VisionTap(host.tower, wanted, host.adapter.patches)
 

@@ -98,25 +98,33 @@ def scaling_of(kwargs: Mapping[str, Any], queries: Tensor) -> float:
     return float(kwargs.get("scaling") or queries.shape[-1] ** -0.5)
 
 
-def narrowed(kwargs: Mapping[str, Any], rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
-    """The per-row arguments of a layer for some `rows` of the host's; `known` remembers them for the layers that are
-    given the same ones."""
-    return _once(kwargs, rows, known, lambda part, dim: rows.gather(part, dim))
+def is_of_place(name: str) -> bool:
+    """Whether a per-row argument says where a row is, which changes as gaps close; the others are the row's own."""
+    return name.startswith("position")
+
+
+def narrowed(kwargs: Mapping[str, Any], rows: Rows, placed: Rows, known: dict[str, Any]) -> dict[str, Any]:
+    """The per-row arguments of a layer for some `rows` of the host's, which have the positions of those `placed`;
+    `known` remembers them for the layers that are given the same ones."""
+    return _once(kwargs, lambda name: placed if is_of_place(name) else rows, known, Rows.gather)
 
 
 def narrowed_within(kwargs: Mapping[str, Any], where: Tensor, known: dict[str, Any]) -> dict[str, Any]:
     """The same for packed arguments and the places `where` `[n]` long among their rows."""
-    return _once(kwargs, where, known, lambda part, dim: part.index_select(dim, where))
+    return _once(kwargs, lambda name: where, known, lambda chosen, part, dim: part.index_select(dim, chosen))
 
 
 def _once(
-    kwargs: Mapping[str, Any], where: Any, known: dict[str, Any], change: Callable[[Tensor, int], Tensor]
+    kwargs: Mapping[str, Any],
+    choose: Callable[[str], Any],
+    known: dict[str, Any],
+    change: Callable[[Any, Tensor, int], Tensor],
 ) -> dict[str, Any]:
     found = {}
     for name, given, dim in per_row(kwargs):
-        source, place, result = known.get(name, (None, None, None))
+        where, (source, place, result) = choose(name), known.get(name, (None, None, None))
         if source is not given or place is not where:
-            result = map_tensors(lambda part, dim=dim: change(part, dim), given)  # type: ignore[misc]
+            result = map_tensors(lambda part, dim=dim, where=where: change(where, part, dim), given)  # type: ignore[misc]
             known[name] = (given, where, result)
         found[name] = result
     return found

@@ -42,7 +42,7 @@ def paused_keys(
     """
     if not paused.rows.total:
         return None
-    given = arguments_for(paused.placed, kwargs)
+    given = arguments_for(paused.rows, paused.placed, kwargs)
     (_, keys, values), _ = run_ahead(layer, paused.states, given, keys_only=True)
     return [
         OtherKeys(

@@ -12,7 +12,7 @@ from torch import Tensor
 from visipruner.contract.entry_view import EntryView, Merge
 from visipruner.contract.pruner import PromptRun
 from visipruner.engine.attention import QKV
-from visipruner.engine.calls import CACHE_NAMES, map_tensors, per_row, scaling_of
+from visipruner.engine.calls import CACHE_NAMES, is_of_place, map_tensors, per_row, scaling_of
 from visipruner.engine.live_rows import LiveRows
 from visipruner.engine.patch_table import Vision
 from visipruner.engine.rows import Rows
@@ -22,9 +22,13 @@ from visipruner.errors import UnsupportedModelError
 EntryWork = dict[int, tuple[int, int]]
 
 
-def arguments_for(rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A layer's arguments for running ahead on some `rows`: what it is given for them, and neither mask nor cache."""
-    given = {name: map_tensors(partial(rows.gather, seq_dim=dim), part) for name, part, dim in per_row(kwargs)}
+def arguments_for(rows: Rows, placed: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments for running ahead on some `rows`, which have the positions of those `placed`: what it is
+    given for them, and neither mask nor cache."""
+    given = {
+        name: map_tensors(partial((placed if is_of_place(name) else rows).gather, seq_dim=dim), part)
+        for name, part, dim in per_row(kwargs)
+    }
     off = {name: None for name in ("attention_mask", *CACHE_NAMES) if name in kwargs}
     return {**kwargs, **given, **off, "use_cache": False}
 
@@ -110,16 +114,19 @@ class EntryLook:
         around = [part[:0] for part in chosen.index]
         around[example] = torch.arange(first - 1, min(first + 2, chosen.seq), device=earlier.flat.device)
         turns = Rows(tuple(around), chosen.seq)
-        is_counted = {name: _are_even(*arguments_for(turns, {name: kwargs[name]})[name]) for name in names}
-        return {name: arguments_for(earlier, kwargs)[name] for name in names if is_counted[name]}
+        is_counted = {name: _are_even(*arguments_for(turns, turns, {name: kwargs[name]})[name]) for name in names}
+        return {name: arguments_for(earlier, earlier, kwargs)[name] for name in names if is_counted[name]}
 
     def _given(self, example: int, kwargs: dict[str, Any], places: Tensor) -> dict[str, Any]:
         """The layer's arguments for some of an example's rows, as if it were alone."""
-        rows = self._live.placed
+        chosen, placed = (self._chosen(rows, example, places) for rows in (self._live.rows, self._live.placed))
+        return {**arguments_for(chosen, placed, kwargs), **self._placed_from_start(example, placed, kwargs)}
+
+    def _chosen(self, rows: Rows, example: int, places: Tensor) -> Rows:
+        """Some of an example's rows, and none of the others'."""
         index = [part[:0] for part in rows.index]
         index[example] = rows.index[example][places]
-        chosen = Rows(tuple(index), rows.seq)
-        return {**arguments_for(chosen, kwargs), **self._placed_from_start(example, chosen, kwargs)}
+        return Rows(tuple(index), rows.seq)
 
     def _rotary(self, example: int, kwargs: dict[str, Any], places: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[axes, n, d]` of the rotary embeddings of some of an example's rows."""
@@ -132,7 +139,8 @@ class EntryLook:
         """Queries `[heads, n, head_dim]`, keys, logits' factor and softcap of some of an example's rows in the layer to
         come."""
         given = self._given(example, kwargs, places)
-        if not rotary:
+        has_none = kwargs.get("position_embeddings", given) is None  # a layer without positions
+        if not rotary and not has_none:
             for name in _rotary_names(kwargs):
                 cos, sin = given[name]
                 given[name] = (torch.ones_like(cos), torch.zeros_like(sin))
@@ -145,7 +153,8 @@ def _rotary_names(kwargs: dict[str, Any]) -> list[str]:
     names = [name for name, *_ in per_row(kwargs) if name.startswith("position_embeddings")]
     if not names:
         raise UnsupportedModelError(
-            "This model does not show its rotary embeddings, which this method needs by themselves."
+            "The layer that this method looks at is given no rotary embeddings, which the method needs by themselves; "
+            "choose another layer or method."
         )
     return names
 

@@ -256,7 +256,7 @@ class PromptSession:
     def _narrow(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The per-row arguments for the rows that run; gathered once, as the host gives every layer the same ones."""
         check_narrowed(kwargs, self._forward.seq)
-        return narrowed(kwargs, self._live.placed, self._narrowed)
+        return narrowed(kwargs, self._live.rows, self._live.placed, self._narrowed)
 
     def _with_features(self, layer: int, hidden: Tensor) -> Tensor:
         """The output of `layer` with what the host adds to it, once the rows that it dropped are gone."""

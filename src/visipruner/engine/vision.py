@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from visipruner.adapters.structure import is_routed
 from visipruner.adapters.towers import Encoded, Kind, Patches, open_layers
 from visipruner.contract.layout import TokenLayout
 from visipruner.contract.vision_view import Crop
@@ -30,6 +31,7 @@ from visipruner.errors import LayoutError, UnsupportedModelError
 
 KINDS: tuple[Kind, ...] = ("image", "video")
 KNOWN = [["image"], ["video"], ["image", "video"]]  # what one prompt may have encoded, a call of each kind
+NOWHERE = -1  # stands for the number of a layer where there is none
 ANOTHER = "choose a method that does not look at the tower (`visipruner list`)."
 
 
@@ -45,7 +47,8 @@ class VisionTap:
     """
 
     _seen = PerThread[dict[int, list[Crop]]](dict)
-    _pieces = PerThread[list[tuple[Tensor, Tensor, float]]](list)  # of the layer that runs
+    # Of the layer that runs: queries, keys, scaling of a picture, and how many rows of padding come after it.
+    _pieces = PerThread[list[tuple[Tensor, Tensor, float, int]]](list)
     _tables = PerThread[list[PatchTable]](list)
     _is_encoding = PerThread[bool](bool)
     # Whether what was seen is of no use to another prompt: its prompt was begun, or the tower did not get through.
@@ -82,6 +85,8 @@ class VisionTap:
         itself.
         """
         self._hooks.append(self._tower.register_forward_pre_hook(uncompiled(self._begin)))
+        for part in self._tower.modules():
+            attention.own(part, self, NOWHERE)  # what attends between the layers (MiniCPM-V's merger) is not looked at
         for number, layer in enumerate(self._layers):
             for part in layer.modules():  # whichever of them calls the attention function
                 attention.own(part, self, number)
@@ -101,9 +106,8 @@ class VisionTap:
         self._replaced.remove()
         for hook in self._hooks:
             hook.remove()
-        for layer in self._layers:
-            for part in layer.modules():
-                attention.disown(part)
+        for part in self._tower.modules():
+            attention.disown(part)
         self._ours.restore()
 
     # ---- while it encodes -------------------------------------------------------------------------------------------
@@ -141,6 +145,8 @@ class VisionTap:
 
     def _note(self, embedder: nn.Module, call: Encoded, first: int) -> None:
         crops = next(iter(self._seen.values()), [])[first:]
+        if not crops and brings_pixels(call.call):
+            raise UnsupportedModelError(f"The {call.kind} goes through another tower than is looked at; {ANOTHER}")
         if not crops:
             return  # what was encoded before is handed through
         seen = replace(call, rows=[crop.queries.shape[1] for crop in crops])
@@ -185,20 +191,22 @@ class VisionTap:
         if layer in self.wanted:
             queries, keys, _ = (part.detach() for part in qkv)
             keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
-            lengths, scaling = _lengths(queries, mask, kwargs), scaling_of(kwargs, queries)
-            for picture in zip(queries, keys, strict=True):
-                parts = zip(*(part.split(lengths, 1) for part in picture), strict=True)
-                self._pieces.extend((q, k, scaling) for q, k in parts)
+            scaling, rows = scaling_of(kwargs, queries), queries.shape[2]
+            for q, k, lengths in zip(queries, keys, _lengths(queries, mask, kwargs), strict=True):
+                padding = rows - sum(lengths)  # of a single picture
+                parts = zip(*(part[:, : rows - padding].split(lengths, 1) for part in (q, k)), strict=True)
+                self._pieces.extend((*part, scaling, padding) for part in parts)
         return host_kernel(module, self._implementation)(module, *qkv, mask, **kwargs)
 
     def _remembering(self, layer: int) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             """After a wanted layer, whose output has the rows of all pictures one after another."""
             states = (output[0] if isinstance(output, tuple) else output).detach()
-            states, lengths = states.reshape(-1, states.shape[-1]), [queries.shape[1] for queries, *_ in self._pieces]
+            states = states.reshape(-1, states.shape[-1])
+            lengths = [rows for queries, _, _, padding in self._pieces for rows in (queries.shape[1], padding)]
             if sum(lengths) != len(states):
                 raise UnsupportedModelError(f"This vision tower's layers give other rows than they attend; {ANOTHER}")
-            for (queries, keys, scaling), outputs in zip(self._pieces, states.split(lengths), strict=True):
+            for (queries, keys, scaling, _), outputs in zip(self._pieces, states.split(lengths)[::2], strict=True):
                 self._seen.setdefault(layer, []).append(Crop(queries, keys, outputs, scaling))
             self._pieces.clear()
 
@@ -255,27 +263,34 @@ def _tokens(output: Any) -> int:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
-def _lengths(queries: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) -> list[int]:
-    """How many rows of `[batch, heads, m, head_dim]` belong to each picture that attends to itself alone: all m, unless
-    lengths or a mask of blocks say otherwise. Raises UnsupportedModelError for any other mask."""
+def _lengths(queries: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]) -> list[list[int]]:
+    """Per entry of `[batch, heads, m, head_dim]` how many rows belong to each picture that attends to itself alone: all
+    m of them to one, unless lengths or a mask of blocks say otherwise, or that the last ones are padding. Raises
+    UnsupportedModelError for any other mask."""
+    batch, _, rows, _ = queries.shape
     if kwargs.get("cu_seq_lens_q") is not None:
-        return kwargs["cu_seq_lens_q"].diff().tolist()  # type: ignore[no-any-return]
-    rows = queries.shape[2]
+        return [kwargs["cu_seq_lens_q"].diff().tolist()]
     if mask is None:
-        return [rows]
-    seen = is_open(mask)
+        return [[rows]] * batch
+    # Flash kernels are told of padding alone, `[batch, m]`.
+    seen = mask.bool()[:, None] if mask.ndim == 2 else is_open(mask)[:, 0]
     if bool(seen.all()):
-        return [rows]
-    if len(seen) == 1 and seen.shape[-2:] == (rows, rows):
-        block = functional.pad((~seen[0, 0].diagonal(-1)).long().cumsum(0), (1, 0))
-        if torch.equal(seen[0, 0], block[:, None] == block[None]):
-            return block.bincount().tolist()
+        return [[rows]] * batch
+    if seen.shape[-1] == rows and seen.shape[-2] in (1, rows):
+        seen = seen.expand(batch, rows, -1)
+        counts = seen[:, 0].sum(-1)
+        if torch.equal(seen, (torch.arange(rows, device=seen.device) < counts[:, None])[:, None].expand_as(seen)):
+            return [[count] for count in counts.tolist()]
+        block = functional.pad((~seen[0].diagonal(-1)).long().cumsum(0), (1, 0))
+        if batch == 1 and torch.equal(seen[0], block[:, None] == block[None]):
+            return [block.bincount().tolist()]
     raise UnsupportedModelError(f"This vision tower hides patches of a picture from each other; {ANOTHER}")
 
 
 def tower_layers(tower: nn.Module) -> nn.ModuleList:
-    """The layers of a vision transformer: its longest list of modules. Raises UnsupportedModelError without one."""
+    """The layers of a vision transformer: its longest list of modules, one that attends where there is any. Raises
+    UnsupportedModelError without one."""
     lists = [part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part)]
     if not lists:
         raise UnsupportedModelError(f"{type(tower).__name__} has no list of layers whose attention could be read.")
-    return max(lists, key=len)
+    return max(lists, key=lambda layers: (any(map(is_routed, layers.modules())), len(layers)))

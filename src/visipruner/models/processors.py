@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -37,6 +36,16 @@ def _class_of(source: str, model_type: str, rules: dict[str, Any]) -> Any:
     return None if name is None else processor_class_from_name(name)
 
 
+class _NoVideos:
+    """Whatever a processor asks of its video processor, there is none; a file's name is empty."""
+
+    font = ""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def images_only(stock: Any) -> Any:
     """The processor class `stock` without its video processor, which transformers cannot build without torchvision.
 
@@ -47,11 +56,11 @@ def images_only(stock: Any) -> Any:
     place = stock.get_attributes().index("video_processor")
 
     class WithoutVideos(ProcessorMixin):  # type: ignore[misc]
-        def __init__(self, *parts: Any, **settings: Any) -> None:
+        def __init__(self, *parts: Any, video_processor: None = None, **settings: Any) -> None:
             super().__init__(*(part for part in parts if part is not None), **settings)
 
     class ImagesOnly(stock, WithoutVideos):  # type: ignore[misc]
-        video_processor = SimpleNamespace(num_frames=None, fps=None)  # SmolVLM asks, also where there is no video
+        video_processor = _NoVideos()  # SmolVLM and MiniCPM-V ask it, also where there is no video
 
         @classmethod
         def get_attributes(cls) -> list[str]:
