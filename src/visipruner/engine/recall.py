@@ -185,7 +185,8 @@ class Answering:
         left = self._left
         if self._states is None or layer >= left.end:
             return
-        given = arguments_for(Rows((self._rows,), left.seq), {**kwargs, **left.placed[layer]})
+        rows = Rows((self._rows,), left.seq)
+        given = arguments_for(rows, rows, {**kwargs, **left.placed[layer]})
         self._is_late = True
         try:
             output = self._host.layers[layer].forward(self._states, **given)
