@@ -16,7 +16,7 @@ from tools.families.types import default_config
 from visipruner.accounting import cache_bytes, count_flops, dense_macs, prompt_macs
 from visipruner.adapters.generic import adapter_of
 from visipruner.analysis.probe import Probe
-from visipruner.checking.checks import _longer
+from visipruner.checking.checks import longer
 from visipruner.checking.prompts import Asked, TinyPrompts
 from visipruner.checking.subject import Subject
 from visipruner.checking.tiny import shrunk_model
@@ -133,7 +133,7 @@ def test_a_further_image_goes_on_from_the_states() -> None:
     """LFM2 counts positions by itself, so its turns can be read in one go, too."""
     tried = subject("lfm2_vl")
     first, second = tried.prompts.inputs([ONE]), tried.prompts.inputs([OTHER])
-    whole = _longer(first, second["input_ids"])
+    whole = longer(first, second["input_ids"])
     whole["pixel_values"] = torch.cat([first["pixel_values"], second["pixel_values"]])
     with tried.attach(schedule(0)) as handle:
         held = tried.model(**first, use_cache=True).cache
