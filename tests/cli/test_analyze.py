@@ -40,10 +40,13 @@ def _unwrapped(result):
 def test_a_whole_analysis(cli, planted_folder, data, tmp_path):
     out = tmp_path / "out"
     arguments = ["analyze", "--model", planted_folder, "--data", data, "--out", out, "--max-new-tokens", 2]
-    result = cli(*arguments, "--samples", 6, "--checked", 2)
+    result = cli(*arguments, "--samples", 6, "--checked", 2, "--second-look")
     assert result.exit_code == 0, result.output
     document = json.loads((out / "analysis.json").read_text())
     assert document["model"]["layers"] == 10
+    looks = document["second_look"]
+    assert (out / "second-look/pruner.json").exists() == (looks["pruner"] is not None)
+    assert all(note in _unwrapped(result) for note in looks["notes"])
     assert document["settings"]["samples"] == 6
     assert document["stages"]["overall"]["shallow_end"]["value"] == 3
     assert document["stages"]["overall"]["exit_layer"]["value"] == 5

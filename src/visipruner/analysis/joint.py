@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from visipruner.analysis.arrays import Array
 from visipruner.analysis.boundaries import filter_choice, token_layers
 from visipruner.analysis.evidence import Bootstrap, Evidence, Metric
 from visipruner.analysis.probe import greedy_logprobs
-from visipruner.analysis.stages import Attempt, Stages, settings_from, stages_from
+from visipruner.analysis.stages import Attempt, P, Stages, settings_from, stages_from
 from visipruner.chat import chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
@@ -59,21 +59,18 @@ def settle(
     stricter = [stages_from(evidence, found.tolerance * _STRICTER**step, seed) for step in range(1, _TOLERANCES)]
     left = proposals(evidence, [found, *stricter], seed)
     trial = Trial(model, processor, samples, found.metric, max_new_tokens)
-    bootstrap = Bootstrap([sample.image for sample in samples], seed)
-    tried: list[_Tried] = []
-    while len(tried) < TRIES and (proposal := _next(left, tried, found.tolerance)) is not None:
-        left.remove(proposal)
-        loss = bootstrap.mean(trial.losses(proposal.pruner))
-        tried.append(_Tried(proposal, Attempt(proposal.pruner, proposal.parts_loss, loss)))
+    for tried in search(left, trial, found.tolerance, seed):
         attempts = [one.attempt for one in tried]
-        best = _best(tried, found.tolerance).attempt
+        best = best_of(tried, found.tolerance).attempt
         yield replace(found, pruner=best.pruner, attempts=attempts, notes=_told(found, attempts, best))
 
 
 @dataclass(frozen=True)
-class _Tried:
-    proposal: Proposal
-    attempt: Attempt
+class Tried(Generic[P]):
+    """A proposal and what it lost."""
+
+    proposal: Proposal[P]
+    attempt: Attempt[P]
 
     @property
     def growth(self) -> float:
@@ -81,7 +78,24 @@ class _Tried:
         return self.attempt.loss.value / self.attempt.parts_loss
 
 
-def _best(tried: Sequence[_Tried], tolerance: float) -> _Tried:
+def search(
+    left: Sequence[Proposal[P]], trial: Trial, tolerance: float, seed: int = 0, growth: float = 0.0
+) -> Iterator[list[Tried[P]]]:
+    """Runs proposals, which are sorted by cost, as `settle` says, and yields all attempts so far after each.
+
+    `growth` is how many times the sum of its parts' losses a whole is expected to lose before anything was run; at 0
+    the cheapest is tried first.
+    """
+    left, tried = list(left), list[Tried[P]]()
+    bootstrap = Bootstrap(trial.images, seed)
+    while len(tried) < TRIES and (proposal := _next(left, tried, tolerance, growth)) is not None:
+        left.remove(proposal)
+        loss = bootstrap.mean(trial.losses(proposal.pruner))
+        tried.append(Tried(proposal, Attempt(proposal.pruner, proposal.parts_loss, loss)))
+        yield tried
+
+
+def best_of(tried: Sequence[Tried[P]], tolerance: float) -> Tried[P]:
     """The cheapest harmless attempt, else the least harmful."""
     harmless = [one for one in tried if one.attempt.loss.value <= tolerance]
     if harmless:
@@ -89,16 +103,18 @@ def _best(tried: Sequence[_Tried], tolerance: float) -> _Tried:
     return min(tried, key=lambda one: one.attempt.loss.value)
 
 
-def _next(left: Sequence[Proposal], tried: Sequence[_Tried], tolerance: float) -> Proposal | None:
+def _next(
+    left: Sequence[Proposal[P]], tried: Sequence[Tried[P]], tolerance: float, growth: float
+) -> Proposal[P] | None:
     """The next of `left`, which is sorted by cost; None where none is left, or none that would be better."""
     if not left:
         return None
     harmful = [one.proposal for one in tried if one.attempt.loss.value > tolerance]
     if len(harmful) == len(tried):
-        growth = max((one.growth for one in tried), default=0.0)
+        growth = max((one.growth for one in tried), default=growth)
         hopeful = [proposal for proposal in left if growth * proposal.parts_loss <= tolerance]
         return hopeful[0] if hopeful else min(left, key=lambda proposal: proposal.parts_loss)
-    best = _best(tried, tolerance)
+    best = best_of(tried, tolerance)
     for proposal in left:
         is_cheaper = proposal.token_layers < best.proposal.token_layers
         is_hopeful = best.growth * proposal.parts_loss <= tolerance
@@ -107,7 +123,7 @@ def _next(left: Sequence[Proposal], tried: Sequence[_Tried], tolerance: float) -
     return None
 
 
-def _told(found: Stages, attempts: Sequence[Attempt], best: Attempt) -> list[str]:
+def _told(found: Stages, attempts: Sequence[Attempt[VisiPruner]], best: Attempt[VisiPruner]) -> list[str]:
     first = attempts[0]
     if first.loss.value <= found.tolerance:
         return list(found.notes)
@@ -121,34 +137,27 @@ def _told(found: Stages, attempts: Sequence[Attempt], best: Attempt) -> list[str
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Proposal(Generic[P]):
     """Settings to try.
 
     Attributes:
         token_layers: visual tokens, summed over the layers they pass; of the largest image, where they differ.
-        parts_loss: what shallow stage, filter and exit lose by themselves, summed; a hundredth of the tolerance at
-            least.
+        parts_loss: what its parts (shallow stage, filter and exit) lose by themselves, summed; a hundredth of the
+            tolerance at least.
+        boldness: how much each part takes away; larger is bolder.
     """
 
-    pruner: VisiPruner
+    pruner: P
     token_layers: int
     parts_loss: float
+    boldness: tuple[float, ...]
 
-    def is_as_bold_as(self, other: Proposal) -> bool:
-        """Whether no part of it, shallow stage, filter or exit, takes less away than the other's."""
-        return all(mine >= theirs for mine, theirs in zip(self._boldness(), other._boldness(), strict=True))
-
-    def _boldness(self) -> tuple[float, ...]:
-        """Larger is bolder, for shallow stage, filter layer, budget and exit."""
-        pruner = self.pruner
-        assert pruner.filter_layer is not None
-        kept = pruner.keep_ratio if pruner.keep_tokens is None else pruner.keep_tokens
-        assert kept is not None
-        leave = float("inf") if pruner.exit_layer is None else pruner.exit_layer
-        return pruner.shallow_end, -pruner.filter_layer, -kept, -leave
+    def is_as_bold_as(self, other: Proposal[P]) -> bool:
+        """Whether no part of it takes less away than the other's."""
+        return all(mine >= theirs for mine, theirs in zip(self.boldness, other.boldness, strict=True))
 
 
-def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal]:
+def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal[VisiPruner]]:
     """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
 
     A filter comes after the shallow stage it was found with, so filters are also looked for from the ends of the
@@ -183,10 +192,16 @@ def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> lis
             Proposal(
                 pruner=settings_from(shallow_end, choice, leave, num_layers),
                 token_layers=token_layers(choice.layer, choice.budget, leave, whole),
-                parts_loss=max(sum(max(0.0, loss) for loss in alone), _LEAST * tolerance),
+                parts_loss=sum_of_parts(alone, tolerance),
+                boldness=(shallow_end, -choice.layer, -choice.budget, -leave),
             )
         )
     return sorted(made, key=lambda one: (one.token_layers, -one.pruner.shallow_end))
+
+
+def sum_of_parts(losses: Iterable[float], tolerance: float) -> float:
+    """Losses of a proposal's parts by themselves, summed; see `Proposal`."""
+    return max(sum(max(0.0, loss) for loss in losses), _LEAST * tolerance)
 
 
 @dataclass(frozen=True)
@@ -206,6 +221,7 @@ class Trial:
     ) -> None:
         self._model, self._processor, self._samples = model, processor, samples
         self._metric, self._max_new_tokens = metric, max_new_tokens
+        self.images = [sample.image for sample in samples]
         self._dense: list[_Dense] = []
 
     def losses(self, pruner: Pruner) -> Array:

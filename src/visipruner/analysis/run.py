@@ -12,6 +12,7 @@ from typing import Any
 
 from visipruner.analysis.evidence import Metric
 from visipruner.analysis.joint import TRIES, check
+from visipruner.analysis.looks import Looks
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, PARTS, Task, check_folder, check_parts, measure
 from visipruner.analysis.stages import Stages, full_layers, idle_layers
 from visipruner.analysis.study import Study
@@ -29,7 +30,7 @@ from visipruner.words import spans
 SCHEMA = "visipruner.analysis/1"
 ANALYSIS_FILE = "analysis.json"
 REPORT_FILE = "report.html"
-FROZEN_FOLDER = "frozen"
+FROZEN_FOLDER, LOOKS_FOLDER = "frozen", "second-look"
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -39,12 +40,14 @@ class Analysis:
 
     Attributes:
         folder: with analysis.json, report.html, headline.png, and where settings are proposed pruner.json.
-        document: what analysis.json holds. stages: None where the parts they need were not asked for.
+        document: what analysis.json holds. stages: None where the parts they need were not asked for. looks: a schedule
+            for `second-look`, None where it was not asked for.
     """
 
     folder: Path
     document: dict[str, Any]
     stages: Stages | None
+    looks: Looks | None = None
 
     @property
     def pruner(self) -> VisiPruner | None:
@@ -63,6 +66,7 @@ def analyze(
     checked: int = 64,
     metric: Metric = "kl",
     tolerance: float | None = None,
+    second_look: bool = False,
     seed: int = 0,
     max_new_tokens: int = 32,
     name: str = "",
@@ -77,6 +81,7 @@ def analyze(
         out: results go here; an interrupted analysis goes on from it, and parts can be added later.
         parts: names from `measuring.PARTS`; all by default. Stages need `NEEDED_FOR_STAGES`.
         count: how many samples are analysed, spread over images; checked: on how many others proposals are tried.
+        second_look: also search for settings of `second-look`, saved in the folder of this name.
         seed: of the choice of samples. name, data: how the report calls the model and the samples.
         progress: given an iterable, its length at most and what is being done; returns an iterable of the same.
 
@@ -84,6 +89,7 @@ def analyze(
     """
     from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
 
+    parts = [*parts, *NEEDED_FOR_STAGES] if parts and second_look else parts
     chosen = choose(samples, parts, count, metric, seed)
     task = task_of(model, name, tuple(dict.fromkeys(parts)) or tuple(PARTS), max_new_tokens)
     run = _Run(model, processor, chosen, task, Path(out), seed, progress or (lambda items, *_: items))
@@ -91,16 +97,17 @@ def analyze(
     started = time.perf_counter()
     study = Study(run.watched(measure(model, processor, chosen, task, run.out), len(chosen), "Analysing samples"))
     document = run.document(study, data)
-    stages = None
+    stages = looks = None
     if set(NEEDED_FOR_STAGES) <= set(task.parts):
         stages = run.add_stages(study, document, metric, tolerance)
-        run.add_check(samples, document, stages, checked)
+        looks = run.add_looks(study, document, stages) if second_look else None
+        run.add_check(samples, document, stages, looks, checked)
     else:
         document |= _kept(run.out / ANALYSIS_FILE, document)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
     write_json(run.out / ANALYSIS_FILE, document)
     write_report(run.out / REPORT_FILE, document, study.records)
-    return Analysis(run.out, document, stages)
+    return Analysis(run.out, document, stages, looks)
 
 
 def find_stages(
@@ -202,18 +209,33 @@ class _Run:
         settling = study.settled(self.model, self.processor, self.samples, metric, tolerance, length)
         stages: Stages = self.watched(settling, TRIES, "Trying settings")[-1]
         document["stages"] = stages.to_dict()
-        for folder in (self.out, self.out / FROZEN_FOLDER):
+        for folder in (self.out, self.out / FROZEN_FOLDER, self.out / LOOKS_FOLDER):
             (folder / FILE_NAME).unlink(missing_ok=True)
         if stages.pruner is not None:
             stages.pruner.check(stages.num_layers)
             stages.pruner.save_pretrained(self.out)
         return stages
 
-    def add_check(self, available: Sequence[Sample], document: dict[str, Any], stages: Stages, count: int) -> None:
+    def add_looks(self, study: Study, document: dict[str, Any], stages: Stages) -> Looks:
+        """Searches for a schedule of `second-look` and writes it to a folder of its own."""
+        settling = study.looked(self.model, self.processor, self.samples, stages, self.task.max_new_tokens)
+        looks: Looks = self.watched(settling, TRIES + 3, "Trying second looks")[-1]
+        document["second_look"] = looks.to_dict()
+        if looks.pruner is not None:
+            looks.pruner.check(stages.num_layers)
+            looks.pruner.save_pretrained(self.out / LOOKS_FOLDER)
+        return looks
+
+    def add_check(
+        self, available: Sequence[Sample], document: dict[str, Any], stages: Stages, looks: Looks | None, count: int
+    ) -> None:
         """How proposed settings do on samples whose images were not analysed; without any a note."""
-        if stages.pruner is None:
+        pruners: dict[str, Pruner] = {} if stages.pruner is None else self._proposed(stages.pruner, document)
+        if looks is not None and looks.pruner is not None:
+            pruners["second look"] = looks.pruner
+        if not pruners:
             return
-        pruners = self._to_check(stages.pruner, document)
+        pruners["paper (LLaVA-1.5's numbers)"] = VisiPruner.paper()
         images = {sample.image for sample in self.samples}
         others = [sample for sample in available if sample.image not in images]
         samples = spread(others, count, self.seed, per_image=4)
@@ -225,20 +247,20 @@ class _Run:
         answered = check(self.model, self.processor, pruners, samples, self.task.max_new_tokens)
         document["check"] = self.watched(answered, len(pruners) + 1, "Checking on other images")
 
-    def _to_check(self, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
-        """The proposed settings, those with idle layers frozen, which are saved here, and the paper's."""
+    def _proposed(self, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
+        """The proposed settings, and those with idle layers frozen, which are saved here."""
         pruners: dict[str, Pruner] = {"proposed": proposed}
         if idle := idle_layers(document, full_layers(proposed)):
             frozen = Composed(parts=(ShortV(layers=idle), proposed))
             frozen.save_pretrained(self.out / FROZEN_FOLDER)
             pruners[f"proposed, frozen in {spans(idle)}"] = frozen
-        return pruners | {"paper (LLaVA-1.5's numbers)": VisiPruner.paper()}
+        return pruners
 
 
 def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """The stages and the check of an earlier run, where the evidence for them is still what `document` holds."""
+    """The stages, looks and check of an earlier run, where the evidence for them is still what `document` holds."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     now = json.loads(json.dumps(document))
     if any(before.get(name) != now.get(name) for name in ("model", "settings", *NEEDED_FOR_STAGES)):
         return {}
-    return {name: before[name] for name in ("stages", "check") if name in before}
+    return {name: before[name] for name in ("stages", "second_look", "check") if name in before}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -19,16 +19,19 @@ from visipruner.analysis.boundaries import (
     paper_exit,
 )
 from visipruner.analysis.evidence import TOLERANCES, Evidence, Interval, Metric, few_images
+from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
 from visipruner.words import spans
 
+P = TypeVar("P", bound=Pruner)
+
 
 @dataclass(frozen=True)
-class Attempt(Told):
+class Attempt(Told, Generic[P]):
     """Settings that were run as a whole: what their parts lose by themselves, summed, and what they lose together."""
 
-    pruner: VisiPruner
+    pruner: P
     parts_loss: float
     loss: Interval
 
@@ -60,7 +63,7 @@ class Stages(Told):
     paper_filter_layers: list[int]
     paper_exit_layers: list[int]
     pruner: VisiPruner | None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt[VisiPruner]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

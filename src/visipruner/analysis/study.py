@@ -13,7 +13,8 @@ import numpy as np
 from visipruner.analysis.arrays import Array, plain
 from visipruner.analysis.evidence import TOLERANCES, Bootstrap, Evidence, Metric
 from visipruner.analysis.gaze import overlap
-from visipruner.analysis.joint import settle
+from visipruner.analysis.joint import Trial, settle
+from visipruner.analysis.looks import Looks, Scored, settle_looks
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, SCORED, TRIED, Record
 from visipruner.analysis.result import Result
 from visipruner.analysis.stages import Stages, stages_from
@@ -136,6 +137,21 @@ class Study:
         """
         evidence = self.evidence(metric)
         return settle(model, processor, samples, evidence, tolerance, max_new_tokens=max_new_tokens, seed=self.seed)
+
+    def scored(self, metric: Metric = "kl") -> Scored:
+        """What it loses to choose by each score that was compared."""
+        result = self.result("scores", "scores")
+        means = np.nanmean(self.loss(result, metric), axis=0)
+        whole = self.visual_tokens
+        shares = [budget if isinstance(budget, float) else budget / whole for budget in self.plan["scored"]]
+        return Scored(dict(zip(result["kl"].labels("score"), means, strict=True)), shares, result["kl"].labels("layer"))
+
+    def looked(
+        self, model: Any, processor: Any, samples: Sequence[Sample], stages: Stages, max_new_tokens: int = 32
+    ) -> Iterator[Looks]:
+        """A schedule for `second-look` beside the settled `stages`; one result an attempt, the last one the answer."""
+        trial = Trial(model, processor, samples, stages.metric, max_new_tokens)
+        return settle_looks(trial, self.evidence(stages.metric), self.scored(stages.metric), stages, self.seed)
 
     def summary(self) -> dict[str, Any]:
         """Every part as JSON: curves (`mean`, `low`, `high`) over layers or conditions."""

@@ -75,6 +75,14 @@ class AnalyzeOptions(ModelOptions):
             show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
         ),
     ] = None
+    second_look: Annotated[
+        bool,
+        typer.Option(
+            "--second-look",
+            metavar="",
+            help="Also search settings for the method second-look, written to the folder second-look in --out.",
+        ),
+    ] = False
     seed: Seed = 0
 
 
@@ -83,7 +91,8 @@ def analyze(options: AnalyzeOptions) -> None:
     """Find out where a model uses its visual tokens: stages, sinks, fusion, exit.
 
     Writes analysis.json, report.html, pruner.json with settings for VisiPruner that the evidence supports, and
-    frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any.
+    frozen/pruner.json with the same and ShortV in layers that need not work on the image, where there are any. With
+    --second-look also second-look/pruner.json.
     """
     from visipruner.analysis.measuring import check_parts
     from visipruner.analysis.run import analyze as analyze_model
@@ -112,6 +121,7 @@ def analyze(options: AnalyzeOptions) -> None:
         checked=options.checked,
         metric=options.metric.value,
         tolerance=options.tolerance,
+        second_look=options.second_look,
         seed=options.seed,
         max_new_tokens=options.max_new_tokens,
         name=options.model,

@@ -105,6 +105,12 @@ def check(document: Document) -> Section | None:
         code = json.dumps(stages["pruner"], indent=2)
     else:
         text.append("The data support no settings: see the notes at the top of the page.")
+    if stages and (looks := document.get("second_look")) and looks["pruner"]:
+        chosen = next(attempt for attempt in looks["attempts"] if attempt["settings"] == looks["pruner"])
+        text.append(
+            f"A second look instead of the filter ({len(looks['attempts'])} schedules tried), saved in second-look, on "
+            f"the analysed samples: {_loss(chosen['loss'], stages['metric'])}."
+        )
     return Section("check", "Proposed settings", text, tables=tables, code=code)
 
 

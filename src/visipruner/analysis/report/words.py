@@ -172,7 +172,8 @@ def seconds(value: float) -> str:
 def notes(document: Mapping[str, Any]) -> list[str]:
     """What a reader must know before the numbers: the stages' notes, and where few images were analysed or checked."""
     stages, rows = document.get("stages"), document.get("check")
-    told = list(stages["notes"]) if stages else few_images(document["dense"]["images"], "analysed")
+    told: list[str] = list(stages["notes"]) if stages else few_images(document["dense"]["images"], "analysed")
+    told += document.get("second_look", {}).get("notes", [])
     if rows and "images" in rows[0]:  # an earlier version's check, which a later run keeps, does not say
         told += few_images(rows[0]["images"], "used for the check")
     return told
