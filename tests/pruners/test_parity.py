@@ -35,6 +35,7 @@ METHODS = {
     "fitprune",
     "fitprune_fit",
     "hiprune",
+    "ivc_prune",
     "priortr",
     "prumerge_features",
     "pyramiddrop",

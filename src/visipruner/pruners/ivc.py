@@ -28,6 +28,9 @@ class IVC(Pruner):
     them with the largest mean of cos(m theta_k) over k, m their position, half with the largest of sin(m theta_k), stay
     whatever the other method says, on top of its budget, until that lets all tokens leave. Alone it drops nothing.
 
+    In models with M-RoPE the released code takes the mean over time, height and width in every frequency; transformers
+    shows for each frequency the one axis that it turns by, so there coordinates are others.
+
     Attributes:
         coordinates: fraction of an image's tokens that are coordinates.
     """
@@ -66,8 +69,9 @@ class IVCPrune(ScoredPruner):
     rows of softmax_j(v_t . v_j / sqrt(head_dim)) over the image.
 
     The question's rows are those from the third after the image on. The released code for LLaVA takes its softmax over
-    all rows and has no budget; that for Qwen2.5-VL is followed, which fills up half of the tokens. It also takes what
-    leaves out of the cache of the layers before, so that words after the first may differ.
+    all rows and has no budget; that for Qwen2.5-VL is followed, which fills up half of the tokens, and has twice as
+    many coordinates. It also takes what leaves out of the cache of the layers before, so that words after the first
+    may differ.
 
     Attributes:
         coordinates, seeds: fractions of each image's (with scope=prompt: the prompt's) tokens, within the budget,
