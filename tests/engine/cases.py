@@ -50,6 +50,7 @@ METHODS: dict[str, Pruner] = {
         name: method_class(name).for_depth(LAYERS)
         for name in available()
         if name not in _BY_HAND and not issubclass(method_class(name), PictureMethod)
+        if not method_class(name).reads_states  # which these models have none of
     },
     **_FITTED,
 }

@@ -198,7 +198,7 @@ AS_PUBLISHED = {
     },
     "keep": {
         *("capa", "dart", "deft", "evs", "fastv", "feather", "fitprune", "ivc-prune", "pool", "priortr", "random"),
-        *("schedule", "second-look", "uniform", "visipruner", "visipruner-reference", "vtw"),
+        *("schedule", "second-look", "uniform", "vcola", "visipruner", "visipruner-reference", "vtw"),
     },
 }
 

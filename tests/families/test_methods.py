@@ -232,9 +232,9 @@ def test_what_does_not_work_is_an_error(name: str, method: str) -> None:
     model, pruner = built(name, _attn(name)), METHODS[method]
     _plain(name)
     before = state_of(model)
-    error, message = (vp.ConfigError, "use visipruner.chat.attached") if picture_methods(pruner) else (
-        vp.UnsupportedModelError, "vision tower"
-    )  # fmt: skip
+    error, message = vp.UnsupportedModelError, "linear attention" if pruner.reads_states else "vision tower"
+    if picture_methods(pruner):
+        error, message = vp.ConfigError, "use visipruner.chat.attached"
     with pytest.raises(error, match=message), vp.attach(model, pruner), torch.no_grad():
         model(**_prepared(name))
     assert state_of(model) == before

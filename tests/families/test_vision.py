@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 import visipruner as vp
 from tests.families.kinds import KINDS, TowerPrompts, built_kind
-from tests.families.zoo import FAMILIES, PINPOINTS, adapter_of, built, inputs, prompt, visual_rows
+from tests.families.zoo import FAMILIES, LAYERS, PINPOINTS, adapter_of, built, inputs, prompt, visual_rows
 from tests.flash import use_stand_in
 from tools.families.types import written
 from visipruner.adapters import Adapter, generic, known_towers, supported, towers
@@ -31,6 +31,7 @@ from visipruner.contract.entry_view import EntryView
 from visipruner.contract.vision_view import VisionView
 from visipruner.engine.patch_table import token_numbers
 from visipruner.engine.vision import tower_layers
+from visipruner.pruners.registry import method_class
 
 FASTERVLM = vp.FasterVLM(keep_ratio=0.5)
 VISIONZIP = vp.VisionZip(keep_ratio=0.5)
@@ -471,3 +472,20 @@ def test_images_and_videos_of_a_batch_are_told_apart() -> None:
             for example, one in enumerate(prompts):
                 model(**inputs(name, [one]))
                 assert handle.trace.kept[0] == together[example], name
+
+
+@pytest.mark.parametrize("method", ["divprune", "fastv", "visionzip"])
+@pytest.mark.parametrize(("name", "images"), [("qwen2.5-vl", 2), ("llava-onevision", 1)])
+def test_a_budget_counts_over_a_videos_frames(name: str, images: int, method: str) -> None:
+    """Of methods for images; with scope=image in each frame, or where the trace has it as one image, in the video."""
+    prepared = inputs(name, [prompt(name, [3, -1, 5])])
+    for scope in ("prompt", "image"):
+        pruner: Any = replace(method_class(method).for_depth(LAYERS), keep_ratio=0.5, scope=scope)
+        with vp.attach(built(name), pruner) as handle, torch.no_grad():
+            built(name)(**prepared)
+        sizes, kept = handle.trace[0].tokens_per_image, handle.trace[0].kept[-1]
+        assert len(sizes) == images
+        assert len(kept) == round(sum(sizes) / 2)
+        if scope == "image":
+            each = [sum(token // size == frame for token in kept) for frame, size in enumerate(sizes)]
+            assert each == [round(size / 2) for size in sizes]

@@ -115,7 +115,8 @@ def test_uniform_spreads_over_lines_and_columns() -> None:
 def _budgeted() -> list[str]:
     several = {"deft", "tops"}  # counts, one for each stage
     by_frame = {"evs", "vidcom2"}
-    return [name for name in available() if hasattr(method_class(name), "budget") and name not in several | by_frame]
+    found = [name for name in available() if hasattr(method_class(name), "budget") and name not in several | by_frame]
+    return [name for name in found if not method_class(name).reads_states]
 
 
 @pytest.mark.parametrize("keep", [{"keep_tokens": 0}, {"keep_tokens": 5}, {"keep_tokens": 99}, {"keep_ratio": 0.25}])

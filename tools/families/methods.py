@@ -43,6 +43,9 @@ SHRINKS = (
     "Not attached: an error that names `visipruner.chat.attached`. What it can do depends on the processor and the "
     "vision tower ([docs/evaluation.md](evaluation.md))."
 )
+NO_STATES = (
+    "An error: no layer of these models has linear attention. Tried with Qwen3.5 in `tests/pruners/test_vcola.py`."
+)
 NO_TOWER = "An error: nobody said which patches of the vision tower the tokens are made of."
 
 
@@ -66,6 +69,8 @@ def is_refused(pruner: Pruner, adapter: Adapter) -> str | None:
     """Why this method is an error with this family, or None."""
     if picture_methods(pruner):
         return SHRINKS
+    if pruner.reads_states:
+        return NO_STATES
     return NO_TOWER if pruner.vision_layers(24) and not adapter.vision else None
 
 

@@ -5,7 +5,7 @@ Before layer 0 these are the projected visual embeddings between the text's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -65,6 +65,35 @@ class Projected:
     softcap: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Recurrence:
+    """What an example's rows do to the state S `[heads, key_dim, value_dim]` of a gated delta rule (arXiv 2412.06464),
+    float32: row t makes decay_t S + k_t rate_t (v_t - k_t decay_t S) of it, k_t and v_t of `keys` and `values`.
+
+    Attributes:
+        queries, keys: `[heads, n, key_dim]`, of unit length. values: `[heads, n, value_dim]`.
+        decay, rate: `[heads, n]`, from 0 to 1.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    decay: Tensor
+    rate: Tensor
+
+    def states(self) -> Iterator[Tensor]:
+        """S before the first row, where it is zero, and after each row."""
+        state = self.keys.new_zeros(len(self.keys), self.keys.shape[-1], self.values.shape[-1])
+        yield state
+        for key, value, decay, rate in zip(
+            self.keys.unbind(1), self.values.unbind(1), self.decay.unbind(1), self.rate.unbind(1), strict=True
+        ):
+            state = state * decay[:, None, None]
+            held = (key[:, None] @ state)[:, 0]
+            state = state + key[..., None] * (rate[:, None] * (value - held))[:, None]
+            yield state
+
+
 # States of some rows [n, d], their places among the example's rows [n], with rotary embedding or without
 # -> their queries [heads, n, head_dim], keys, the logits' factor and softcap.
 Project = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, float, float | None]]
@@ -100,9 +129,10 @@ class EntryView:
         project: Project,
         vision: Tower | None,
         rotary: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        recurrence: Callable[[Tensor], Recurrence] | None = None,
     ) -> None:
         self.states, self.visual, self.tokens, self.layout = states, visual, tokens, layout
-        self._project, self._vision, self._rotary = project, vision, rotary
+        self._project, self._vision, self._rotary, self._recurrence = project, vision, rotary, recurrence
         self.projected_rows = self.pairs = 0
 
     @cached_property
@@ -183,6 +213,14 @@ class EntryView:
             )
         return self._rotary(self._places[rows])
 
+    def recurrence(self) -> Recurrence:
+        """What the rows will do to the state of the layer to come, a gated delta rule; the layer's own norm and
+        projections, run ahead. Older turns are not in it. Raises UnsupportedModelError for another kind of layer."""
+        if self._recurrence is None:
+            raise UnsupportedModelError("States are not shown here; this method needs the engine of transformers.")
+        self.projected_rows += len(self.states)
+        return self._recurrence(self.states)
+
     def _projected(self, rows: Tensor, has_last: bool, rotary: bool) -> Projected:
         wanted = rows if has_last else torch.cat([rows, rows.new_full((1,), len(self.states) - 1)])
         queries, keys, scaling, softcap = self._project(self.states[wanted], self._places[wanted], rotary)
@@ -214,9 +252,8 @@ class EntryView:
         if isinstance(answer, Merge):
             states = states.index_copy(0, self.visual[kept], answer.states.to(states))
         visual = (stays.cumsum(0) - 1)[self.visual[kept]]
-        view = EntryView(
-            states[stays], visual, self.tokens[kept], self.layout, self._project, self._vision, self._rotary
-        )
+        shown = (self._project, self._vision, self._rotary, self._recurrence)
+        view = EntryView(states[stays], visual, self.tokens[kept], self.layout, *shown)
         view.__dict__["_places"] = self._places[stays]
         return view
 

@@ -58,6 +58,7 @@ class Pruner(ABC):
         reads_last_row_only: whether `select` needs of the queries only the last row's; rows known from another prompt
             about the same image then need not run, and a row of the answer can be the last one.
         reads_rotary: whether it asks for `EntryView.rotary`, which engines other than transformers' do not show.
+        reads_states: whether it asks for `EntryView.recurrence`, which only models with such layers have.
         in_states: what becomes of a look with `select` at a layer without attention, through which a state passes
             (linear attention, convolutions): "error"; "next", it may be asked of the next layer that has attention
             instead, under the number that it looks at; "ask", it looks at nothing but which tokens are present.
@@ -69,6 +70,7 @@ class Pruner(ABC):
     merges: ClassVar[bool] = False
     reads_last_row_only: ClassVar[bool] = False
     reads_rotary: ClassVar[bool] = False
+    reads_states: ClassVar[bool] = False
     in_states: ClassVar[InStates] = "error"
     match_tolerance: ClassVar[float] = 0.01
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from visipruner.contract.entry_view import EntryView, Merge
+from visipruner.contract.entry_view import EntryView, Merge, Recurrence
 from visipruner.contract.pruner import PromptRun
 from visipruner.engine.attention import QKV
 from visipruner.engine.calls import CACHE_NAMES, is_of_place, map_tensors, per_row, scaling_of
@@ -60,10 +60,11 @@ class EntryLook:
         live: LiveRows,
         runs: Sequence[PromptRun],
         run_ahead: RunAhead,
+        recurrence: Callable[[int, Tensor], Recurrence],
         vision: Sequence[Vision | None],
     ) -> None:
         self._live, self._runs, self._vision = live, runs, vision
-        self._run_ahead = run_ahead
+        self._run_ahead, self._recurrence = run_ahead, recurrence
         self.merged: list[dict[int, Tensor]] = [{} for _ in runs]
 
     def wanted(self, layer: int) -> list[int]:
@@ -101,7 +102,8 @@ class EntryLook:
         project, rotary = partial(self._project, layer, example, kwargs), partial(self._rotary, example, kwargs)
         tokens, layout = self._live.tokens[example], self._live.layouts[example]
         visual = self._live.visual_among(example)
-        return EntryView(states, visual, tokens, layout, project, self._vision[example], rotary)
+        recurrence = partial(self._recurrence, layer)
+        return EntryView(states, visual, tokens, layout, project, self._vision[example], rotary, recurrence)
 
     def _placed_from_start(self, example: int, chosen: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Rotary embeddings that `chosen` rows of an example have when it is alone, where the host counts the padding

@@ -37,7 +37,7 @@ from visipruner.engine.recall import LeftRows, RecallableRows
 from visipruner.engine.record import Record
 from visipruner.engine.run_ahead import EntryLook, EntryWork, RunAhead
 from visipruner.engine.soft import blended, is_biased
-from visipruner.engine.states import StateLayers
+from visipruner.engine.states import StateLayers, recurrence_of
 from visipruner.engine.storing import Storing
 from visipruner.engine.views import packed_view, whole_view
 from visipruner.errors import UnsupportedModelError
@@ -105,7 +105,7 @@ class PromptSession:
         self._routing = PLAIN
         self._masks: dict[int, HostMask] = {}
         self._plan: LayerPlan | None = None
-        self._entry = EntryLook(self._live, runs, run_ahead, vision)
+        self._entry = EntryLook(self._live, runs, run_ahead, partial(recurrence_of, host), vision)
         self.projection = Projection(self._live)
         self.states = StateLayers(host, pruner, self._live, forward.past)
         self.closed: list[Tensor] = [layout.visual[:0] for layout in layouts]

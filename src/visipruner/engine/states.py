@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers.activations import ACT2FN
 
+from visipruner.contract.entry_view import Recurrence
 from visipruner.contract.layer_view import LayerView
 from visipruner.contract.layout import uploaded
 from visipruner.contract.pruner import PromptRun, Pruner
@@ -117,12 +120,48 @@ class StateLayers:
         return LayerView(none, none, none, *where, live.tokens[example], live.layouts[example], 1.0, lambda _: None)
 
 
+_DELTA_RULE = ("in_proj_qkv", "in_proj_a", "in_proj_b", "conv1d", "A_log", "dt_bias", "num_v_heads", "num_k_heads")
+
+
+def recurrence_of(host: Host, layer: int, states: Tensor) -> Recurrence:
+    """What hidden states `[n, d]` of one example do to the state of `layer`, as Qwen3.5's gated delta rule has it."""
+    mixer: Any = host.attentions[layer]
+    norm = getattr(host.layers[layer], "input_layernorm", None)
+    if layer not in host.states or norm is None or not all(hasattr(mixer, name) for name in _DELTA_RULE):
+        raise UnsupportedModelError(
+            f"Layer {layer} of {host.adapter.family} keeps no state by a gated delta rule, which this method reads; "
+            "choose settings with which it reads another layer's, or another method."
+        )
+    hidden = norm(states)[None]
+    mixed = mixer.conv1d(mixer.in_proj_qkv(hidden).transpose(1, 2))[0, :, : len(states)].T
+    sizes = [mixer.key_dim, mixer.key_dim, mixer.value_dim]
+    queries, keys, values = ACT2FN[mixer.activation](mixed).float().split(sizes, -1)
+    heads, each = mixer.num_v_heads, mixer.num_v_heads // mixer.num_k_heads
+    queries, keys = (
+        functional.normalize(part.unflatten(-1, (mixer.num_k_heads, -1)), dim=-1).repeat_interleave(each, 1)
+        for part in (queries, keys)
+    )
+    fading = mixer.A_log.float().exp() * functional.softplus(mixer.in_proj_a(hidden)[0].float() + mixer.dt_bias.float())
+    return Recurrence(
+        queries.transpose(0, 1),
+        keys.transpose(0, 1),
+        values.unflatten(-1, (heads, -1)).transpose(0, 1),
+        decay=(-fading).exp().T,
+        rate=mixer.in_proj_b(hidden)[0].float().sigmoid().T,
+    )
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 def check_states(host: Host, pruner: Pruner) -> None:
     """Raises UnsupportedModelError where a method would do to a layer without attention what only attention has."""
     if not host.states:
+        if pruner.reads_states:
+            raise UnsupportedModelError(
+                f"{pruner.name} reads the state that linear attention passes from row to row, and no layer of "
+                f"{host.adapter.family} has one; choose another method."
+            )
         return
     is_trained = isinstance(pruner, TrainingPruner)
     routed = [layer for layer in sorted(host.states) if is_trained or not pruner.routing(layer).is_plain]

@@ -43,6 +43,7 @@ class Composed(Pruner):
             raise ConfigError("composed needs pruners as its parts, for instance parts=(DivPrune(), VisiPruner()).")
         object.__setattr__(self, "merges", any(part.merges for part in self.parts))
         object.__setattr__(self, "reads_rotary", any(part.reads_rotary for part in self.parts))
+        object.__setattr__(self, "reads_states", any(part.reads_states for part in self.parts))
         looking = [part.in_states for part in self.parts if _may_look(part)]  # several would be asked at once
         object.__setattr__(self, "in_states", looking[0] if len(looking) == 1 else "error")
 

@@ -110,6 +110,8 @@ def refuse(pruner: Pruner, num_layers: int, in_line: bool = True) -> None:
         raise ConfigError(f"{pruner.name} reads rotary embeddings, which vLLM does not show; choose another method.")
     if pruner.recalls:
         raise ConfigError("No token comes back in vLLM, whose cache has no place for one; leave recall out.")
+    if pruner.reads_states:
+        raise ConfigError(f"{pruner.name} reads the states of layers, which vLLM does not show; choose another method.")
     if pruner.begin(lambda: in_line).may_close_gaps:
         raise ConfigError(
             f"{pruner.name} numbers the rows that stay anew, and vLLM has one numbering for all layers; add "
