@@ -202,8 +202,9 @@ def test_every_method_that_runs(cli, planted_folder, data, tmp_path):
     ran = {row["method"] for row in document["rows"]}
     assert {"dense", "visipruner", "fastv", "random", "divprune", "fastervlm"} <= ran
     assert not ran & {"none", "composed", "schedule", "visipruner-reference"}
-    assert set(document["left_out"]) == {"downsample"}
+    assert set(document["left_out"]) == {"downsample", "vcola"}
     assert "knows one size only" in document["left_out"]["downsample"]  # CLIP
+    assert "linear attention" in document["left_out"]["vcola"]
 
 
 def test_bad_input(fails, planted_folder, data, monkeypatch):
