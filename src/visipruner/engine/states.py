@@ -124,7 +124,7 @@ _DELTA_RULE = ("in_proj_qkv", "in_proj_a", "in_proj_b", "conv1d", "A_log", "dt_b
 
 
 def recurrence_of(host: Host, layer: int, states: Tensor) -> Recurrence:
-    """What hidden states `[n, d]` of one example do to the state of `layer`, a gated delta rule as transformers builds it."""
+    """What hidden states `[n, d]` of one example do to the state of `layer`, a gated delta rule in stock modules."""
     mixer: Any = host.attentions[layer]
     norm = getattr(host.layers[layer], "input_layernorm", None)
     if layer not in host.states or norm is None or not all(hasattr(mixer, name) for name in _DELTA_RULE):
