@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -54,11 +55,12 @@ def make_blind(model: Any, layers: Collection[int]) -> None:
                     reader.weight[:, :half] = 0
 
 
-def pictures(folder: Path, count: int = 3) -> list[Sample]:
-    """Questions about `count` unlike pictures."""
+def pictures(folder: Path, count: int = 3, seed: int = 1) -> list[Sample]:
+    """Questions about `count` unlike pictures; another `seed` draws other ones."""
     samples = []
     for number in range(count):
-        picture = Image.effect_noise((60, 60), 80 + 10 * number).convert("RGB")
+        noise = np.random.default_rng([seed, number]).normal(128, 80 + 10 * number, (60, 60))
+        picture = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB")
         ImageDraw.Draw(picture).rectangle(
             (5 * number, 10, 30 + 5 * number, 40), fill=("red", "blue", "lime")[number % 3]
         )

@@ -82,7 +82,7 @@ def test_answers_to_other_data_are_not_mixed(cli, planted_folder, data, tmp_path
     before = (out / "samples.jsonl").read_text()
     other = tmp_path / "noisy" / data.name
     other.parent.mkdir()
-    pictures(other.parent, 3)
+    pictures(other.parent, 3, seed=9)
     shutil.copy(data, other)
     refused = cli(*common, "--data", other)
     assert (refused.exit_code, "answers about another picture called" in refused.stderr) == (1, True)
