@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visipruner.errors import ConfigError
 from visipruner.evaluation import as_markdown, pictures, summarize
 from visipruner.evaluation.certainty import interval
 from visipruner.evaluation.pictures import draw_budgets
+from visipruner.evaluation.rows import against
 
 
 def _record(number: int, dense: str, other: str, answers: tuple[str, ...] = ("cat",)) -> dict[str, Any]:
@@ -61,6 +63,26 @@ def test_rows_say_what_happened() -> None:
     table = as_markdown([dense, half])
     assert "| half | 50.0 %" in table
     assert "6 / 1" in table
+
+
+def test_methods_are_compared_with_one_of_them() -> None:
+    records = [_record(n, "cat", "cat" if n < 6 else "dog") for n in range(12)]
+    for record in records:
+        record["given"]["third"] = {**record["given"]["half"], "answer": "cat" if record["key"] in "0123" else "dog"}
+    to_dense, _ = against(records, "half")
+    half = summarize(records)[1]
+    assert to_dense["method"] == "dense"
+    assert to_dense["difference"]["value"] == -half["difference"]["value"] == 0.5
+    assert to_dense["p"] == half["p"]
+    third = against(records, "half")[1]
+    assert (third["method"], third["p"]) == ("third", 1.0)  # one image's two answers
+    assert third["difference"]["value"] == pytest.approx(-2 / 12)
+    assert [row["p_holm"] for row in against(records, "half")] == [2 * to_dense["p"], 1.0]
+    with pytest.raises(ConfigError, match="There is no 'quarter' among dense, half, third"):
+        against(records, "quarter")
+    records[0]["answers"] = []
+    with pytest.raises(ConfigError, match="The right answers are not known"):
+        against(records, "half")
 
 
 def test_selection_that_was_not_timed_is_a_dash() -> None:

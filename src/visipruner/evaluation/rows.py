@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from visipruner.errors import ConfigError
 from visipruner.evaluation.certainty import LEVEL, SEED, Numbers, holm, interval, per_image, sign_flip_p
 from visipruner.evaluation.folder import Record
 from visipruner.evaluation.runner import DENSE
@@ -56,6 +57,24 @@ def summarize(records: Sequence[Record], seed: int = SEED, scoring: Scoring = _E
         row["p_holm"] = None if row["p"] is None else next(adjusted)
         row["is_significant"] = None if row["p"] is None else row["p_holm"] <= LEVEL
     return rows
+
+
+def against(records: Sequence[Record], name: str, seed: int = SEED) -> list[dict[str, Any]]:
+    """Every other method of `records` compared with the method `name` as `summarize` compares them with dense: method,
+    difference, p, and p_holm over these. By exact match. Raises ConfigError where there is no such method, or an answer
+    is not known."""
+    if name not in records[0]["given"]:
+        raise ConfigError(f"There is no {name!r} among {', '.join(records[0]['given'])}.")
+    images = [record["image"] for record in records]
+    scores = {each: _scores(records, each, _EXACT_MATCH) for each in records[0]["given"]}
+    control, rows = scores.pop(name), []
+    for each, right in scores.items():
+        if right is None or control is None:
+            raise ConfigError("The right answers are not known, so no two methods can be compared.")
+        changed = right - control
+        p = sign_flip_p(per_image(changed, images)[0], seed)
+        rows.append({"method": each, "difference": interval(changed, images, seed), "p": p})
+    return [{**row, "p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
 def _row(
