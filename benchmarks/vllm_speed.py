@@ -132,13 +132,13 @@ def compare(plain: Any, plugged: Any, load: Load, method: str, rounds: int, new:
             for name, times in found.items():
                 first[name].append(times[0])
                 steps[name] += times[1:]
-    half = {name: (statistics.median(first[name]), statistics.median(steps[name])) for name in first}
+    medians = {name: (statistics.median(first[name]), statistics.median(steps[name])) for name in first}
     return {
         "method": method,
         "requests": load.requests,
         "visual_tokens": load.pictures * GRID * GRID,
-        **{f"first_token_s_{name}": found[0] for name, found in half.items()},
-        **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in half.items()},
+        **{f"first_token_s_{name}": found[0] for name, found in medians.items()},
+        **{f"tokens_per_s_{name}": load.requests / found[1] for name, found in medians.items()},
         "prefill_times": ratio(first),
         "flops_times": promise,
         "decode_times": ratio(steps),

@@ -185,9 +185,9 @@ class _Page:
 def start(playground: Playground, host: str | None = None, port: int | None = None) -> tuple[gr.Blocks, str]:
     """The page about one model, served from now on, and its address; `close()` ends it. See `serve`."""
     # A page that ends deletes its uploads; in Gradio's common folder also those of another page about the same picture.
-    uploads = tempfile.mkdtemp(prefix="visipruner-app-")
-    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="visipruner-app-")
+        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
     page = _Page(playground)
     _, address, _ = page.blocks.launch(
         server_name=host,

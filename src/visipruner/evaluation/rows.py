@@ -63,18 +63,23 @@ def against(records: Sequence[Record], name: str, seed: int = SEED) -> list[dict
     """Every other method of `records` compared with the method `name` as `summarize` compares them with dense: method,
     difference, p, and p_holm over these. By exact match. Raises ConfigError where there is no such method, or an answer
     is not known."""
-    if name not in records[0]["given"]:
-        raise ConfigError(f"There is no {name!r} among {', '.join(records[0]['given'])}.")
+    methods = list(records[0]["given"])
+    if name not in methods:
+        raise ConfigError(f"There is no {name!r} among {', '.join(methods)}.")
     images = [record["image"] for record in records]
-    scores = {each: _scores(records, each, _EXACT_MATCH) for each in records[0]["given"]}
-    control, rows = scores.pop(name), []
-    for each, right in scores.items():
+    control, rows = _scores(records, name, _EXACT_MATCH), []
+    for each in methods:
+        right = _scores(records, each, _EXACT_MATCH)
         if right is None or control is None:
             raise ConfigError("The right answers are not known, so no two methods can be compared.")
-        changed = right - control
-        p = sign_flip_p(per_image(changed, images)[0], seed)
-        rows.append({"method": each, "difference": interval(changed, images, seed), "p": p})
+        if each != name:
+            rows.append({"method": each, **_compared(right - control, images, seed)})
     return [{**row, "p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
+
+
+def _compared(changed: Numbers, images: Sequence[str], seed: int) -> dict[str, Any]:
+    """What is said of paired differences of scores, one a record."""
+    return {"difference": interval(changed, images, seed), "p": sign_flip_p(per_image(changed, images)[0], seed)}
 
 
 def _row(
@@ -91,8 +96,7 @@ def _row(
         "method": name,
         "samples": len(records),
         "accuracy": None if right is None else interval(right, images, seed),
-        "difference": None if compared is None else interval(compared, images, seed),
-        "p": None if compared is None else sign_flip_p(per_image(compared, images)[0], seed),
+        **({"difference": None, "p": None} if compared is None else _compared(compared, images, seed)),
         "p_holm": None,  # these two are known when every p is
         "is_significant": None,
         "agreement": interval(same.astype(float), images, seed),
