@@ -123,12 +123,14 @@ def test_what_is_not_run_is_tested_elsewhere() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_others_start_what_exists(page: Path) -> None:
-    """`make` knows the target, `python` the file or module. (Those of visipruner are parsed by tests/test_docs.py.)"""
+    """`make` knows the target, `python` the file, module or code. (Those of visipruner are parsed by tests/test_docs.py.)"""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     missing = []
     for program, *words in commands(page):
         if program == "make":
             missing += [word for word in words if "=" not in word and word not in targets]
+        elif Path(program).name == "python" and words[0] == "-c":
+            compile(words[1], page.name, "exec")
         elif Path(program).name == "python" and words[0] == "-m":
             missing += [words[1]] * (find_spec(words[1].partition(".")[0]) is None)
         elif Path(program).name == "python":
