@@ -123,7 +123,7 @@ def test_what_is_not_run_is_tested_elsewhere() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_others_start_what_exists(page: Path) -> None:
-    """`make` knows the target, `python` the file, module or code. (Those of visipruner are parsed by tests/test_docs.py.)"""
+    """`make` knows the target, `python` the file, module or code. (tests/test_docs.py parses those of visipruner.)"""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     missing = []
     for program, *words in commands(page):
