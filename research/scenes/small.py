@@ -123,7 +123,7 @@ def _signs(rng: Random, look: Look) -> Drawn:
     colors = rng.sample(tuple(COLORS), rng.randint(3, 5))
     numbers = rng.sample(range(100), len(colors))
     signs = [
-        Item("sign", str(number), 0, 0, rng.uniform(0.098, 0.11), color=color, style=rng.choice(look.fonts))
+        Item("sign", str(number), 0, 0, rng.uniform(0.122, 0.13), color=color, style=rng.choice(look.fonts))
         for color, number in zip(colors, numbers, strict=True)
     ]
     items = _placed(rng, look, signs + _things(rng, look, rng.randint(4, 8)))
@@ -207,8 +207,8 @@ def _mosaic(rng: Random, look: Look) -> Drawn:
 
 def _page(rng: Random, look: Look) -> Drawn:
     """Short lines of a label and a word or number: what stands after, or before, one of them?"""
-    count, points = rng.randint(4, 7), rng.randint(16, 20)
-    pitch = rng.uniform(0.09, 0.9 / count if count > 5 else 0.14)
+    count, points = rng.randint(3, 6), rng.randint(25, 30)
+    pitch = rng.uniform(0.125, min(0.18, 0.87 / count))
     top, left = rng.uniform(0.08, 0.95 - pitch * count) + pitch / 2, rng.uniform(0.04, 0.1)
     labels = rng.sample(LABELS, count)
     words = rng.sample(WORDS, count)

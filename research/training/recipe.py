@@ -247,7 +247,7 @@ ELEVENTH = replace(
 TWELFTH = replace(
     ELEVENTH,
     seed="train-14",
-    images=1600,
+    images=1000,
     lora_rate=5e-4,
     warmup_images=30,
     easy_images=0,
