@@ -11,11 +11,10 @@ from transformers import AutoModelForImageTextToText
 from visipruner import VisiPruner, attach
 from visipruner.engine.clock import EngineClock
 from visipruner.errors import ConfigError
-from visipruner.speed import build, machine, shapes, subject
+from visipruner.speed import machine, subject
 from visipruner.speed.checks import Target
-from visipruner.speed.measure import run_once
+from visipruner.speed.measure import DENSE, TEXT, Contender, rows, run_once, take_turns
 from visipruner.speed.prompt import Rows, embedded, text_only
-from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
 from visipruner.speed.scheduled import Schedule
 
 SCHEDULE = Schedule(filter=2, keep=5, exit=4)
@@ -26,12 +25,12 @@ def tiny():
     return subject.from_shape("tiny", dtype="float32", tie=False).model
 
 
-@pytest.mark.parametrize("name", shapes.names())
+@pytest.mark.parametrize("name", subject.names())
 def test_shapes_that_ship_can_be_built(name):
-    model = build.empty_model(shapes.load_config(name), torch.bfloat16, "sdpa")
-    whole = build.parameter_bytes(model)
-    build.tie_layers(model)
-    assert build.parameter_bytes(model) < whole
+    model = subject.empty_model(subject.load_config(name), torch.bfloat16, "sdpa")
+    whole = subject.parameter_bytes(model)
+    subject.tie_layers(model)
+    assert subject.parameter_bytes(model) < whole
 
 
 def test_a_filled_model_is_the_stock_one_but_for_its_weights(tiny):
@@ -54,8 +53,8 @@ def test_tied_layers_stay_modules_of_their_own():
 
 def test_fewer_layers_of_a_config_file(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(shapes.load_config("tiny").to_dict()))
-    assert shapes.load_config(str(path), 3).text_config.num_hidden_layers == 3
+    path.write_text(json.dumps(subject.load_config("tiny").to_dict()))
+    assert subject.load_config(str(path), 3).text_config.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_fewer_layers_of_a_config_file(tmp_path):
 )
 def test_wrong_shapes(shape, layers, said):
     with pytest.raises(ConfigError, match=said):
-        shapes.load_config(shape, layers)
+        subject.load_config(shape, layers)
 
 
 def test_a_schedule_is_kept_and_its_evidence_computed(tiny):

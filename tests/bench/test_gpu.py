@@ -12,7 +12,7 @@ from visipruner.errors import ConfigError
 from visipruner.speed import gpu
 from visipruner.speed.bench import bench_checks
 from visipruner.speed.checks import Effort, on_device
-from visipruner.speed.rounds import DENSE
+from visipruner.speed.measure import DENSE
 
 CPU = torch.device("cpu")
 

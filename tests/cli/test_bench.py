@@ -11,7 +11,7 @@ from visipruner.cli.errors import CliError
 from visipruner.models import loading as models
 from visipruner.speed.checks import CHECKS
 from visipruner.speed.host_work import BOUNDS
-from visipruner.speed.rounds import DENSE, TEXT
+from visipruner.speed.measure import DENSE, TEXT
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import visipruner
 from tests.cli.tiny_llava import save_llava
 from visipruner import plugins
-from visipruner.cli import mounted
+from visipruner.cli.app import mount
 from visipruner.models import packaged
 
 PACKAGE = """
@@ -107,6 +107,6 @@ def test_a_name_that_is_nearly_one_and_a_broken_package(fails, installed, photo)
 def test_commands_of_a_package_are_joined(installed):
     app = typer.Typer()
     app.command()(lambda: None)
-    mounted.mount(app)
+    mount(app)
     assert "Commands of the package other." in CliRunner().invoke(app, ["--help"]).stdout
     assert CliRunner().invoke(app, ["other", "hello"]).stdout == "said hello\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from visipruner.cli.errors import CliError
-from visipruner.cli.settings import chosen, parse_settings, parse_value
+from visipruner.cli.run import chosen, parse_settings, parse_value
 from visipruner.errors import ConfigError
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner

@@ -17,8 +17,7 @@ from visipruner import VisiPruner
 from visipruner.cli.app import app
 from visipruner.evaluation import evaluate
 from visipruner.evaluation import runner as runner_module
-from visipruner.evaluation.folder import join
-from visipruner.evaluation.processes import Processes
+from visipruner.evaluation.folder import Processes, join
 
 METHODS = {"early": VisiPruner(shallow_end=1, filter_layer=2, keep_tokens=2, exit_layer=4)}
 _LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")

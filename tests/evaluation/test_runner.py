@@ -19,7 +19,7 @@ from visipruner.errors import ConfigError
 from visipruner.evaluation import DENSE, evaluate, matched
 from visipruner.evaluation import folder as files
 from visipruner.evaluation import runner as runner_module
-from visipruner.evaluation.processes import Processes
+from visipruner.evaluation.folder import Processes
 from visipruner.evaluation.samples import Sample
 from visipruner.images import open_image
 from visipruner.pruners.composed import Composed

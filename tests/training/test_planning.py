@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tests.models import llava_model
 from visipruner.models.shape import ModelShape
@@ -74,8 +75,7 @@ def test_a_sparse_middle_is_planned_with_the_frozen_layers_below_it() -> None:
 
 
 def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from visipruner.cli.errors import CliError
-    from visipruner.cli.plan import PlanOptions, execute
+    from visipruner.cli.plan import plan
 
     def interval(value: float, low: float, high: float) -> dict[str, float]:
         return {"value": value, "low": low, "high": high}
@@ -95,7 +95,7 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
         },
     }
     (tmp_path / "analysis.json").write_text(json.dumps(document))
-    execute(PlanOptions(analysis=tmp_path, shape=["7b"], save=tmp_path / "plan.json"))
+    plan(analysis=tmp_path, shape=["7b"], save=tmp_path / "plan.json")
     assert "k = 8, e = 24, n = 32 after layer 10" in " ".join(capsys.readouterr().out.split())
     estimate, cautious = json.loads((tmp_path / "plan.json").read_text())["shapes"]
     rows = {row["guidelines"]: row for row in estimate["choices"]}
@@ -113,9 +113,10 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (cautious["suggestion"]["inject_layer"], cautious["suggestion"]["exit_layer"]) == (4, 28)
     chosen["budget"] = 1 / 16  # a share, where images differ in their tokens
     (tmp_path / "analysis.json").write_text(json.dumps(document))
-    execute(PlanOptions(analysis=tmp_path, shape=["7b"]))
+    plan(analysis=tmp_path, shape=["7b"])
     told = " ".join(capsys.readouterr().out.split())
     assert "(b) 6.25 % of the tokens after layer 10" in told
     assert "n = 36 after layer 10" in told
-    with pytest.raises(CliError, match="no analysis"):
-        execute(PlanOptions(analysis=tmp_path / "nowhere"))
+    with pytest.raises(typer.Exit):
+        plan(analysis=tmp_path / "nowhere")
+    assert "no analysis" in capsys.readouterr().err

@@ -21,8 +21,7 @@ from visipruner.chat import ChatPrompt, Reply, chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError, VisiPrunerError, explain
-from visipruner.evaluation.contenders import EVERY, Wanted
-from visipruner.evaluation.matching import with_share
+from visipruner.evaluation.contenders import EVERY, Wanted, with_share
 from visipruner.evaluation.samples import Sample, load_samples, spread
 from visipruner.images import open_image
 from visipruner.models import packaged

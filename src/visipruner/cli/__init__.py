@@ -1,4 +1,4 @@
-"""The command line: `app` has the commands, `run` carries one out, `ask` talks to the model, `present` shows it."""
+"""The command line: every command is a file of its own, `app` puts them together."""
 
 from __future__ import annotations
 

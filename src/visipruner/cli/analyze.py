@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
-from visipruner.cli.options import ModelOptions, Seed, command
+from visipruner.cli.console import Status, output
+from visipruner.cli.options import ModelOptions, Seed, command, flag, option
 
 if TYPE_CHECKING:
     from visipruner.analysis.run import Analysis
@@ -39,50 +39,32 @@ class Metric(StrEnum):
 class AnalyzeOptions(ModelOptions):
     """Of `visipruner analyze`."""
 
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Results go here; an interrupted analysis goes on from it.")]
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSONL: image (relative to the file), question, and if known answer or answers, type.",
-            show_default="what a packaged model brings",
-        ),
-    ] = None
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PART",
-            help="Only these parts (repeatable): attention, sweeps, shallow, skip, freeze, freeze_blocks, cache, "
-            "influence, scores, lens, control. Stages need sweeps, control, influence and scores.",
-            show_default="all",
-        ),
-    ] = None
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many, spread over images and types.")] = 64
-    checked: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Samples of other images on which the proposed settings are tried."),
-    ] = 64
-    metric: Annotated[
-        Metric,
-        typer.Option(help="What a loss is: KL to the dense answer (nats), answers changed, right answers lost."),
-    ] = Metric.KL
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="X",
-            help="Loss that counts as none.",
-            show_default="0.05 nats, 0.05 of agreement, 0.02 of accuracy",
-        ),
-    ] = None
-    second_look: Annotated[
-        bool,
-        typer.Option(
-            "--second-look",
-            metavar="",
-            help="Also search settings for the method second-look, written to the folder second-look in --out.",
-        ),
-    ] = False
+    out: Path = option(MISSING, "DIR", "Results go here; an interrupted analysis goes on from it.")
+    data: Path | None = option(
+        None,
+        "FILE",
+        "JSONL: image (relative to the file), question, and if known answer or answers, type.",
+        shown="what a packaged model brings",
+    )
+    only: list[str] | None = option(
+        None,
+        "PART",
+        "Only these parts (repeatable): attention, sweeps, shallow, skip, freeze, freeze_blocks, cache, influence, "
+        "scores, lens, control. Stages need sweeps, control, influence and scores.",
+        shown="all",
+    )
+    samples: int = option(64, "N", "How many, spread over images and types.", min=1)
+    checked: int = option(64, "N", "Samples of other images on which the proposed settings are tried.", min=0)
+    metric: Metric = option(
+        Metric.KL, None, "What a loss is: KL to the dense answer (nats), answers changed, right answers lost."
+    )
+    tolerance: float | None = option(
+        None, "X", "Loss that counts as none.", min=0, shown="0.05 nats, 0.05 of agreement, 0.02 of accuracy"
+    )
+    second_look: bool = flag(
+        "--second-look",
+        "Also search settings for the method second-look, written to the folder second-look in --out.",
+    )
     seed: Seed = 0
 
 
@@ -97,7 +79,6 @@ def analyze(options: AnalyzeOptions) -> None:
     from visipruner.analysis.measuring import check_parts
     from visipruner.analysis.run import analyze as analyze_model
     from visipruner.analysis.run import choose
-    from visipruner.cli.console import Status, output
     from visipruner.evaluation.samples import check_questions, load_samples
     from visipruner.files import prepare_folder
     from visipruner.models import loading, packaged

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from visipruner.cli.console import Status, output, print_json, show_table
 from visipruner.cli.errors import CliError
-from visipruner.cli.options import RULE, AllowDownload, AsJson, Attention, DType, Implementation, command
+from visipruner.cli.options import RULE, AllowDownload, AsJson, Attention, DType, Implementation, command, option
 
 if TYPE_CHECKING:
     from visipruner.speed.checks import CheckResult
@@ -31,99 +30,62 @@ visipruner bench --check all --out bench/
 class BenchOptions:
     """Of `visipruner bench`; None leaves a number to what is measured."""
 
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A shape that ships (tiny, llava-1.5-7b, llava-1.5-13b, llava-onevision-0.5b, qwen2-vl-2b, "
-            "qwen2-vl-7b, qwen2.5-vl-7b, internvl3-8b) or a config.json. Weights are random.",
-            show_default="llava-1.5-7b; a check's own",
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A real checkpoint in place of a shape, asked about a picture: as for run.",
-            show_default="a random shape",
-        ),
-    ] = None
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --model: the picture.", show_default="one that ships")
-    ] = None
-    question: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="With --model: the question.", show_default="Describe the image."),
-    ] = None
-    check: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Measure a promise of docs/performance.md and say whether it is kept: prefill, overhead, scaling, "
-            "batch, questions, host, or all; and gpu, where there is one. Repeatable.",
-        ),
-    ] = None
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC",
-            help=f"A method; + joins two. Repeatable. {RULE}",
-            show_default="visipruner without shallow stage, with it, and with shallow_visual=ffn",
-        ),
-    ] = None
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYERS",
-            help="Where visipruner filters, how many tokens it keeps, and where they leave. Its evidence is computed "
-            "all the same.",
-            show_default="filter=14,keep=10,exit=20 at 32 layers",
-        ),
-    ] = None
-    visual: Annotated[
-        list[int] | None,
-        typer.Option(min=1, metavar="N", help="Visual tokens of the prompt. Repeatable.", show_default="576"),
-    ] = None
-    before: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Text tokens before them.", show_default="35")
-    ] = None
-    after: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Text tokens after them.", show_default="13")
-    ] = None
-    batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Prompts at a time.", show_default="1")] = None
-    new_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Tokens to generate.", show_default="8")
-    ] = None
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Every method runs once a round.", show_default="3; a check's own"),
-    ] = None
-    layers: Annotated[
-        int | None, typer.Option(min=4, metavar="N", help="Only so many decoder layers.", show_default="all")
-    ] = None
-    tie_layers: Annotated[
-        bool | None,
-        typer.Option(
-            "--tie-layers/--no-tie-layers",
-            metavar="",
-            help="Let all layers share one layer's weights, which costs the same time and little memory.",
-            show_default="where they would not fit",
-        ),
-    ] = None
-    dtype: Annotated[
-        DType,
-        typer.Option(metavar="NAME", help="auto is bfloat16, or float32 where the processor is slow at bfloat16."),
-    ] = DType.AUTO
+    shape: str | None = option(
+        None,
+        "NAME",
+        "A shape that ships (tiny, llava-1.5-7b, llava-1.5-13b, llava-onevision-0.5b, qwen2-vl-2b, qwen2-vl-7b, "
+        "qwen2.5-vl-7b, internvl3-8b) or a config.json. Weights are random.",
+        shown="llava-1.5-7b; a check's own",
+    )
+    model: str | None = option(
+        None,
+        "NAME",
+        "A real checkpoint in place of a shape, asked about a picture: as for run.",
+        shown="a random shape",
+    )
+    image: Path | None = option(None, "FILE", "With --model: the picture.", shown="one that ships")
+    question: str | None = option(None, "TEXT", "With --model: the question.", shown="Describe the image.")
+    check: list[str] | None = option(
+        None,
+        "NAME",
+        "Measure a promise of docs/performance.md and say whether it is kept: prefill, overhead, scaling, batch, "
+        "questions, host, or all; and gpu, where there is one. Repeatable.",
+    )
+    method: list[str] | None = option(
+        None,
+        "SPEC",
+        f"A method; + joins two. Repeatable. {RULE}",
+        shown="visipruner without shallow stage, with it, and with shallow_visual=ffn",
+    )
+    schedule: str | None = option(
+        None,
+        "LAYERS",
+        "Where visipruner filters, how many tokens it keeps, and where they leave. Its evidence is computed all the "
+        "same.",
+        shown="filter=14,keep=10,exit=20 at 32 layers",
+    )
+    visual: list[int] | None = option(None, "N", "Visual tokens of the prompt. Repeatable.", min=1, shown="576")
+    before: int | None = option(None, "N", "Text tokens before them.", min=1, shown="35")
+    after: int | None = option(None, "N", "Text tokens after them.", min=1, shown="13")
+    batch: int | None = option(None, "N", "Prompts at a time.", min=1, shown="1")
+    new_tokens: int | None = option(None, "N", "Tokens to generate.", min=1, shown="8")
+    rounds: int | None = option(None, "N", "Every method runs once a round.", min=1, shown="3; a check's own")
+    layers: int | None = option(None, "N", "Only so many decoder layers.", min=4, shown="all")
+    tie_layers: bool | None = option(
+        None,
+        "",
+        "Let all layers share one layer's weights, which costs the same time and little memory.",
+        "--tie-layers/--no-tie-layers",
+        shown="where they would not fit",
+    )
+    dtype: DType = option(DType.AUTO, "NAME", "auto is bfloat16, or float32 where the processor is slow at bfloat16.")
     attn: Implementation = Attention.SDPA
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu"
+    device: str = option("cpu", "NAME", "cpu or cuda.")
     allow_download: AllowDownload = False
-    warm_up: Annotated[
-        bool,
-        typer.Option(
-            "--warm-up/--no-warm-up", metavar="", help="Run everything once before, uncounted; else only the text."
-        ),
-    ] = True
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save results as JSON, tables and charts.")] = None
+    warm_up: bool = option(
+        True, "", "Run everything once before, uncounted; else only the text.", "--warm-up/--no-warm-up"
+    )
+    out: Path | None = option(None, "DIR", "Save results as JSON, tables and charts.")
     as_json: AsJson = False
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
@@ -136,8 +98,6 @@ class BenchOptions:
 @command(BenchOptions, EXAMPLES)
 def bench(options: BenchOptions) -> None:
     """Measure speed and memory of pruning at real shapes, with random weights, against dense and what FLOPs promise."""
-    from visipruner.cli.console import print_json
-
     if options.model is None and options.given("image", "question"):
         raise CliError("--image and --question are for a real checkpoint; give --model NAME too, or leave them out.")
     if options.model is not None:
@@ -151,7 +111,6 @@ def bench(options: BenchOptions) -> None:
 
 
 def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
-    from visipruner.cli.console import Status
     from visipruner.speed import bench_model
     from visipruner.speed.bench import check_device
 
@@ -174,7 +133,6 @@ def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
 
 
 def _of_checks(options: BenchOptions, names: list[str]) -> dict[str, Any]:
-    from visipruner.cli.console import Status
     from visipruner.speed import Effort, bench_checks
 
     if options.given("method", "batch", "schedule", "before", "after"):
@@ -188,7 +146,6 @@ def _of_checks(options: BenchOptions, names: list[str]) -> dict[str, Any]:
 
 
 def _of_shape(options: BenchOptions) -> dict[str, Any]:
-    from visipruner.cli.console import Status
     from visipruner.speed import bench_shape
 
     size = options.given("shape", "visual", "before", "after", "batch", "layers", tie="tie_layers")
@@ -209,8 +166,6 @@ def _show_last(document: dict[str, Any]) -> None:
 
 
 def _show_check(result: CheckResult) -> None:
-    from visipruner.cli.console import output
-
     _show_model(result.model, f"{result.name}: ")
     for point in result.points:
         _show(point)
@@ -219,15 +174,12 @@ def _show_check(result: CheckResult) -> None:
 
 
 def _show_model(model: dict[str, Any], before: str = "") -> None:
-    from visipruner.cli.console import output
-
     notes = "".join(f"; {note}" for note in model["notes"])
     output().print(f"[bold]{before}{model['name']}[/bold], {model['dtype']}{notes}")
 
 
 def _show(point: dict[str, Any]) -> None:
-    from visipruner.cli.console import output, show_table
-    from visipruner.speed.table import as_table
+    from visipruner.speed.report import as_table
 
     console = output()
     if point["visual"]:

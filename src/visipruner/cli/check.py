@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import typer
 
+from visipruner.cli.console import Status, clean, output, print_json, show_table
 from visipruner.cli.options import (
     AllowDownload,
     AsJson,
     Attention,
     DType,
     Implementation,
-    _or_packaged,
     command,
+    flag,
+    model,
+    option,
 )
 
 EXAMPLES = """
@@ -28,36 +30,19 @@ visipruner check --model ./my-model --full --dtype float32
 class CheckOptions:
     """Of `visipruner check`."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=_or_packaged,
-            help="A model that an installed package brings, a folder, or a Hugging Face id that is already cached.",
-            show_default="the first that a package brings",
-        ),
-    ] = ""
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            metavar="",
-            help="Check the model itself, weights and processor, after the tiny model of random weights that is made "
-            "from its config.",
-        ),
-    ] = False
-    dtype: Annotated[
-        DType, typer.Option(metavar="NAME", help="Precision of the weights; float32 sees the smallest errors.")
-    ] = DType.FLOAT32
+    model: str = model(
+        "A model that an installed package brings, a folder, or a Hugging Face id that is already cached."
+    )
+    full: bool = flag(
+        "--full",
+        "Check the model itself, weights and processor, after the tiny model of random weights that is made from its "
+        "config.",
+    )
+    dtype: DType = option(DType.FLOAT32, "NAME", "Precision of the weights; float32 sees the smallest errors.")
     attn: Implementation = Attention.SDPA
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Where the full model runs: cpu, cuda, ...",
-            show_default="an accelerator where there is one, else cpu",
-        ),
-    ] = ""
+    device: str = option(
+        "", "NAME", "Where the full model runs: cpu, cuda, ...", shown="an accelerator where there is one, else cpu"
+    )
     allow_download: AllowDownload = False
     as_json: AsJson = False
 
@@ -69,7 +54,6 @@ def check(options: CheckOptions) -> None:
     Ends with 0 where every check passes, with 1 where one does not. `attach` knows the result on this machine.
     """
     from visipruner import checking, models
-    from visipruner.cli.console import Status, clean, output, print_json, show_table
 
     status = Status()
     with status.busy("Making a tiny model of the config"):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from visipruner.cli.console import Status, output, print_json, show_settings, show_table
 from visipruner.cli.errors import CliError
-from visipruner.cli.options import RULE, AsJson, ModelOptions, Seed, command
+from visipruner.cli.options import RULE, AsJson, ModelOptions, Seed, command, flag, option
 
 EXAMPLES = """
 visipruner eval --method visipruner --method fastv --samples 100 --out results/
@@ -35,84 +33,52 @@ class Axis(StrEnum):
 class EvalOptions(ModelOptions):
     """Of `visipruner eval`."""
 
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC",
-            help=f"A method; + joins two; 'all' is every one that runs on the model. Repeatable. {RULE}",
-            show_default="visipruner",
-        ),
-    ] = None
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[LABEL=]SPEC",
-            help="As --method, with its settings as they are whatever --match says, and its own name in the table. "
-            "Repeatable.",
-        ),
-    ] = None
-    config: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="A saved pruner.json (or its folder), used as it is. Repeatable."),
-    ] = None
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A JSONL file (image, question, answer or answers, type), the folder of a benchmark as LLaVA's "
-            "evaluation keeps it, a question file in it, or easy-vqa.",
-            show_default="what a packaged model brings",
-        ),
-    ] = None
-    benchmark: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Read --data as this benchmark; visipruner list has their names.",
-            show_default="recognised by its files",
-        ),
-    ] = None
-    samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many, spread over images.", show_default="all")
-    ] = None
-    match: Annotated[
-        Axis | None, typer.Option(help="Give all methods the same budget; see --cut.", show_default="no")
-    ] = None
-    cut: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="X", help="Share to cut of what --match names, above 0 and below 1 (0.5 is half). Repeatable."
-        ),
-    ] = None
-    share_images: Annotated[
-        bool,
-        typer.Option(
-            "--share-images",
-            metavar="",
-            help="Questions about one image share the work on it: the same answers in less time. Seconds and FLOPs are "
-            "then those of what was left to do.",
-        ),
-    ] = False
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Samples answered as one batch: the same answers, and each has an equal share of the seconds. Methods "
-            "that read the question or change the picture answer one by one all the same.",
-        ),
-    ] = 1
-    keep_sets: Annotated[
-        bool,
-        typer.Option("--keep-sets", metavar="", help="Also write which visual tokens each layer had to samples.jsonl."),
-    ] = False
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Save results.json, table.md, chart.png, ranking.png, samples.jsonl; an interrupted run goes on.",
-        ),
-    ] = None
+    method: list[str] | None = option(
+        None,
+        "SPEC",
+        f"A method; + joins two; 'all' is every one that runs on the model. Repeatable. {RULE}",
+        shown="visipruner",
+    )
+    fixed: list[str] | None = option(
+        None,
+        "[LABEL=]SPEC",
+        "As --method, with its settings as they are whatever --match says, and its own name in the table. Repeatable.",
+    )
+    config: list[Path] | None = option(None, "FILE", "A saved pruner.json (or its folder), used as it is. Repeatable.")
+    data: Path | None = option(
+        None,
+        "PATH",
+        "A JSONL file (image, question, answer or answers, type), the folder of a benchmark as LLaVA's evaluation "
+        "keeps it, a question file in it, or easy-vqa.",
+        shown="what a packaged model brings",
+    )
+    benchmark: str | None = option(
+        None,
+        "NAME",
+        "Read --data as this benchmark; visipruner list has their names.",
+        shown="recognised by its files",
+    )
+    samples: int | None = option(None, "N", "How many, spread over images.", min=1, shown="all")
+    match: Axis | None = option(None, None, "Give all methods the same budget; see --cut.", shown="no")
+    cut: list[float] | None = option(
+        None, "X", "Share to cut of what --match names, above 0 and below 1 (0.5 is half). Repeatable."
+    )
+    share_images: bool = flag(
+        "--share-images",
+        "Questions about one image share the work on it: the same answers in less time. Seconds and FLOPs are then "
+        "those of what was left to do.",
+    )
+    batch_size: int = option(
+        1,
+        "N",
+        "Samples answered as one batch: the same answers, and each has an equal share of the seconds. Methods that "
+        "read the question or change the picture answer one by one all the same.",
+        min=1,
+    )
+    keep_sets: bool = flag("--keep-sets", "Also write which visual tokens each layer had to samples.jsonl.")
+    out: Path | None = option(
+        None, "DIR", "Save results.json, table.md, chart.png, ranking.png, samples.jsonl; an interrupted run goes on."
+    )
     seed: Seed = 0
     as_json: AsJson = False
 
@@ -120,9 +86,8 @@ class EvalOptions(ModelOptions):
 @command(EvalOptions, EXAMPLES)
 def evaluate(options: EvalOptions) -> None:
     """Compare methods on the same samples: accuracy with paired intervals, what was cut, seconds against dense."""
-    from visipruner.cli.console import Status, output, print_json, show_settings, show_table
     from visipruner.evaluation import compare
-    from visipruner.evaluation.table import as_tables
+    from visipruner.evaluation.rows import as_tables
 
     compared = compare(
         options.model,

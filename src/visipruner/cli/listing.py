@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from visipruner.cli.options import AsJson, command
+from visipruner.cli.console import output, print_json, show_table, told
+from visipruner.cli.options import AsJson, argument, command
+from visipruner.tables import Table
 
 EXAMPLES = """
 visipruner list
@@ -24,9 +24,7 @@ visipruner list --json
 class ListOptions:
     """Of `visipruner list`."""
 
-    method: Annotated[
-        str | None, typer.Argument(metavar="METHOD", help="Show this method's settings.", show_default=False)
-    ] = None
+    method: str | None = argument(None, "METHOD", "Show this method's settings.")
     as_json: AsJson = False
 
 
@@ -34,7 +32,6 @@ class ListOptions:
 def list_(options: ListOptions) -> None:
     """List the pruning methods, model families and benchmarks; of one METHOD its settings."""
     from visipruner import adapters
-    from visipruner.cli.console import print_json
     from visipruner.contract.settings import declared
     from visipruner.evaluation import datasets
     from visipruner.models import packaged
@@ -65,9 +62,6 @@ def list_(options: ListOptions) -> None:
 
 def _show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
     """One line each."""
-    from visipruner.cli.console import output, show_table
-    from visipruner.tables import Table
-
     rows = [[name, _arxiv(method["paper"]), method["acts"]] for name, method in methods.items()]
     show_table(output(), Table(["--method", "arXiv", "tokens leave"], rows))
     output().print("\nWhat a method does and its settings: visipruner list METHOD")
@@ -80,9 +74,6 @@ def _arxiv(paper: str) -> str:
 
 
 def _show_settings(name: str, method: Mapping[str, Any]) -> None:
-    from visipruner.cli.console import output, show_table, told
-    from visipruner.tables import Table
-
     console = output()
     console.print(f"[bold]{name}[/bold]  {method['description']}")
     console.print(f"paper: {method['paper'] or 'none'}; tokens leave {method['acts']}; looks at {method['needs']}")
@@ -98,8 +89,6 @@ def _show_settings(name: str, method: Mapping[str, Any]) -> None:
 
 
 def _show_group(title: str, lines: Mapping[str, str]) -> None:
-    from visipruner.cli.console import output
-
     console = output()
     console.print(f"\n[cyan]{title}[/cyan]")
     for name, text in lines.items():

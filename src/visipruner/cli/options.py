@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -11,6 +12,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from visipruner.cli.errors import reports_errors
+
+RULE = (
+    "A bare name has the settings that were calibrated for the model, where it brings some, else its published ones "
+    "with their layers at the same depth; name:key=value,... its published ones as they are, with what is written."
+)
 
 
 class DType(StrEnum):
@@ -29,18 +35,27 @@ class Attention(StrEnum):
     EAGER = "eager"
 
 
-Implementation = Annotated[Attention, typer.Option(help="Attention implementation.")]
-AllowDownload = Annotated[
-    bool,
-    typer.Option("--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."),
-]
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print the results as one JSON document.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")]
-RULE = (
-    "A bare name has the settings that were calibrated for the model, where it brings some, else its published ones "
-    "with their layers at the same depth; name:key=value,... its published ones as "
-    "they are, with what is written."
-)
+def option(default: Any, metavar: str | None, text: str, *names: str, shown: str | bool = True, **more: Any) -> Any:
+    """A field of a class of options.
+
+    Args:
+        default: MISSING where the option must be given. text: its help. names: on the command line; by default the
+            field's own. shown: the default in words, where None stands for it. more: of `typer.Option`.
+    """
+    made = typer.Option(*names, help=text, metavar=metavar, show_default=shown, **more)
+    return dataclasses.field(default=default, metadata={"option": made})
+
+
+def flag(name: str, text: str) -> Any:
+    """An option without a value, off unless it is given."""
+    return option(False, "", text, name)
+
+
+def argument(default: Any, metavar: str, text: str) -> Any:
+    """What is told by its place on the command line."""
+    return dataclasses.field(
+        default=default, metadata={"option": typer.Argument(help=text, metavar=metavar, show_default=False)}
+    )
 
 
 def _or_packaged(name: str) -> str:
@@ -49,46 +64,47 @@ def _or_packaged(name: str) -> str:
     return name or packaged.default()
 
 
+def model(text: str) -> Any:
+    """`--model`, by default what a package brings."""
+    return option("", "NAME", text, callback=_or_packaged, shown="the first that a package brings")
+
+
+Implementation = Annotated[Attention, typer.Option(help="Attention implementation.")]
+AllowDownload = Annotated[
+    bool,
+    typer.Option("--allow-download", metavar="", help="Let a Hugging Face id be downloaded; it may be many gigabytes."),
+]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print the results as one JSON document.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the choice of samples.")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, and how it runs."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=_or_packaged,
-            help="A model that an installed package brings (see: visipruner list), a folder, or a Hugging Face id "
-            "that is already cached.",
-            show_default="the first that a package brings",
-        ),
-    ] = ""
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 32
-    dtype: Annotated[
-        DType,
-        typer.Option(
-            metavar="NAME",
-            help="Precision of the weights; auto is the checkpoint's own, for a packaged model its package's choice.",
-        ),
-    ] = DType.AUTO
+    model: str = model(
+        "A model that an installed package brings (see: visipruner list), a folder, or a Hugging Face id that is "
+        "already cached."
+    )
+    max_new_tokens: int = option(32, "N", "Longest answer, in tokens.", min=1)
+    dtype: DType = option(
+        DType.AUTO,
+        "NAME",
+        "Precision of the weights; auto is the checkpoint's own, for a packaged model its package's choice.",
+    )
     attn: Implementation = Attention.SDPA
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Where the model runs: cpu, cuda, cuda:1, ...; 'spread' over all devices, by accelerate.",
-            show_default="an accelerator where there is one, else cpu",
-        ),
-    ] = ""
+    device: str = option(
+        "",
+        "NAME",
+        "Where the model runs: cpu, cuda, cuda:1, ...; 'spread' over all devices, by accelerate.",
+        shown="an accelerator where there is one, else cpu",
+    )
     allow_download: AllowDownload = False
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `models.load` besides the name."""
-        return {
-            "dtype": self.dtype.value,
-            "attn": self.attn.value,
-            "device": self.device,
-            "allow_download": self.allow_download,
+        return {name: str(getattr(self, name)) for name in ("dtype", "attn", "device")} | {
+            "allow_download": self.allow_download
         }
 
 
@@ -105,7 +121,7 @@ def command(options: type[Any], examples: str) -> Callable[[Callable[[Any], None
             item.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if item.default is MISSING else item.default,
-            annotation=hints[item.name],
+            annotation=Annotated[hints[item.name], *item.metadata.values()] if item.metadata else hints[item.name],
         )
         for item in (*own, *shared)
     ]

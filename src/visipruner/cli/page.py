@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import typer
-
-from visipruner.cli.options import ModelOptions, command
+from visipruner.cli.console import Status, output
+from visipruner.cli.options import ModelOptions, command, option
 
 EXAMPLES = """
 visipruner app
@@ -20,23 +18,16 @@ visipruner app --model ~/models/llava-1.5-7b-hf --dtype bfloat16 --port 8000
 class AppOptions(ModelOptions):
     """Of `visipruner app`."""
 
-    host: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Where to listen. Whoever reaches it can use the model: 0.0.0.0 is everybody."
-        ),
-    ] = "127.0.0.1"
-    port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, metavar="N", help="The port.", show_default="the first free one from 7860 on"),
-    ] = None
+    host: str = option(
+        "127.0.0.1", "NAME", "Where to listen. Whoever reaches it can use the model: 0.0.0.0 is everybody."
+    )
+    port: int | None = option(None, "N", "The port.", min=1, max=65535, shown="the first free one from 7860 on")
 
 
 @command(AppOptions, EXAMPLES)
 def app(options: AppOptions) -> None:
     """Open a page to play on: your picture, a question, one or two methods, what they keep in which layer and save."""
     from visipruner.app import serve  # also says that Gradio is missing, before the model loads
-    from visipruner.cli.console import Status, output
 
     serve(
         options.model,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
+from rich.console import Console
 
+from visipruner.cli.console import output, print_json, show_table
 from visipruner.cli.errors import CliError
-from visipruner.cli.options import AsJson, command
+from visipruner.cli.options import AsJson, command, option
 from visipruner.files import write_json
 from visipruner.tables import Table
 from visipruner.words import figures, spans
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXAMPLES = """
 visipruner plan --analysis analysis/
@@ -31,35 +29,22 @@ _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
 class PlanOptions:
     """Of `visipruner plan`."""
 
-    analysis: Annotated[Path, typer.Option(metavar="DIR", help="What `visipruner analyze` wrote.")]
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SHAPE",
-            help="7b, 13b (LLaVA-1.5), or a folder or file with a transformers config. Repeatable.",
-            show_default="7b and 13b",
-        ),
-    ] = None
-    visual: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Visual rows of a prompt.", show_default="the shape's")
-    ] = None
-    text: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Text rows of a prompt.", show_default="the paper's mean, 74")
-    ] = None
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON here.")] = None
+    analysis: Path = option(MISSING, "DIR", "What `visipruner analyze` wrote.")
+    shape: list[str] | None = option(
+        None,
+        "SHAPE",
+        "7b, 13b (LLaVA-1.5), or a folder or file with a transformers config. Repeatable.",
+        shown="7b and 13b",
+    )
+    visual: int | None = option(None, "N", "Visual rows of a prompt.", min=1, shown="the shape's")
+    text: int | None = option(None, "N", "Text rows of a prompt.", min=1, shown="the paper's mean, 74")
+    save: Path | None = option(None, "FILE", "Write everything as JSON here.")
     as_json: AsJson = False
 
 
 @command(PlanOptions, EXAMPLES)
 def plan(options: PlanOptions) -> None:
     """Plan a model that needs no pruning: which layers its visual rows should be in, and what each choice saves."""
-    execute(options)
-
-
-def execute(options: PlanOptions) -> None:
-    """Plans, saves and shows. Raises CliError."""
-    from visipruner.cli.console import output, print_json
-
     result = planned(options.analysis, options.shape or [], options.visual, options.text)
     if options.save is not None:
         write_json(options.save, result)
@@ -121,8 +106,6 @@ def _shape(name: str, document: dict[str, Any]) -> tuple[Any, int, int]:
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
-    from visipruner.cli.console import show_table
-
     evidence, model = result["evidence"], result["analysis"]
     console.print(
         f"[bold]Evidence[/bold]: {model['name']}, {model['layers']} layers, {model['visual_tokens']} visual tokens, "

@@ -10,10 +10,9 @@ for row in vp.evaluation.summarize(records):
 
 from visipruner.evaluation.certainty import INTERVALS, TEST
 from visipruner.evaluation.comparison import Compared, compare
-from visipruner.evaluation.matching import AXES, matched, share_cut
-from visipruner.evaluation.rows import summarize
+from visipruner.evaluation.contenders import AXES, matched, share_cut
+from visipruner.evaluation.rows import as_markdown, summarize
 from visipruner.evaluation.runner import DENSE, evaluate
-from visipruner.evaluation.table import as_markdown
 
 __all__ = [
     "AXES",

@@ -19,12 +19,10 @@ from visipruner.evaluation import pictures
 from visipruner.evaluation.certainty import INTERVALS, TEST
 from visipruner.evaluation.contenders import Wanted, contenders
 from visipruner.evaluation.datasets import Benchmark, is_package, open_data
-from visipruner.evaluation.folder import Record, join, key_of
-from visipruner.evaluation.processes import Processes, launched
-from visipruner.evaluation.rows import summarize
+from visipruner.evaluation.folder import Processes, Record, join, key_of, launched
+from visipruner.evaluation.rows import as_markdown, summarize
 from visipruner.evaluation.runner import evaluate
 from visipruner.evaluation.samples import Sample, check_questions
-from visipruner.evaluation.table import as_markdown
 from visipruner.files import held, prepare_folder, sha256_of, write_atomic, write_json
 from visipruner.models import loading as models
 from visipruner.models import packaged

@@ -22,12 +22,11 @@ from visipruner.progress import SILENT, Progress
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.specs import DEFAULT
 from visipruner.speed.checks import CHECKS, ON_A_GPU, CheckResult, Effort
+from visipruner.speed.measure import DENSE, TEXT, Contender, rows, spread, take_turns, tower_seconds
 from visipruner.speed.prompt import Prompt, Rows, about_picture, embedded, text_only
 from visipruner.speed.report import Report
-from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, spread, take_turns
 from visipruner.speed.scheduled import Schedule
 from visipruner.speed.subject import Subject, from_shape
-from visipruner.speed.tower import tower_seconds
 from visipruner.words import did_you_mean
 
 QUESTION = "Describe the image."

@@ -16,9 +16,8 @@ from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.speed import gpu as on_gpu
 from visipruner.speed import host_work, subject
-from visipruner.speed.measure import Run, run_once, run_shared
+from visipruner.speed.measure import DENSE, TEXT, Contender, Run, rows, run_once, run_shared, take_turns
 from visipruner.speed.prompt import Rows, asked, embedded, text_only
-from visipruner.speed.rounds import DENSE, TEXT, Contender, rows, take_turns
 from visipruner.speed.scheduled import Schedule, Scheduled
 from visipruner.speed.subject import Subject
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visipruner.accounting import cache_bytes, dense_macs, prompt_macs
+from visipruner.accounting import cache_bytes
 from visipruner.adapters import adapter_of
 from visipruner.checking import checks
 from visipruner.checking.prompts import Asked, Prompts, Side, TinyPrompts
@@ -30,11 +30,10 @@ from visipruner.pruners.divprune import DivPrune
 from visipruner.pruners.fastv import FastV
 from visipruner.pruners.visipruner import VisiPruner
 from visipruner.speed.machine import peak_memory
-from visipruner.speed.measure import Run
+from visipruner.speed.measure import DENSE, Contender, Run, decoder_work, rows, take_turns
 from visipruner.speed.prompt import Prompt, Rows, embedded
-from visipruner.speed.rounds import DENSE, Contender, rows
 from visipruner.speed.scheduled import Schedule
-from visipruner.speed.shapes import load_config
+from visipruner.speed.subject import load_config
 
 KERNELS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 TIMED = ("sdpa", "flash_attention_2")
@@ -182,13 +181,7 @@ def run_once(model: Any, contender: Contender, device: torch.device) -> Run:
                 step, output = seconds_of(partial(model, **given), device)
                 steps.append(step)
         trace = None if handle is None else handle.trace
-        shape = ModelShape.from_config(model.config)
-        if trace is None:
-            flops = len(prompt.lengths) * dense_macs(shape, prompt.width, logit_rows=1).flops
-            visual = [prompt.visual[0]] * shape.num_layers
-        else:
-            flops = sum(prompt_macs(shape, example, logit_rows=1).flops for example in trace.examples)
-            visual = [len(kept) for kept in trace[0].kept[:-1]]
+        flops, visual = decoder_work(ModelShape.from_config(model.config), prompt, trace)
         kv_bytes = cache_bytes(cache_of(output)).held
     decode = sorted(steps)[len(steps) // 2]
     words = torch.cat(tokens).tolist()
@@ -200,14 +193,13 @@ def point(
 ) -> dict[str, Any]:
     """One batch under one attention kernel: all contenders in turns, then what each waits and idles."""
     who = contenders(embedded(model, size), ModelShape.from_config(model.config).num_layers)
-    runs: dict[str, list[Run]] = {one.name: [] for one in who}
     kernel = model.config.get_text_config()._attn_implementation
-    for number in range(rounds + 1):  # the first of which warms up
-        turn = number % len(who)
-        for one in [*who[turn:], *who[:turn]]:
-            tell(f"{kernel}, {len(size)} at a time, round {number} of {rounds}: {one.name}")
-            runs[one.name].append(run_once(model, one, device))
-    table = rows(who, {name: mine[1:] for name, mine in runs.items()}, {})
+
+    def say(what: str) -> None:
+        tell(f"{kernel}, {len(size)} at a time, {what}")
+
+    runs, _ = take_turns(model, who, rounds + 1, NEW_TOKENS, on_run=say, run=lambda one: run_once(model, one, device))
+    table = rows(who, {name: mine[1:] for name, mine in runs.items()}, {})  # the first round warms up
     for one, row in zip(who, table, strict=True):
         with running(model, one):
             work = partial(prefill, model, one.prompt)
