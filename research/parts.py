@@ -18,7 +18,7 @@ from research.scenes.render import CANVAS, render
 from research.scenes.scene import Scene
 from research.scenes.small import Asked, box_of, draw_small
 from research.scenes.vocabulary import OBJECTS
-from visipruner.evaluation.critical import covered
+from visipruner.evaluation.samples import covered
 from visipruner_testbed.testset import GRID, QUESTIONS_FILE
 
 SEED = "few-1"

@@ -10,9 +10,8 @@ from tests.analysis.cases import NO_LOSS, edited, kl, near, oracle_logprobs, rea
 from tests.models import LAYERS, VOCAB
 from tests.oracle import oracle, pruned_edit, softmax
 from visipruner.analysis import gaze, knockout, scores
-from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.probe import Probe
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
 from visipruner.contract.influence import influence as influence_of
 from visipruner.errors import ConfigError
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from visipruner.analysis.arrays import Array
-from visipruner.analysis.evidence import ENOUGH, Bootstrap
+from visipruner.analysis.result import ENOUGH, Array, Bootstrap
 
 DRAWS = 4000
 

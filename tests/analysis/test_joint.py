@@ -13,7 +13,7 @@ from PIL import Image
 from tests.analysis.planted import pictures, planted
 from tests.models import llava_inputs, llava_model
 from visipruner.analysis import Probe, Stages, discard
-from visipruner.analysis.evidence import Evidence
+from visipruner.analysis.boundaries import Evidence
 from visipruner.analysis.joint import TRIES, Trial, settle
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Task, measure
 from visipruner.analysis.probe import greedy_logprobs

@@ -14,10 +14,10 @@ import pytest
 import visipruner as vp
 from tests.analysis.planted import pictures, planted
 from tests.analysis.test_stages import staged_evidence
-from visipruner.analysis.boundaries import Fusion
-from visipruner.analysis.evidence import Evidence, Interval
+from visipruner.analysis.boundaries import Evidence, Fusion
 from visipruner.analysis.joint import TRIES, Trial
 from visipruner.analysis.looks import SHARES, Looks, Scored, looks_from, proposals, settle_looks
+from visipruner.analysis.result import Interval
 from visipruner.analysis.run import choose
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.errors import ConfigError

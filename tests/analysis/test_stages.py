@@ -11,10 +11,10 @@ import torch
 
 from tests.analysis.planted import make_blind, pictures, planted
 from visipruner.analysis import find_stages
-from visipruner.analysis.boundaries import fusion_places
-from visipruner.analysis.evidence import Bootstrap, Evidence
+from visipruner.analysis.boundaries import Evidence, fusion_places
 from visipruner.analysis.joint import proposals
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Task, measure
+from visipruner.analysis.result import Bootstrap
 from visipruner.analysis.stages import stages_from
 from visipruner.analysis.study import Study
 from visipruner.errors import ConfigError

@@ -140,7 +140,8 @@ def test_a_further_image_goes_on_from_the_states() -> None:
         kept = handle.trace[0].kept
         got = tried.model(**{**second, "attention_mask": whole["attention_mask"]}, cache=held).logits[0]
         both = [[*one, *(12 + token for token in other)] for one, other in zip(kept, handle.trace[0].kept, strict=True)]
-    expected = tried.cut(whole, both, lambda: tried.logits(whole))[0, -got.shape[0] :]
+    with tried.cutting(whole, both):
+        expected = tried.logits(whole)[0, -got.shape[0] :]
     text = ~tried.visual(second)[0]
     assert (got - expected)[text].abs().max() < 1e-4
     assert (got - tried.logits(whole)[0, -got.shape[0] :])[text].abs().max() > 1e-2

@@ -16,8 +16,7 @@ from visipruner import FixedSchedule, VisiPruner
 from visipruner.accounting.record import ExampleTrace
 from visipruner.errors import ConfigError
 from visipruner.evaluation import DENSE, as_markdown, evaluate, summarize
-from visipruner.evaluation.critical import covered, critical_tokens
-from visipruner.evaluation.samples import Sample, load_samples
+from visipruner.evaluation.samples import Sample, covered, critical_tokens, load_samples
 from visipruner.pruners.registry import make
 
 LAYERS, SIDE, CELL = 6, 24, 14

@@ -15,7 +15,7 @@ from tests.models import prompt, text_model
 from tests.pruners.plain import kept_by
 from visipruner.pruners.registry import available, make, make_from_spec, method_class, spec_of
 from visipruner.pruners.shortv import ShortV
-from visipruner.training.staged import StagedVision
+from visipruner.training.guide import StagedVision
 
 
 @pytest.mark.parametrize("name", sorted(available()))

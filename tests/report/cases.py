@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visipruner.analysis.arrays import Labelled
-from visipruner.analysis.evidence import Metric
+from visipruner.analysis.boundaries import Metric
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, Record
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
 from visipruner.analysis.study import Study
 
 LAYERS, ROWS, COLUMNS = 6, 4, 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report import cases
-from visipruner.analysis.report.analysis import write_report
+from visipruner.analysis.report import write_report
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,14 @@ from PIL import Image
 
 from tests.analysis.planted import turned
 from tests.report import cases
-from visipruner.analysis.evidence import ENOUGH, Metric
+from visipruner.analysis.boundaries import Metric
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES
-from visipruner.analysis.report.analysis import render, write_report
+from visipruner.analysis.report import render, write_report
 from visipruner.analysis.report.explorer import MOST_BYTES, choose, explorer_data
-from visipruner.analysis.report.overview import facts, headline_figure
+from visipruner.analysis.report.figures import headline_figure
+from visipruner.analysis.report.tables import facts
 from visipruner.analysis.report.words import fusion_in, loss
+from visipruner.analysis.result import ENOUGH
 
 ALL = {
     "stages", "kinds", "explorer", "knockouts", "shallow", "sinks", "stability", "removal", "scores", "lens", "tests",

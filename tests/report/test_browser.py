@@ -9,7 +9,7 @@ import pytest
 
 from tests.report import cases
 from tests.report.browser import Browser, chromium
-from visipruner.analysis.report.analysis import write_report
+from visipruner.analysis.report import write_report
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1280, 390)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tests.models import LAYERS, llava_inputs, llava_model
 from tests.training.test_align import aligned, with_labels
+from visipruner.contract.choosing import top
 from visipruner.errors import ConfigError
 from visipruner.training import AnnealGates, Asked, align, gates_of
-from visipruner.training.staged import log_gates, log_influence, top_tokens
+from visipruner.training.guide import log_gates, log_influence
 
 
 def test_log_influence_is_the_papers() -> None:
@@ -31,7 +32,7 @@ def test_gates_are_the_top_tokens_once_cold() -> None:
     warm, cold = log_gates(scores, 5, 1.0).exp(), log_gates(scores, 5, 1e-4).exp()
     assert cold.round().sum(-1).tolist() == [5, 5]
     for row in range(2):
-        assert cold[row].nonzero().flatten().tolist() == top_tokens(scores[row], 5).tolist()
+        assert cold[row].nonzero().flatten().tolist() == top(scores[row], 5).tolist()
     assert ((warm > 0.01) & (warm < 0.99)).all()
 
 

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from visipruner.errors import ConfigError
-from visipruner.evaluation.critical import covered
-from visipruner.evaluation.samples import load_samples, spread
+from visipruner.evaluation.samples import covered, load_samples, spread
 from visipruner_testbed.datasets import Documents, Local, Many
 from visipruner_testbed.evaluate import (
     MAX_NEW_TOKENS,

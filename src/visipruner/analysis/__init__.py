@@ -13,7 +13,6 @@ Every experiment of the paper's first half is one function here; `analyze` (and 
 data and writes a report.
 """
 
-from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights, leading_layer, logit_lens, value_lens, visual_attention
 from visipruner.analysis.knockout import (
     attention_knockout,
@@ -29,7 +28,7 @@ from visipruner.analysis.knockout import (
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
 from visipruner.analysis.rerun import Outcome
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
 from visipruner.analysis.run import Analysis, analyze, find_stages
 from visipruner.analysis.scores import compare_scores, token_influence
 from visipruner.analysis.stages import Stages

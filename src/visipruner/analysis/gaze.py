@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
 from visipruner.analysis.rerun import ROWS_AT_ONCE
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
+from visipruner.contract.influence import softcapped
 from visipruner.errors import ConfigError
 
 _LOOKS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -41,9 +41,7 @@ def attention_weights(reading: Reading, layer: int, rows: Rows = "last", heads: 
     if heads is not None:
         chosen = torch.as_tensor(list(heads))
         queries, keys = queries[chosen], keys[chosen]
-    logits = queries @ keys.transpose(1, 2) * states.scaling
-    if states.softcap:
-        logits = torch.tanh(logits / states.softcap) * states.softcap
+    logits = softcapped(queries @ keys.transpose(1, 2) * states.scaling, states.softcap)
     return logits.masked_fill(~states.allowed[wanted], float("-inf")).softmax(-1).nan_to_num(0)
 
 

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visipruner.analysis.arrays import Array
-from visipruner.analysis.boundaries import filter_choice, token_layers
-from visipruner.analysis.evidence import Bootstrap, Evidence, Metric
+from visipruner.analysis.boundaries import Evidence, Metric, filter_choice, token_layers
 from visipruner.analysis.probe import greedy_logprobs
+from visipruner.analysis.result import Array, Bootstrap
 from visipruner.analysis.stages import Attempt, P, Stages, settings_from, stages_from
 from visipruner.chat import chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
 from visipruner.evaluation.samples import Sample
-from visipruner.evaluation.scoring import is_right, normalize
+from visipruner.evaluation.scoring import normalize, right_by_any
 from visipruner.images import open_image
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.visipruner import VisiPruner
@@ -247,7 +246,7 @@ class Trial:
 
     def _is_right(self, sample: Sample, tokens: Tensor) -> bool:
         text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(is_right(text, answer) for answer in sample.answers)
+        return bool(right_by_any(text, sample.answers))
 
 
 def check(
@@ -276,7 +275,7 @@ def check(
         same = [float(normalize(a) == normalize(b)) for a, b in zip(texts, dense, strict=True)]
         accuracy = None
         if all(sample.answers for sample in samples):
-            right = [float(any(is_right(t, a) for a in s.answers)) for t, s in zip(texts, samples, strict=True)]
+            right = [right_by_any(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
             accuracy = bootstrap.mean(np.array(right)).to_dict()
         agreement = bootstrap.mean(np.array(same)).to_dict()
         yield {

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading, Rows
 from visipruner.analysis.rerun import How, Outcome, Variant, combined, knockout
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
 from visipruner.errors import ConfigError
 
 Tokens = Literal["all", "top", "bottom", "first_half", "second_half", "random"]
@@ -194,8 +194,7 @@ def discard(probe: Probe, reading: Reading) -> Result:
     By the design's invariant this is the same as cutting every edge to them from layer k on, and is computed so.
     Arrays `[layer]`: kl, agrees, right, logprob.
     """
-    result = sweep(probe, reading, "deep_to_shallow")
-    return Result("discard", result.arrays, result.not_covered)
+    return replace(sweep(probe, reading, "deep_to_shallow"), name="discard")
 
 
 def skip(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, batch: int = 8) -> Result:
@@ -217,9 +216,8 @@ def freeze(probe: Probe, reading: Reading, layers: Iterable[int] | None = None, 
     ShortV (Yuan et al., ICCV 2025, arXiv 2504.00502) measures a layer's contribution so. Arguments and arrays are those
     of `skip`.
     """
-    chosen = range(probe.num_layers) if layers is None else list(layers)
-    paused = [_paused(reading, [k]) for k in chosen]
-    return outcome_arrays("freeze", _outcomes(probe, reading, paused, batch), chosen)
+    found = freeze_blocks(probe, reading, range(probe.num_layers) if layers is None else layers, 1, batch)
+    return replace(found, name="freeze")
 
 
 def freeze_blocks(probe: Probe, reading: Reading, starts: Iterable[int], size: int, batch: int = 8) -> Result:
@@ -239,8 +237,7 @@ def freeze_blocks(probe: Probe, reading: Reading, starts: Iterable[int], size: i
 
 def _paused(reading: Reading, layers: Sequence[int]) -> Variant:
     """Visual rows leave these layers, in ascending order, as they entered them."""
-    visual = reading.rows("visual")
-    return Variant(start=layers[0], resting=dict.fromkeys(layers, visual))
+    return Variant(start=layers[0], resting=dict.fromkeys(layers, reading.rows("visual")))
 
 
 def _outcomes(probe: Probe, reading: Reading, variants: Sequence[Variant], batch: int) -> list[Outcome]:
@@ -260,8 +257,8 @@ def remove_from_cache(probe: Probe, reading: Reading, windows: Sequence[tuple[in
     variants = [knockout(reading, "answer", "visual", range(*window)) for window in windows]
     labels = [f"{first}-{end}" for first, end in windows]
     result = outcome_arrays("cache", probe.rerun(reading, variants), labels, "window")
-    covered = ["The first answer token is predicted while the prompt is read and cannot change."]
-    return Result("cache", result.arrays, [*result.not_covered, *covered])
+    covered = "The first answer token is predicted while the prompt is read and cannot change."
+    return replace(result, not_covered=[*result.not_covered, covered])
 
 
 def keep_only(probe: Probe, reading: Reading, choices: Sequence[tuple[int, Tensor]], batch: int = 32) -> list[Outcome]:

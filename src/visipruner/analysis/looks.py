@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from visipruner.analysis.arrays import Array, Told
-from visipruner.analysis.evidence import Bootstrap, Evidence, tokens_of
+from visipruner.analysis.boundaries import Evidence, tokens_of
 from visipruner.analysis.joint import Proposal, Trial, best_of, search, sum_of_parts
+from visipruner.analysis.result import Array, Bootstrap, Told
 from visipruner.analysis.stages import Attempt, Stages
 from visipruner.pruners.second_look import SecondLook
 

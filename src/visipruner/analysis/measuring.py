@@ -13,14 +13,13 @@ from typing import Any
 from PIL import Image
 
 from visipruner.analysis import gaze, knockout, scores
-from visipruner.analysis.arrays import plain
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Result, plain
 from visipruner.chat import chat_inputs
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import Sample
-from visipruner.evaluation.scoring import is_right
+from visipruner.evaluation.scoring import right_by_any
 from visipruner.files import write_json
 from visipruner.images import open_image
 
@@ -231,7 +230,7 @@ def _measure_one(
         picture,
         tokenizer=processor.tokenizer,
         right=sample.answers[0] if sample.answers else None,
-        judge=lambda given, right: any(is_right(given, answer) for answer in sample.answers),
+        judge=lambda given, right: bool(right_by_any(given, sample.answers)),
         max_new_tokens=task.max_new_tokens,
     )
     plan = Plan.for_model(probe.num_layers, len(reading.visual))

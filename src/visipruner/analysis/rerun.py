@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from visipruner.analysis.arrays import Told
 from visipruner.analysis.reading import LayerStates, Reading, Rows
+from visipruner.analysis.result import Told
 from visipruner.engine.attention import QKV, Kernel
 from visipruner.engine.calls import seq_dim
 from visipruner.engine.host import Host

@@ -1,15 +1,156 @@
-"""What an analysis returns: labelled arrays, a word on what they do not cover, and a plain figure of them."""
+"""What an analysis returns: arrays with named axes and a unit, how sure their means are, their JSON, a plain figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from visipruner.analysis.arrays import Labelled, Told
-from visipruner.analysis.evidence import Bootstrap
+from visipruner.contract.pruner import Pruner
+
+Array = npt.NDArray[Any]
+
+
+def plain(value: Any, digits: int = 6) -> Any:
+    """JSON values: arrays as lists, rounded; numbers that are not there (NaN) as null; pruners as their settings."""
+    if isinstance(value, Told):
+        return value.to_dict()
+    if isinstance(value, Pruner):
+        return value.settings()
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f":
+            return value.tolist()
+        rounded = np.round(value.astype(float), digits).astype(object)
+        rounded[np.isnan(value)] = None
+        return rounded.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+class Told:
+    """A dataclass that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, one a field."""
+        return {part.name: plain(getattr(self, part.name)) for part in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled(Told):
+    """An array that says what it holds.
+
+    Attributes:
+        values: the numbers. dims: a name for each axis. coords: labels along an axis, where they are not 0, 1, 2, ...
+        unit: "nats", "share", "layers", "tokens", "true or false", ...
+    """
+
+    values: Array
+    dims: tuple[str, ...]
+    unit: str
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != len(self.dims):
+            raise ValueError(f"{self.values.ndim} axes but {len(self.dims)} names {self.dims}")
+        sizes = dict(zip(self.dims, self.values.shape, strict=True))
+        for name, labels in self.coords.items():
+            if len(labels) != sizes[name]:
+                raise ValueError(f"axis {name} has {sizes[name]} places, not {len(labels)}")
+
+    def labels(self, dim: str) -> list[Any]:
+        """The labels along one axis."""
+        return list(self.coords.get(dim, range(self.values.shape[self.dims.index(dim)])))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Labelled:
+        """What `to_dict` gave, also after JSON."""
+        values = np.array(data["values"], dtype=object)
+        kind = float if any(value is None for value in values.flat) else None
+        return cls(np.array(data["values"], dtype=kind), tuple(data["dims"]), data["unit"], data["coords"])
+
+
+RESAMPLES = 2000
+_ENDS = (0.025, 0.975)
+ENOUGH = 10  # images; of fewer a percentile bootstrap covers clearly less than it says
+
+
+@dataclass(frozen=True)
+class Interval(Told):
+    """A number with its 95 % interval; `low` and `high` are NaN (JSON: null) where there is none, as of one image."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """`low` and `high`, or the value twice where they are not known."""
+        return float(np.fmin(self.low, self.value)), float(np.fmax(self.high, self.value))
+
+
+class Bootstrap:
+    """Resamples whole images with all their questions (percentile bootstrap, 95 %). One image has no intervals.
+
+    Args:
+        clusters: per sample, which image it belongs to. seed: of the resampling.
+    """
+
+    def __init__(self, clusters: Sequence[Any], seed: int = 0, resamples: int = RESAMPLES) -> None:
+        names = list(dict.fromkeys(clusters))
+        self.images = len(names)
+        member = np.array([names.index(cluster) for cluster in clusters])
+        generator = np.random.default_rng(seed)
+        draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        self.weights = draws[:, member].astype(float)  # [resamples, samples]
+
+    def means(self, values: Array) -> Array:
+        """`[resamples, ...]`: weighted means of `values` `[samples, ...]`; NaN values are left out."""
+        known = ~np.isnan(values)
+        total = np.tensordot(self.weights, np.where(known, values, 0.0), axes=1)
+        count = np.tensordot(self.weights, known.astype(float), axes=1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / np.where(count > 0, count, np.nan))
+
+    def curve(self, values: Array) -> dict[str, Array]:
+        """Mean, low and high of `values` `[samples, ...]`, each `[...]`; NaN where nothing is known."""
+        means = self.means(values)
+        with np.errstate(invalid="ignore"):
+            known = ~np.isnan(values)
+            mean = np.where(known, values, 0.0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+            low, high = np.quantile(means if self.images > 1 else np.full_like(means, np.nan), _ENDS, axis=0)
+        return {"mean": mean, "low": low, "high": high}
+
+    def mean(self, values: Array) -> Interval:
+        """The mean of `values` `[samples]`."""
+        return self.interval(lambda curve: float(curve[0]), values[:, None])
+
+    def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
+        """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it.
+
+        The interval always holds the value. A boundary, as the first of many layers with a loss, need not lie where the
+        resamples put it: in one of so many layers each of them loses by chance what all samples together do not.
+        """
+        point = statistic(self.curve(values)["mean"])
+        if self.images == 1:
+            return Interval(float(point), np.nan, np.nan)
+        drawn = np.array([statistic(curve) for curve in self.means(values)])
+        low, high = np.quantile(drawn, _ENDS, method="nearest")
+        return Interval(float(point), float(min(low, point)), float(max(high, point)))
+
+
+def few_images(count: int, done: str) -> list[str]:
+    """A note where there are too few images for their intervals; `done` is what was done with them, "analysed"."""
+    if count >= ENOUGH:
+        return []
+    if count == 1:
+        return [f"Only one image was {done}, which gives no intervals; take {ENOUGH} or more."]
+    return [f"Only {count} images were {done}: the 95 % intervals of so few are too narrow; take {ENOUGH} or more."]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visipruner.analysis.evidence import Metric
+from visipruner.analysis.boundaries import Metric
 from visipruner.analysis.joint import TRIES, check
 from visipruner.analysis.looks import Looks
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, PARTS, Task, check_folder, check_parts, measure
@@ -87,7 +87,7 @@ def analyze(
 
     Raises ConfigError where `out` holds an analysis of something else, and as `choose` does.
     """
-    from visipruner.analysis.report.analysis import write_report  # what it needs is missed now, not after hours
+    from visipruner.analysis.report import write_report  # what it needs is missed now, not after hours
 
     parts = [*parts, *NEEDED_FOR_STAGES] if parts and second_look else parts
     chosen = choose(samples, parts, count, metric, seed)

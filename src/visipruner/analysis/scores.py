@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visipruner.analysis.arrays import Labelled
 from visipruner.analysis.gaze import attention_weights, overlap
 from visipruner.analysis.knockout import keep_only
 from visipruner.analysis.probe import Probe
 from visipruner.analysis.reading import Reading
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Labelled, Result
 from visipruner.contract.influence import influence
 
 Score = Callable[[Reading, int, int], Tensor]

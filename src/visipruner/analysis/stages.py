@@ -8,17 +8,19 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from visipruner.analysis.arrays import Told
 from visipruner.analysis.boundaries import (
+    TOLERANCES,
     Boundaries,
+    Evidence,
     FilterChoice,
+    Metric,
     boundaries,
     filter_choice,
     first_layer,
     layers_between,
     paper_exit,
 )
-from visipruner.analysis.evidence import TOLERANCES, Evidence, Interval, Metric, few_images
+from visipruner.analysis.result import Interval, Told, few_images
 from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.arrays import Array, plain
-from visipruner.analysis.evidence import TOLERANCES, Bootstrap, Evidence, Metric
+from visipruner.analysis.boundaries import TOLERANCES, Evidence, Metric
 from visipruner.analysis.gaze import overlap
 from visipruner.analysis.joint import Trial, settle
 from visipruner.analysis.looks import Looks, Scored, settle_looks
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, SCORED, TRIED, Record
-from visipruner.analysis.result import Result
+from visipruner.analysis.result import Array, Bootstrap, Result, plain
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.errors import ConfigError
 from visipruner.evaluation.samples import Sample

@@ -98,11 +98,8 @@ def rows(subject: Subject, check: str, where: str) -> Finding:
     # A decoder that fills its rows by itself shows them where they enter its first layer.
     host = subject.host
     shown = host.layers[0] if host.embedder is host.decoder else host.decoder
-    hook = shown.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with shown.register_forward_pre_hook(note, with_kwargs=True):
         subject.logits(inputs)
-    finally:
-        hook.remove()
     ids, found = inputs["input_ids"], subject.visual(inputs)
     table = subject.model.get_input_embeddings()
     with torch.no_grad():
@@ -148,7 +145,8 @@ def _against_cut(subject: Subject, judge: Judge, asked: Asked, after: int, check
     with subject.attach(_third(subject, int(visual.sum()), after)) as handle:
         got = subject.logits(inputs)[0]
         kept = handle.trace[0].kept
-    expected = subject.cut(inputs, kept, lambda: subject.logits(inputs))[0]
+    with subject.cutting(inputs, kept):
+        expected = subject.logits(inputs)[0]
     return judge.of_rows(check, where, got[~visual], expected[~visual], plain[~visual])
 
 
@@ -196,7 +194,8 @@ def _cached_is_cut(
         got, words = _answer(subject, inputs, True)
         kept = handle.trace[0].kept
     whole = longer(inputs, words[None, :-1])
-    expected = subject.cut(inputs, kept, lambda: subject.logits(whole))[0, -NEW_TOKENS:]
+    with subject.cutting(inputs, kept):
+        expected = subject.logits(whole)[0, -NEW_TOKENS:]
     found = judge.of_rows(check, where, got, expected)
     effect = float((plain[:1] - expected[:1]).abs().max())
     return Finding(check, where, found.state, found.error, found.allowed, effect, found.says)
@@ -238,8 +237,8 @@ def next_turn(subject: Subject, judge: Judge, check: str, where: str) -> Finding
     with subject.attach(_third(subject, int(subject.visual(inputs).sum()), 0)) as handle:
         got = _in_turns(subject, inputs, more)
         kept = handle.trace[0].kept
-    run = partial(_at_once if subject.host.states else _in_turns, subject, inputs, more)
-    expected = subject.cut(inputs, kept, run)
+    with subject.cutting(inputs, kept):
+        expected = (_at_once if subject.host.states else _in_turns)(subject, inputs, more)
     return judge.of_rows(check, where, got, expected, plain)
 
 

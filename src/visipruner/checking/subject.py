@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -77,18 +77,12 @@ class Subject:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation = name
 
-    def cut(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]], run: Callable[[], Tensor]) -> Tensor:
-        """What `run` gives of a prompt while no row of the full-length model sees visual tokens outside `kept[l]` in
-        layer l, and no row leaves.
-
-        Through layers without attention a state passes that has no edges: a model that has any runs, from layer l on,
-        on the sequence without these tokens; `run` then reads in one go, without a cache."""
-        with self.cutting(inputs, kept):
-            return run()
-
     @contextmanager
     def cutting(self, inputs: dict[str, Any], kept: Sequence[Sequence[int]]) -> Iterator[None]:
-        """The same of all that runs inside."""
+        """Inside, no row of the full-length model sees visual tokens outside `kept[l]` in layer l, and no row leaves.
+
+        Through layers without attention a state passes that has no edges: a model that has any runs, from layer l on,
+        on the sequence without these tokens, and must read in one go, without a cache."""
         visual = self.visual(inputs)[0].nonzero().flatten()
         gone = [
             torch.ones(len(visual), dtype=torch.bool).index_fill(0, torch.tensor(list(each), dtype=torch.long), False)
@@ -121,16 +115,11 @@ def _closed(layers: Sequence[nn.Module], columns: Sequence[Tensor]) -> Iterator[
         low = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return args, {**kwargs, "attention_mask": mask.index_fill(3, within, low)}
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(close, shut), with_kwargs=True)
-        for layer, shut in zip(layers, columns, strict=False)  # columns go on to what is left after the last layer
-        if shut.numel()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer, shut in zip(layers, columns, strict=False):  # columns go on to what is left after the last layer
+            if shut.numel():
+                hooks.enter_context(layer.register_forward_pre_hook(partial(close, shut), with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -161,16 +150,11 @@ def _shortened(layers: Sequence[nn.Module], gone: Sequence[Tensor]) -> Iterator[
         whole = hidden.new_zeros(1, seq, hidden.shape[-1]).index_copy(1, rows, hidden)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(shorten, left), with_kwargs=True)
-        for layer, left in zip(layers, gone, strict=False)
-    ]
-    hooks.append(layers[-1].register_forward_hook(restore))
-    try:
+    with ExitStack() as hooks:
+        for layer, left in zip(layers, gone, strict=False):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(shorten, left), with_kwargs=True))
+        hooks.enter_context(layers[-1].register_forward_hook(restore))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _narrow_mask(mask: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from visipruner.cli.console import Status, output
-from visipruner.cli.options import ModelOptions, Seed, command, flag, option
+from visipruner.cli.options import ModelOptions, Seed, command, flag, given, option
 
 if TYPE_CHECKING:
     from visipruner.analysis.run import Analysis
@@ -97,15 +97,8 @@ def analyze(options: AnalyzeOptions) -> None:
         loaded.processor,
         available,
         options.out,
-        parts=only,
-        count=options.samples,
-        checked=options.checked,
-        metric=options.metric.value,
-        tolerance=options.tolerance,
-        second_look=options.second_look,
-        seed=options.seed,
-        max_new_tokens=options.max_new_tokens,
-        name=options.model,
+        **given(options, "checked", "metric", "tolerance", "second_look", "seed", "max_new_tokens"),
+        **given(options, parts="only", count="samples", name="model"),
         data="the shipped test set" if options.data is None else options.data.name,
         progress=status.over,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from visipruner.cli.console import Status, output, print_json, show_table
 from visipruner.cli.errors import CliError
-from visipruner.cli.options import RULE, AllowDownload, AsJson, Attention, DType, Implementation, command, option
+from visipruner.cli.options import RULE, AllowDownload, AsJson, Attention, DType, Implementation, command, given, option
 
 if TYPE_CHECKING:
     from visipruner.speed.checks import CheckResult
@@ -88,17 +88,11 @@ class BenchOptions:
     out: Path | None = option(None, "DIR", "Save results as JSON, tables and charts.")
     as_json: AsJson = False
 
-    def given(self, *names: str, **renamed: str) -> dict[str, Any]:
-        """The options that were given, as the library's parameters: of the same name, or `parameter="option"`."""
-        options = {**{name: name for name in names}, **renamed}
-        values = {parameter: getattr(self, option) for parameter, option in options.items()}
-        return {parameter: value for parameter, value in values.items() if value is not None}
-
 
 @command(BenchOptions, EXAMPLES)
 def bench(options: BenchOptions) -> None:
     """Measure speed and memory of pruning at real shapes, with random weights, against dense and what FLOPs promise."""
-    if options.model is None and options.given("image", "question"):
+    if options.model is None and given(options, "image", "question"):
         raise CliError("--image and --question are for a real checkpoint; give --model NAME too, or leave them out.")
     if options.model is not None:
         document = _of_model(options, options.model)
@@ -114,7 +108,7 @@ def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
     from visipruner.speed import bench_model
     from visipruner.speed.bench import check_device
 
-    if options.given("shape", "check", "visual", "batch", "before", "after", "layers", "tie_layers"):
+    if given(options, "shape", "check", "visual", "batch", "before", "after", "layers", "tie_layers"):
         raise CliError(
             "--model brings its own size and prompt; leave out --shape, --check, --visual, --before, --after, --batch, "
             "--layers and --tie-layers."
@@ -122,8 +116,8 @@ def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
     check_device(options.device)
     document = bench_model(
         model,
-        **options.given("image", "question", "schedule", "new_tokens", "rounds", "warm_up", "out", methods="method"),
-        load=options.given("dtype", "attn", "device", "allow_download"),
+        **given(options, "image", "question", "schedule", "new_tokens", "rounds", "warm_up", "out", methods="method"),
+        load=given(options, "dtype", "attn", "device", "allow_download"),
         progress=Status(),
     )
     if not options.as_json:
@@ -135,12 +129,14 @@ def _of_model(options: BenchOptions, model: str) -> dict[str, Any]:
 def _of_checks(options: BenchOptions, names: list[str]) -> dict[str, Any]:
     from visipruner.speed import Effort, bench_checks
 
-    if options.given("method", "batch", "schedule", "before", "after"):
+    if given(options, "method", "batch", "schedule", "before", "after"):
         raise CliError(
             "--check brings its own methods, schedule and prompts; leave out --method, --schedule, --before, --after "
             "and --batch."
         )
-    effort = Effort(**options.given("shape", "layers", "rounds", "visual", "dtype", "device", "attn", tie="tie_layers"))
+    effort = Effort(
+        **given(options, "shape", "layers", "rounds", "visual", "dtype", "device", "attn", tie="tie_layers")
+    )
     show = None if options.as_json else _show_check
     return bench_checks(names, effort, out=options.out, each=show, progress=Status())
 
@@ -148,8 +144,8 @@ def _of_checks(options: BenchOptions, names: list[str]) -> dict[str, Any]:
 def _of_shape(options: BenchOptions) -> dict[str, Any]:
     from visipruner.speed import bench_shape
 
-    size = options.given("shape", "visual", "before", "after", "batch", "layers", tie="tie_layers")
-    how = options.given("schedule", "new_tokens", "rounds", "warm_up", "dtype", "attn", "device", methods="method")
+    size = given(options, "shape", "visual", "before", "after", "batch", "layers", tie="tie_layers")
+    how = given(options, "schedule", "new_tokens", "rounds", "warm_up", "dtype", "attn", "device", methods="method")
     return bench_shape(
         **size,
         **how,

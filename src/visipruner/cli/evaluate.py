@@ -8,7 +8,7 @@ from pathlib import Path
 
 from visipruner.cli.console import Status, output, print_json, show_settings, show_table
 from visipruner.cli.errors import CliError
-from visipruner.cli.options import RULE, AsJson, ModelOptions, Seed, command, flag, option
+from visipruner.cli.options import RULE, AsJson, ModelOptions, Seed, command, flag, given, option
 
 EXAMPLES = """
 visipruner eval --method visipruner --method fastv --samples 100 --out results/
@@ -93,17 +93,8 @@ def evaluate(options: EvalOptions) -> None:
         options.model,
         options.method or [],
         fixed=_fixed(options),
-        data=options.data,
-        benchmark=options.benchmark,
-        samples=options.samples,
-        seed=options.seed,
-        match=options.match,
-        cuts=options.cut or [],
-        share_images=options.share_images,
-        keep_sets=options.keep_sets,
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        out=options.out,
+        **given(options, "data", "benchmark", "samples", "seed", "match", "max_new_tokens", "out", cuts="cut"),
+        **given(options, "share_images", "keep_sets", "batch_size"),
         load=options.loading(),
         progress=Status(),
     )

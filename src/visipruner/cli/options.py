@@ -108,6 +108,13 @@ class ModelOptions:
         }
 
 
+def given(options: Any, *names: str, **renamed: str) -> dict[str, Any]:
+    """The options that were given, as the library's parameters: of the same name, or `parameter="option"`."""
+    every = {**{name: name for name in names}, **renamed}
+    values = {parameter: getattr(options, name) for parameter, name in every.items()}
+    return {parameter: value for parameter, value in values.items() if value is not None}
+
+
 def command(options: type[Any], examples: str) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
     """Makes a function of one `options` object a command of one option a field, its errors reported as sentences.
 

@@ -1,8 +1,8 @@
 """The folder of an evaluation: whose it is, and a line for every sample that is done; nothing is lost or done twice.
 
-`samples.jsonl` holds the records. Of several processes (`accelerate launch`, `torchrun`) each appends to a file of its own,
-`samples.RANK.jsonl`; these are joined into `samples.jsonl` at the end, or at the start of the next run, whatever its
-number of processes.
+`samples.jsonl` holds the records. Of several processes (`accelerate launch`, `torchrun`) each appends to a file of its
+own, `samples.RANK.jsonl`; these are joined into `samples.jsonl` at the end, or at the start of the next run, whatever
+its number of processes.
 """
 
 from __future__ import annotations

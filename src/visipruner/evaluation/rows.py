@@ -1,4 +1,4 @@
-"""From records to one row a method (accuracy, its difference to dense with paired intervals, costs, ratios), and to tables."""
+"""From records to one row a method: accuracy, its difference to dense with paired intervals, costs; and to tables."""
 
 from __future__ import annotations
 

@@ -28,9 +28,8 @@ from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
 from visipruner.errors import ConfigError
 from visipruner.evaluation import folder as files
-from visipruner.evaluation.critical import critical_tokens, share_left
 from visipruner.evaluation.folder import SAMPLES_FILE, Processes, Record
-from visipruner.evaluation.samples import Sample
+from visipruner.evaluation.samples import Sample, critical_tokens, share_left
 from visipruner.images import open_image
 from visipruner.pruners.none import NoPruning
 

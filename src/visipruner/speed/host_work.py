@@ -7,6 +7,7 @@ pruning is used both must stay near the plain model's. The counts are exact and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,8 +149,7 @@ def count(progress: Callable[[str], object] = lambda _: None) -> list[HostWork]:
 def _counted(model: Any, pruner: Pruner | None, batch: int) -> tuple[int, int, int]:
     """Operations and reads of a prefill, and operations of a decode step, of `batch` examples of unlike length."""
     inputs, mask = _prompt(batch)
-    handle = None if pruner is None else attach(model, pruner, mask)
-    try:
+    with nullcontext() if pruner is None else attach(model, pruner, mask):
         if batch == 1:  # what is made once, and not for every prompt
             model(**inputs, use_cache=True)
         with _Reads() as read, _Operations() as prefill:
@@ -159,9 +159,6 @@ def _counted(model: Any, pruner: Pruner | None, batch: int) -> tuple[int, int, i
             following["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
         with _Operations() as decode:
             model(**following)
-    finally:
-        if handle is not None:
-            handle.remove()
     return prefill.count, prefill.reads + read.count, decode.count
 
 

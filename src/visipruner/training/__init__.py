@@ -9,6 +9,7 @@ Importing this room registers aligned models with transformers' Auto classes.
 
 from visipruner.training.entry import fit_entry
 from visipruner.training.gates import Asked, VisualGates
+from visipruner.training.guide import StagedVision
 from visipruner.training.model import (
     AlignedLlavaConfig,
     AlignedLlavaForConditionalGeneration,
@@ -18,7 +19,6 @@ from visipruner.training.model import (
     register,
 )
 from visipruner.training.settings import Alignment
-from visipruner.training.staged import StagedVision
 
 register()
 

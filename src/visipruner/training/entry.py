@@ -49,12 +49,11 @@ def fit_entry(
     """
     reached, last = _fittable(model, layer)
     seen: dict[str, Tensor] = {}
-    watched = [
+    sums = _Sums()
+    with (
         last.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("inputs", inputs[0])),
         reached.register_forward_pre_hook(_reach(seen), with_kwargs=True),
-    ]
-    sums = _Sums()
-    try:
+    ):
         for batch in batches:
             try:
                 model(**batch)
@@ -62,9 +61,6 @@ def fit_entry(
                 visual = batch["input_ids"] == model.config.image_token_id
                 if "inputs" in seen:  # not where a batch has no picture
                     sums.add(seen.pop("inputs").flatten(0, -2), seen["rows"][visual])
-    finally:
-        for hook in watched:
-            hook.remove()
     solution, unexplained = sums.solve(ridge)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])

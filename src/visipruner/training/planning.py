@@ -9,7 +9,7 @@ from typing import Any
 from visipruner.accounting.exact import Macs, work_macs
 from visipruner.accounting.kv import expected_kv_bytes
 from visipruner.accounting.record import LayerWork
-from visipruner.analysis.evidence import tokens_of
+from visipruner.analysis.boundaries import tokens_of
 from visipruner.analysis.stages import idle_layers
 from visipruner.errors import VisiPrunerError
 from visipruner.models.shape import ModelShape

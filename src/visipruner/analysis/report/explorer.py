@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visipruner.analysis.evidence import tokens_of
+from visipruner.analysis.boundaries import tokens_of
 from visipruner.analysis.report.words import budget, budget_of
 from visipruner.errors import ConfigError
 from visipruner.images import open_image

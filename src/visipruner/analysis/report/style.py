@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visipruner.analysis.evidence import ENOUGH
-from visipruner.analysis.report.words import MEASURE_NAMES, Document, Picture, dense_level
+from visipruner.analysis.report.words import MEASURE_NAMES, Document, dense_level
+from visipruner.analysis.result import ENOUGH
 
 INK, FAINT, RULE = "#1f2430", "#6b7280", "#d9dce1"
 BLUE, ORANGE, GREEN, PINK, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6a4c93", "#7a7f87"
@@ -71,14 +71,6 @@ def new_figure(width: float = 5.0, height: float = 3.1) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; sizes in inches. Call inside `styled`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def picture(
-    title: str, figure: Figure, caption: str = "", narrow: Figure | None = None, small: bool = False
-) -> Picture:
-    """A figure for the page; see `Picture`. Titles tell the pictures of a page apart."""
-    phone = "" if narrow is None else to_svg(narrow, f"{title} (narrow)")
-    return Picture(title, to_svg(figure, title), caption, phone, small)
 
 
 def to_svg(figure: Figure, name: str) -> str:

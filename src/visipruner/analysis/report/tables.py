@@ -1,4 +1,4 @@
-"""What the paper reports for LLaVA-1.5-7B beside the same experiment here: another model, other data."""
+"""The report's tables, as rows of text: what was found in numbers, and beside what the paper reports."""
 
 from __future__ import annotations
 
@@ -7,34 +7,176 @@ from typing import Any
 
 import numpy as np
 
-from visipruner.analysis.report import words
-from visipruner.analysis.report.words import Document, Section, Table
+from visipruner.analysis.report import figures, words
+from visipruner.analysis.report.words import Document
 
 _PAPER_LAYERS = 32
-Row = tuple[str, str, str, str]
+Row = tuple[str, ...]
+_MOST_TYPES, _FEWEST = 12, 3
 
 
-def paper(document: Document) -> Section | None:
-    """The paper's numbers beside ours, a row an experiment that both did; None where there is none."""
-    parts = (_sweeps, _shallow, _skip, _cache, _scores, _stages, _lens, _method)
-    rows = [row for part in parts for row in part(document)]
-    if not rows:
-        return None
-    table = Table(
-        "The paper's experiments here",
-        (
-            "experiment",
-            "LLaVA-1.5-7B, from the paper",
-            f"{document['model']['name']}, measured here",
-            "how the two differ",
-        ),
-        rows,
-        f"Ours: {words.MEASURE_NAMES[words.measure_of(document)]} unless said otherwise, with 95 % intervals. The "
-        "paper's column is another model's on other data (GQA and averages over benchmarks), printed for orientation; "
-        "only the direction of a change compares. Layers counted from 0 in both columns.",
-        numeric=False,
+def facts(document: Document) -> list[tuple[str, str, str]]:
+    """The few numbers a reader wants first: name, value, what it means."""
+    dense = document["dense"]
+    kinds = len(dense["by_type"])
+    told = [("samples", str(dense["samples"]), f"{dense['images']} images, {kinds} kinds of questions")]
+    if dense["accuracy"] is not None:
+        found = words.point(dense["accuracy"], 0)
+        told.append(("dense accuracy", words.share(words.dense_level(document)), f"of these samples{_range(found)}"))
+    stages = document.get("stages")
+    if stages and stages["overall"]["needs_image"]:
+        shallow, leave = stages["overall"]["shallow_end"], stages["overall"]["exit_layer"]
+        places = words.places_of(stages["overall"]["fusion"])
+        last = stages["num_layers"]
+        told += [
+            (
+                "shallow ends at",
+                f"{shallow['value']:.0f}" if shallow else "none",
+                _between(shallow, "no shallow stage"),
+            ),
+            (f"fusion in {'layer' if places.isdigit() else 'layers'}", places or "none", "windows that answers need"),
+            ("vision can leave at", f"{leave['value']:.0f}" if leave else "none", _between(leave, f"of {last}: never")),
+        ]
+    checked = {row["name"]: row for row in document.get("check", [])}
+    if "proposed" in checked:
+        told.append(
+            ("proposed settings cut", words.share(checked["proposed"]["flops_cut"]), f"of FLOPs; {_kept(checked)}")
+        )
+    return told
+
+
+def _kept(checked: dict[str, Any]) -> str:
+    """What the proposed settings keep, beside the dense model on the same samples: those analysed are others."""
+    dense, proposed = checked["dense"], checked["proposed"]
+    where = f"on {proposed['samples']} samples of other images"
+    if proposed["accuracy"] is None:
+        return f"same answers {words.interval(proposed['agreement'])} {where}"
+    return f"accuracy {words.interval(proposed['accuracy'])}, dense {words.share(dense['accuracy']['value'])}, {where}"
+
+
+def _range(found: dict[str, float] | None) -> str:
+    if found is None or found["low"] is None:
+        return ""
+    return f"; 95 %: {100 * found['low']:.0f}–{100 * found['high']:.0f} %"
+
+
+def _between(found: dict[str, float] | None, without: str) -> str:
+    if found is None:
+        return without
+    return "one image" if found["low"] is None else f"95 %: {found['low']:.0f}–{found['high']:.0f}"
+
+
+def boundaries(document: Document) -> list[Row]:
+    """Boundaries of all samples, and of every kind of question."""
+    stages, dense = document["stages"], document["dense"]
+    rows = [("all", *_boundary_cells(stages["overall"], dense["accuracy"]))]
+    for kind in _kinds(document):
+        accuracy = dense["by_type"][kind]["accuracy"]
+        told = None if accuracy is None else {"mean": [accuracy]}
+        rows.append((words.kind(kind), *_boundary_cells(stages["by_type"][kind], told)))
+    return rows
+
+
+def drawn_kinds(document: Document) -> list[str]:
+    """Kinds of questions with samples enough to draw."""
+    kinds = document["dense"]["by_type"]
+    return [kind for kind in _kinds(document) if kinds[kind]["samples"] >= _FEWEST][:_MOST_TYPES]
+
+
+def _kinds(document: Document) -> list[str]:
+    kinds = document["dense"]["by_type"]
+    return sorted(kinds, key=lambda kind: (-kinds[kind]["samples"], kind))
+
+
+def _boundary_cells(found: dict[str, Any], accuracy: dict[str, Any] | None) -> tuple[str, ...]:
+    level = "–" if accuracy is None else words.share(accuracy["mean"][0])
+    if not found["needs_image"]:
+        return str(found["samples"]), level, "image not needed", "–", "–"
+    places = words.places_of(found["fusion"])
+    return (
+        str(found["samples"]),
+        level,
+        words.layers(found["shallow_end"]),
+        places or "none",
+        words.layers(found["exit_layer"]),
     )
-    return Section("paper", "Beside the paper", tables=[table])
+
+
+def other_measures(document: Document) -> list[str]:
+    """Measures that the first figure leaves out."""
+    left_out = {words.measure_of(document), words.evidence_of(document)}
+    if document["dense"]["accuracy"] is None:
+        left_out.add("accuracy")
+    return [measure for measure in words.MEASURE_NAMES if measure not in left_out]
+
+
+def conditions(data: dict[str, Any]) -> list[Row]:
+    """The ablations of the first layers in all measures."""
+    return [
+        (
+            figures.CONDITIONS.get(name, name),
+            words.interval(words.point(data["accuracy"], place)),
+            words.interval(words.point(data["agreement"], place)),
+            words.interval(words.point(data["kl"], place), 1, 4, ""),
+        )
+        for place, name in enumerate(data["condition"])
+    ]
+
+
+def scores(data: dict[str, Any], measure: str) -> tuple[Row, list[Row]]:
+    """Head and rows: every score at every budget, at an early, a middle and a late layer."""
+    count = len(data["layer"])
+    cells = [
+        (b, i) for b in range(len(data["budget"])) for i in sorted({count // 5, count // 2, count - 1 - count // 5})
+    ]
+    rows = []
+    for number, name in enumerate(data["score"]):
+        curves = [words.curve_at(data[measure], number, b) for b, _ in cells]
+        points = [words.point(curve, place) for curve, (_, place) in zip(curves, cells, strict=True)]
+        told = [words.interval(found, 1, 3, "") if measure == "kl" else words.interval(found) for found in points]
+        rows.append((figures.SCORES.get(name, name), *told))
+    head = [f"{words.budget(data['budget'][b])} after layer {data['layer'][place]}" for b, place in cells]
+    return ("score", *head), rows
+
+
+def checked(rows: list[dict[str, Any]]) -> list[Row]:
+    """How settings did on images that were not analysed."""
+    return [
+        (row["name"], *(words.interval(row[name]) for name in ("accuracy", "agreement")), words.share(row["flops_cut"]))
+        for row in rows
+    ]
+
+
+def seconds(document: Document) -> list[Row]:
+    """What each part cost."""
+    spent, count = document["seconds"]["by_part"], document["dense"]["samples"]
+    whole = sum(spent.values())
+    rows = [
+        (name, words.seconds(value), f"{value / count:.1f} s", words.percent(value / whole) if whole else "–")
+        for name, value in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    return [*rows, ("all", words.seconds(whole), f"{whole / count:.1f} s", "")]
+
+
+def settings(document: Document) -> list[Row]:
+    """Model, settings, versions."""
+    told = {**document["model"], **document["settings"], **document["versions"]}
+    return [(name.replace("_", " "), _plain(value)) for name, value in told.items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    return " / ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# ---- beside the paper: another model on other data ----------------------------------------------------------------
+
+
+def beside_paper(document: Document) -> list[Row]:
+    """A row an experiment that both did; none where there is none."""
+    parts = (_sweeps, _shallow, _skip, _cache, _scores, _stages, _lens, _method)
+    return [row for part in parts for row in part(document)]
 
 
 def _at(document: Document, data: dict[str, Any], place: int) -> str:
