@@ -103,7 +103,7 @@ def test_settings_give_way_until_they_are_harmless(studied: tuple[Any, ...]) -> 
     assert measured[0] > measured[1] > 2 * measured[2]  # what the claims below are about
     tolerance = (measured[1] + measured[2]) / 2
     bold = claimed(evidence, tolerance, 0.6 * tolerance, 0.3 * tolerance, 0, 0)
-    yielded = list(settle(model, processor, samples, bold, tolerance, max_new_tokens=3))
+    yielded = list(settle(losses, bold, tolerance))
     settled = yielded[-1]
     assert len(yielded) == len(settled.attempts) > 1
     assert exits(settled)[0] == 2
@@ -122,7 +122,7 @@ def test_the_cheapest_that_should_be_harmless_comes_next(studied: tuple[Any, ...
     bold = claimed(evidence, 0.010, 0.008, 0.006, 0.003, 0)
     alone = {2: 0.010, 3: 0.008, 4: 0.006, 5: 0.003, None: 0.0}
     monkeypatch.setattr(Trial, "losses", lambda _, pruner: np.full(len(samples), 1.5 * alone[pruner.exit_layer]))
-    assert exits(list(settle(model, processor, samples, bold, 0.01))[-1]) == [2, 4]
+    assert exits(list(settle(Trial(model, processor, samples, "kl"), bold, 0.01))[-1]) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_harmless_attempt_that_was_too_cautious_is_improved_on(
         return np.full(len(samples), growth.get(pruner.exit_layer, 1.0) * alone[pruner.exit_layer])
 
     monkeypatch.setattr(Trial, "losses", losses)
-    settled = list(settle(model, processor, samples, bold, 0.01))[-1]
+    settled = list(settle(Trial(model, processor, samples, "kl"), bold, 0.01))[-1]
     assert exits(settled) == tried
     assert settled.pruner is not None
     assert settled.pruner.exit_layer == chosen
@@ -155,7 +155,7 @@ def test_what_never_gets_harmless_is_said(studied: tuple[Any, ...], monkeypatch:
     model, processor, samples, evidence = studied
     bold = claimed(evidence, 0.010, 0.008, 0.006, 0.003, 0)
     monkeypatch.setattr(Trial, "losses", lambda _, pruner: np.full(len(samples), 2.0 - (pruner.exit_layer == 4)))
-    settled = list(settle(model, processor, samples, bold, 0.01))[-1]
+    settled = list(settle(Trial(model, processor, samples, "kl"), bold, 0.01))[-1]
     assert len(settled.attempts) <= TRIES
     assert settled.pruner is not None
     assert settled.pruner.exit_layer == 4  # the least harmful of those that were tried
@@ -165,5 +165,6 @@ def test_what_never_gets_harmless_is_said(studied: tuple[Any, ...], monkeypatch:
 def test_nothing_is_run_where_nothing_is_proposed(studied: tuple[Any, ...]) -> None:
     model, processor, samples, evidence = studied
     useless = claimed(evidence, 1, 1, 1, 1, 1)
-    settled = list(settle(model, processor, samples, replace(useless, kept=np.ones_like(evidence.kept))))
+    trial = Trial(model, processor, samples, "kl")
+    settled = list(settle(trial, replace(useless, kept=np.ones_like(evidence.kept))))
     assert [(stages.pruner, stages.attempts) for stages in settled] == [(None, [])]

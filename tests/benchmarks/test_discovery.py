@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.folders import picture
-from visipruner.errors import ConfigError
+from visipruner import plugins
+from visipruner.errors import VisiPrunerError
 from visipruner.evaluation.datasets import names, open_benchmark, registry
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _plug_in(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     entry = EntryPoint("dots", value, registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
 
 
 def test_the_pages_example_in_another_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,5 +71,5 @@ def test_the_pages_example_in_our_folder(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_plug_in_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> None:
     _plug_in(monkeypatch, value)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(VisiPrunerError, match=told):
         names()

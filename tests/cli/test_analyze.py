@@ -62,8 +62,8 @@ def test_settings_that_lose_little_are_saved_and_checked(cli, planted_folder, da
     # Layers 0 to 3 of the planted model all work on the image, and what its filter loses depends on the samples.
     pruner = VisiPruner(shallow_end=3, filter_layer=3, keep_tokens=6, exit_layer=5)
     monkeypatch.setattr(
-        "visipruner.analysis.study.settle",
-        lambda model, processor, samples, evidence, *_, **__: [replace(stages_from(evidence), pruner=pruner)],
+        "visipruner.analysis.run.settle",
+        lambda trial, evidence, *_: [replace(stages_from(evidence), pruner=pruner)],
     )
     monkeypatch.setattr("visipruner.analysis.run.idle_layers", lambda analysis, layers: tuple(layers)[:1])
     out = tmp_path / "out"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageDraw
 
-from visipruner.asking import lettering
-from visipruner.asking.lettering import Lettering
+from visipruner.asking import overlay
+from visipruner.asking.overlay import Lettering
 
 
 def _drawn(text: str) -> bytes:
@@ -24,12 +24,12 @@ def test_umlauts_are_letters() -> None:
 @pytest.mark.parametrize("text", ["猫が好き", "고양이", "🐈", "\ue000", "a\u200bb"])
 def test_what_no_font_has_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with no font but ours; on others these letters are drawn."""
-    monkeypatch.setattr(lettering, "_OTHERS", ())
-    lettering._fonts.cache_clear()
+    monkeypatch.setattr(overlay, "_OTHERS", ())
+    overlay._fonts.cache_clear()
     shown = Lettering(24).shown(text)
     assert shown == "".join(letter if letter.isascii() else f"[U+{ord(letter):04X}]" for letter in text)
     assert _drawn("[U+732B]") != _drawn("[U+732C]")
-    lettering._fonts.cache_clear()
+    overlay._fonts.cache_clear()
 
 
 def test_a_width_is_that_of_what_is_drawn() -> None:

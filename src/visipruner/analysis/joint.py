@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from visipruner.analysis.boundaries import Evidence, Metric, filter_choice, token_layers
 from visipruner.analysis.probe import greedy_logprobs
 from visipruner.analysis.result import Array, Bootstrap
-from visipruner.analysis.stages import Attempt, P, Stages, settings_from, stages_from
+from visipruner.analysis.stages import Attempt, P, Proposal, Stages, settings_from, stages_from
 from visipruner.chat import chat_inputs, greedy_reply
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.attach import attach
@@ -32,16 +32,7 @@ _TOLERANCES = 9
 _LEAST = 0.01
 
 
-def settle(
-    model: Any,
-    processor: Any,
-    samples: Sequence[Sample],
-    evidence: Evidence,
-    tolerance: float | None = None,
-    *,
-    max_new_tokens: int = 32,
-    seed: int = 0,
-) -> Iterator[Stages]:
+def settle(trial: Trial, evidence: Evidence, tolerance: float | None = None, seed: int = 0) -> Iterator[Stages]:
     """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
 
     Parts of a proposal (shallow stage, filter, exit) that lose the tolerance each can lose more together. So the
@@ -49,7 +40,7 @@ def settle(
     at this tolerance and at stricter ones: the cheapest that should be harmless if parts add up as in the worst attempt
     so far, else the least harmful. From a harmless attempt on, cheaper ones are tried that should be harmless if parts
     add up as in it, and are not as bold in every part as a harmful one. The cheapest harmless attempt stays, after
-    `TRIES` the least harmful, and a note says so. `samples` are those that `evidence` was measured on.
+    `TRIES` the least harmful, and a note says so. `trial` has the samples that `evidence` was measured on.
     """
     found = stages_from(evidence, tolerance, seed)
     if found.pruner is None:
@@ -57,58 +48,42 @@ def settle(
         return
     stricter = [stages_from(evidence, found.tolerance * _STRICTER**step, seed) for step in range(1, _TOLERANCES)]
     left = proposals(evidence, [found, *stricter], seed)
-    trial = Trial(model, processor, samples, found.metric, max_new_tokens)
-    for tried in search(left, trial, found.tolerance, seed):
-        attempts = [one.attempt for one in tried]
-        best = best_of(tried, found.tolerance).attempt
+    for attempts in search(left, trial, found.tolerance, seed):
+        best = best_of(attempts, found.tolerance)
         yield replace(found, pruner=best.pruner, attempts=attempts, notes=_told(found, attempts, best))
-
-
-@dataclass(frozen=True)
-class Tried(Generic[P]):
-    """A proposal and what it lost."""
-
-    proposal: Proposal[P]
-    attempt: Attempt[P]
-
-    @property
-    def growth(self) -> float:
-        """What the parts lose together, in what they lose by themselves."""
-        return self.attempt.loss.value / self.attempt.parts_loss
 
 
 def search(
     left: Sequence[Proposal[P]], trial: Trial, tolerance: float, seed: int = 0, growth: float = 0.0
-) -> Iterator[list[Tried[P]]]:
+) -> Iterator[list[Attempt[P]]]:
     """Runs proposals, which are sorted by cost, as `settle` says, and yields all attempts so far after each.
 
     `growth` is how many times the sum of its parts' losses a whole is expected to lose before anything was run; at 0
     the cheapest is tried first.
     """
-    left, tried = list(left), list[Tried[P]]()
+    left, tried = list(left), list[Attempt[P]]()
     bootstrap = Bootstrap(trial.images, seed)
     while len(tried) < TRIES and (proposal := _next(left, tried, tolerance, growth)) is not None:
         left.remove(proposal)
-        loss = bootstrap.mean(trial.losses(proposal.pruner))
-        tried.append(Tried(proposal, Attempt(proposal.pruner, proposal.parts_loss, loss)))
-        yield tried
+        tried.append(Attempt(proposal, bootstrap.mean(trial.losses(proposal.pruner))))
+        yield list(tried)
 
 
-def best_of(tried: Sequence[Tried[P]], tolerance: float) -> Tried[P]:
+def best_of(tried: Sequence[Attempt[P]], tolerance: float) -> Attempt[P]:
     """The cheapest harmless attempt, else the least harmful."""
-    harmless = [one for one in tried if one.attempt.loss.value <= tolerance]
+    harmless = [one for one in tried if one.loss.value <= tolerance]
     if harmless:
         return min(harmless, key=lambda one: one.proposal.token_layers)
-    return min(tried, key=lambda one: one.attempt.loss.value)
+    return min(tried, key=lambda one: one.loss.value)
 
 
 def _next(
-    left: Sequence[Proposal[P]], tried: Sequence[Tried[P]], tolerance: float, growth: float
+    left: Sequence[Proposal[P]], tried: Sequence[Attempt[P]], tolerance: float, growth: float
 ) -> Proposal[P] | None:
     """The next of `left`, which is sorted by cost; None where none is left, or none that would be better."""
     if not left:
         return None
-    harmful = [one.proposal for one in tried if one.attempt.loss.value > tolerance]
+    harmful = [one.proposal for one in tried if one.loss.value > tolerance]
     if len(harmful) == len(tried):
         growth = max((one.growth for one in tried), default=growth)
         hopeful = [proposal for proposal in left if growth * proposal.parts_loss <= tolerance]
@@ -133,27 +108,6 @@ def _told(found: Stages, attempts: Sequence[Attempt[VisiPruner]], best: Attempt[
         f"Parts that are harmless alone lose {first.loss.value:.3f}{unit} together, so stricter ones were put together "
         f"({len(attempts)} combinations tried); the proposed settings lose {best.loss.value:.3f}{unit}{ending}",
     ]
-
-
-@dataclass(frozen=True)
-class Proposal(Generic[P]):
-    """Settings to try.
-
-    Attributes:
-        token_layers: visual tokens, summed over the layers they pass; of the largest image, where they differ.
-        parts_loss: what its parts (shallow stage, filter and exit) lose by themselves, summed; a hundredth of the
-            tolerance at least.
-        boldness: how much each part takes away; larger is bolder.
-    """
-
-    pruner: P
-    token_layers: int
-    parts_loss: float
-    boldness: tuple[float, ...]
-
-    def is_as_bold_as(self, other: Proposal[P]) -> bool:
-        """Whether no part of it takes less away than the other's."""
-        return all(mine >= theirs for mine, theirs in zip(self.boldness, other.boldness, strict=True))
 
 
 def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal[VisiPruner]]:
@@ -219,7 +173,7 @@ class Trial:
         self, model: Any, processor: Any, samples: Sequence[Sample], metric: Metric, max_new_tokens: int = 32
     ) -> None:
         self._model, self._processor, self._samples = model, processor, samples
-        self._metric, self._max_new_tokens = metric, max_new_tokens
+        self.metric, self._max_new_tokens = metric, max_new_tokens
         self.images = [sample.image for sample in samples]
         self._dense: list[_Dense] = []
 
@@ -236,11 +190,11 @@ class Trial:
         return np.array(losses)
 
     def _loss(self, sample: Sample, inputs: dict[str, Any], dense: _Dense) -> float:
-        if self._metric == "accuracy":
+        if self.metric == "accuracy":
             tokens, _ = greedy_logprobs(self._model, inputs, self._max_new_tokens)
             return float(dense.is_right) - float(self._is_right(sample, tokens))
         _, logprobs = greedy_logprobs(self._model, inputs, self._max_new_tokens, dense.tokens)
-        if self._metric == "agreement":
+        if self.metric == "agreement":
             return float(not torch.equal(logprobs.argmax(-1), dense.tokens))
         return max(0.0, float((dense.logprobs.exp() * (dense.logprobs - logprobs)).sum(-1).mean()))
 

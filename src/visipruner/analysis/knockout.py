@@ -175,7 +175,6 @@ def shallow_ablations(probe: Probe, reading: Reading, window: int, seed: int = 0
 
 
 def outcome_arrays(name: str, outcomes: Sequence[Outcome], labels: Sequence[object], dim: str = "layer") -> Result:
-    """Outcomes of a row of variants as arrays."""
     known = all(outcome.right is not None for outcome in outcomes)
     columns = {
         "kl": ([outcome.kl for outcome in outcomes], "nats"),

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from visipruner.analysis.boundaries import Evidence, tokens_of
-from visipruner.analysis.joint import Proposal, Trial, best_of, search, sum_of_parts
+from visipruner.analysis.joint import Trial, best_of, search, sum_of_parts
 from visipruner.analysis.result import Array, Bootstrap, Told
-from visipruner.analysis.stages import Attempt, Stages
+from visipruner.analysis.stages import Attempt, Proposal, Stages
 from visipruner.pruners.second_look import SecondLook
 
 SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -96,13 +96,13 @@ def settle_looks(trial: Trial, evidence: Evidence, scored: Scored, stages: Stage
     if not looks.layers:
         return
     for tried in search(proposals(evidence, scored, looks, stages), trial, stages.tolerance, seed, growth=1.0):
-        best = best_of(tried, stages.tolerance).attempt
-        looks = replace(looks, pruner=best.pruner, attempts=[one.attempt for one in tried])
+        best = best_of(tried, stages.tolerance)
+        looks = replace(looks, pruner=best.pruner, attempts=tried)
         yield looks
     bootstrap = Bootstrap(trial.images, seed)
     for score in SCORES if best.pruner.layers else ():
-        pruner = replace(best.pruner, score=score)
-        attempt = Attempt(pruner, best.parts_loss, bootstrap.mean(trial.losses(pruner)))
+        proposal = replace(best.proposal, pruner=replace(best.pruner, score=score))
+        attempt = Attempt(proposal, bootstrap.mean(trial.losses(proposal.pruner)))
         best = min(best, attempt, key=lambda one: one.loss.value)
         looks = replace(looks, pruner=best.pruner, attempts=[*looks.attempts, attempt])
         yield looks

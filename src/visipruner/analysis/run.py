@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from visipruner.analysis.boundaries import Metric
-from visipruner.analysis.joint import TRIES, check
-from visipruner.analysis.looks import Looks
+from visipruner.analysis.joint import TRIES, Trial, check, settle
+from visipruner.analysis.looks import Looks, settle_looks
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, PARTS, Task, check_folder, check_parts, measure
 from visipruner.analysis.stages import Stages, full_layers, idle_layers
 from visipruner.analysis.study import Study
@@ -99,8 +99,9 @@ def analyze(
     document = run.document(study, data)
     stages = looks = None
     if set(NEEDED_FOR_STAGES) <= set(task.parts):
-        stages = run.add_stages(study, document, metric, tolerance)
-        looks = run.add_looks(study, document, stages) if second_look else None
+        trial = Trial(model, processor, chosen, metric, max_new_tokens)
+        stages = run.add_stages(study, document, trial, tolerance)
+        looks = run.add_looks(study, document, trial, stages) if second_look else None
         run.add_check(samples, document, stages, looks, checked)
     else:
         document |= _kept(run.out / ANALYSIS_FILE, document)
@@ -133,7 +134,8 @@ def find_stages(
     """
     task = task_of(model, "", NEEDED_FOR_STAGES, max_new_tokens)
     study = Study(list(measure(model, processor, samples, task, folder)))
-    return list(study.settled(model, processor, samples, metric, tolerance, max_new_tokens))[-1]
+    trial = Trial(model, processor, samples, metric, max_new_tokens)
+    return list(settle(trial, study.evidence(metric), tolerance, study.seed))[-1]
 
 
 def choose(
@@ -203,10 +205,9 @@ class _Run:
             **study.summary(),
         }
 
-    def add_stages(self, study: Study, document: dict[str, Any], metric: Metric, tolerance: float | None) -> Stages:
+    def add_stages(self, study: Study, document: dict[str, Any], trial: Trial, tolerance: float | None) -> Stages:
         """Reads off the stages and writes pruner.json; an earlier run's does not stay behind."""
-        length = self.task.max_new_tokens
-        settling = study.settled(self.model, self.processor, self.samples, metric, tolerance, length)
+        settling = settle(trial, study.evidence(trial.metric), tolerance, study.seed)
         stages: Stages = self.watched(settling, TRIES, "Trying settings")[-1]
         document["stages"] = stages.to_dict()
         for folder in (self.out, self.out / FROZEN_FOLDER, self.out / LOOKS_FOLDER):
@@ -216,9 +217,10 @@ class _Run:
             stages.pruner.save_pretrained(self.out)
         return stages
 
-    def add_looks(self, study: Study, document: dict[str, Any], stages: Stages) -> Looks:
+    def add_looks(self, study: Study, document: dict[str, Any], trial: Trial, stages: Stages) -> Looks:
         """Searches for a schedule of `second-look` and writes it to a folder of its own."""
-        settling = study.looked(self.model, self.processor, self.samples, stages, self.task.max_new_tokens)
+        evidence, scored = study.evidence(trial.metric), study.scored(trial.metric)
+        settling = settle_looks(trial, evidence, scored, stages, study.seed)
         looks: Looks = self.watched(settling, TRIES + 3, "Trying second looks")[-1]
         document["second_look"] = looks.to_dict()
         if looks.pruner is not None:

@@ -20,7 +20,7 @@ from visipruner.analysis.boundaries import (
     layers_between,
     paper_exit,
 )
-from visipruner.analysis.result import Interval, Told, few_images
+from visipruner.analysis.result import Interval, Told, few_images, plain
 from visipruner.contract.pruner import Pruner
 from visipruner.errors import ConfigError
 from visipruner.pruners.visipruner import Stage, VisiPruner
@@ -30,17 +30,48 @@ P = TypeVar("P", bound=Pruner)
 
 
 @dataclass(frozen=True)
-class Attempt(Told, Generic[P]):
-    """Settings that were run as a whole: what their parts lose by themselves, summed, and what they lose together."""
+class Proposal(Generic[P]):
+    """Settings to try.
+
+    Attributes:
+        token_layers: visual tokens, summed over the layers they pass; of the largest image, where they differ.
+        parts_loss: what its parts (shallow stage, filter and exit) lose by themselves, summed; a hundredth of the
+            tolerance at least.
+        boldness: how much each part takes away; larger is bolder.
+    """
 
     pruner: P
+    token_layers: int
     parts_loss: float
+    boldness: tuple[float, ...]
+
+    def is_as_bold_as(self, other: Proposal[P]) -> bool:
+        """Whether no part of it takes less away than the other's."""
+        return all(mine >= theirs for mine, theirs in zip(self.boldness, other.boldness, strict=True))
+
+
+@dataclass(frozen=True)
+class Attempt(Told, Generic[P]):
+    """A proposal that was run as a whole, and what its parts lose together."""
+
+    proposal: Proposal[P]
     loss: Interval
 
+    @property
+    def pruner(self) -> P:
+        return self.proposal.pruner
+
+    @property
+    def growth(self) -> float:
+        """What the parts lose together, in what they lose by themselves."""
+        return self.loss.value / self.proposal.parts_loss
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        told = super().to_dict()
-        return {"settings": told.pop("pruner"), **told}
+        return {
+            "settings": plain(self.pruner),
+            "parts_loss": plain(self.proposal.parts_loss),
+            "loss": self.loss.to_dict(),
+        }
 
 
 @dataclass(frozen=True)

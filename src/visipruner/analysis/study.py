@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median_low
 from typing import Any
@@ -12,13 +12,11 @@ import numpy as np
 
 from visipruner.analysis.boundaries import TOLERANCES, Evidence, Metric
 from visipruner.analysis.gaze import overlap
-from visipruner.analysis.joint import Trial, settle
-from visipruner.analysis.looks import Looks, Scored, settle_looks
+from visipruner.analysis.looks import Scored
 from visipruner.analysis.measuring import NEEDED_FOR_STAGES, SCORED, TRIED, Record
 from visipruner.analysis.result import Array, Bootstrap, Result, plain
 from visipruner.analysis.stages import Stages, stages_from
 from visipruner.errors import ConfigError
-from visipruner.evaluation.samples import Sample
 
 _BY_TYPE = {
     "sweeps": ("sweep_shallow_to_deep", "discard", "sweep_window"),
@@ -121,36 +119,12 @@ class Study:
         """Stages by a loss, see `stages_from`. Raises ConfigError as `evidence` does."""
         return stages_from(self.evidence(metric), tolerance, self.seed)
 
-    def settled(
-        self,
-        model: Any,
-        processor: Any,
-        samples: Sequence[Sample],
-        metric: Metric = "kl",
-        tolerance: float | None = None,
-        max_new_tokens: int = 32,
-    ) -> Iterator[Stages]:
-        """`stages`, whose proposed settings are run as a whole and made more cautious while they lose too much.
-
-        Yields one result an attempt, the last one being the answer. `samples` are those that were measured, in order.
-        """
-        evidence = self.evidence(metric)
-        return settle(model, processor, samples, evidence, tolerance, max_new_tokens=max_new_tokens, seed=self.seed)
-
     def scored(self, metric: Metric = "kl") -> Scored:
-        """What it loses to choose by each score that was compared."""
         result = self.result("scores", "scores")
         means = np.nanmean(self.loss(result, metric), axis=0)
         whole = self.visual_tokens
         shares = [budget if isinstance(budget, float) else budget / whole for budget in self.plan["scored"]]
         return Scored(dict(zip(result["kl"].labels("score"), means, strict=True)), shares, result["kl"].labels("layer"))
-
-    def looked(
-        self, model: Any, processor: Any, samples: Sequence[Sample], stages: Stages, max_new_tokens: int = 32
-    ) -> Iterator[Looks]:
-        """A schedule for `second-look` beside the settled `stages`; one result an attempt, the last one the answer."""
-        trial = Trial(model, processor, samples, stages.metric, max_new_tokens)
-        return settle_looks(trial, self.evidence(stages.metric), self.scored(stages.metric), stages, self.seed)
 
     def summary(self) -> dict[str, Any]:
         """Every part as JSON: curves (`mean`, `low`, `high`) over layers or conditions."""

@@ -133,7 +133,6 @@ class _Page:
         return str(path), question
 
     def slide(self, played: Played | None, layer: int) -> dict[Any, Any]:
-        """Pictures and bars at another layer."""
         updates: dict[Any, Any] = {}
         for side, (_, _, kept, bar) in zip(played.sides if played else (), self.sides, strict=False):
             assert played is not None

@@ -90,7 +90,6 @@ def layer_picture(played: Played, side: Side, layer: int) -> Image.Image:
 
 
 def layer_words(played: Played, side: Side, layer: int) -> str:
-    """What the picture of a layer shows, in one line."""
     example = side.trace[0]
     here = example.kept[layer]
     words = f"Layer {layer}: {len(here)} of {example.dense_visual} visual tokens."

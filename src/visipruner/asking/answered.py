@@ -131,7 +131,6 @@ class Answered:
 
 
 def recorded(image: str, question: str, exchange: Exchange) -> Answered:
-    """The record of one exchange."""
     trace, reply, dense = exchange.trace, exchange.reply, exchange.dense
     example = trace[0]
     after = 0 if example.trigger_layer is None else example.trigger_layer + 1

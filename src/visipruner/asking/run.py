@@ -128,8 +128,6 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Asking:
-    """A checked call of `ask`."""
-
     loaded: LoadedModel
     chosen: Chosen
     questions: Sequence[str]

@@ -11,8 +11,8 @@ from typing import Any
 
 from visipruner.adapters import adapter_of
 from visipruner.checking import checks
+from visipruner.checking.checks import Finding, Report
 from visipruner.checking.prompts import ProcessorPrompts, Prompts, TinyPrompts
-from visipruner.checking.report import Finding, Report
 from visipruner.checking.subject import Subject
 from visipruner.checking.tiny import shrunk_model
 from visipruner.errors import UnsupportedModelError

@@ -1,23 +1,98 @@
-"""What must hold of a pruned model, each tried and measured against the plain model's own rounding."""
+"""What must hold of a pruned model, each tried and measured against the plain model's rounding, and what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from visipruner.checking.prompts import Asked, Side
-from visipruner.checking.report import Finding
 from visipruner.checking.subject import Subject, opened
 from visipruner.engine.calls import cache_name
 from visipruner.errors import first_line
 from visipruner.pruners.none import NoPruning
 from visipruner.pruners.schedule import FixedSchedule
+from visipruner.tables import Table
+
+State = Literal["passes", "fails", "unseen", "left out"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check.
+
+    Attributes:
+        check: what was tried. where: the layer, padding side or prompt it was tried at, empty where there is one.
+        state: "unseen" where rounding, or the plain model's own differences, hide what was to be seen.
+        error: largest difference of logits; `allowed`: how large it may be; `effect`: what pruning itself changes.
+        says: in words what differs and where, or why nothing was tried.
+    """
+
+    check: str
+    where: str
+    state: State
+    error: float | None = None
+    allowed: float | None = None
+    effect: float | None = None
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one model.
+
+    Attributes:
+        model_type: of its config. mode: "tiny" (its config, shrunk) or "full" (its weights).
+        fingerprint: of its config; `versions`: of the packages it was checked with.
+        refused: why it cannot be pruned, where it was refused before anything ran.
+    """
+
+    model_type: str
+    mode: str
+    fingerprint: str
+    versions: dict[str, str]
+    findings: Sequence[Finding] = ()
+    refused: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was tried, and nothing failed or went unseen."""
+        states = [finding.state for finding in self.findings]
+        return not self.refused and "passes" in states and not {"fails", "unseen"} & set(states)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "findings": [asdict(finding) for finding in self.findings], "passed": self.passed}
+
+    def table(self) -> Table:
+        rows = [
+            [
+                f"{finding.check} ({finding.where})" if finding.where else finding.check,
+                finding.state,
+                _number(finding.error),
+                _number(finding.allowed),
+                _number(finding.effect),
+                finding.says or "-",
+            ]
+            for finding in self.findings
+        ]
+        return Table(["check", "result", "error", "allowed", "effect", "what differs"], rows)
+
+    def __str__(self) -> str:
+        if self.refused:
+            return self.refused
+        bad = [finding for finding in self.findings if finding.state in ("fails", "unseen")]
+        told = "; ".join(f"{finding.check} {finding.state}: {finding.says}" for finding in bad)
+        return f"{self.model_type} ({self.mode}): {'passes' if self.passed else told or 'nothing was tried'}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
 
 ONE, OTHER = Asked((1,), 7), Asked((2,), 11)
 TWO, TEXT, VIDEOS = Asked((1, 2), 6), Asked((), 9), Asked((1, 2), 6, is_video=True)
@@ -161,7 +236,6 @@ def several_images(subject: Subject, judge: Judge, check: str, where: str) -> Fi
 
 
 def video(subject: Subject, judge: Judge, check: str, where: str) -> Finding:
-    """The same with two unlike videos."""
     if isinstance(subject.prompts.videos, str):
         return Finding(check, where, "left out", says=subject.prompts.videos)
     return _against_cut(subject, judge, VIDEOS, 0, check, where)

@@ -23,8 +23,6 @@ from visipruner.errors import VisiPrunerError
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with its adapter and prompts."""
-
     model: Any
     adapter: Adapter
     prompts: Prompts

@@ -37,8 +37,6 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeOptions(ModelOptions):
-    """Of `visipruner analyze`."""
-
     out: Path = option(MISSING, "DIR", "Results go here; an interrupted analysis goes on from it.")
     data: Path | None = option(
         None,

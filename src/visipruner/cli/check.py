@@ -28,8 +28,6 @@ visipruner check --model ./my-model --full --dtype float32
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """Of `visipruner check`."""
-
     model: str = model(
         "A model that an installed package brings, a folder, or a Hugging Face id that is already cached."
     )

@@ -31,8 +31,6 @@ class Axis(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
-    """Of `visipruner eval`."""
-
     method: list[str] | None = option(
         None,
         "SPEC",

@@ -22,8 +22,6 @@ visipruner list --json
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """Of `visipruner list`."""
-
     method: str | None = argument(None, "METHOD", "Show this method's settings.")
     as_json: AsJson = False
 
@@ -61,7 +59,6 @@ def list_(options: ListOptions) -> None:
 
 
 def _show_methods(methods: Mapping[str, Mapping[str, Any]]) -> None:
-    """One line each."""
     rows = [[name, _arxiv(method["paper"]), method["acts"]] for name, method in methods.items()]
     show_table(output(), Table(["--method", "arXiv", "tokens leave"], rows))
     output().print("\nWhat a method does and its settings: visipruner list METHOD")

@@ -102,7 +102,6 @@ class ModelOptions:
     allow_download: AllowDownload = False
 
     def loading(self) -> dict[str, Any]:
-        """The arguments of `models.load` besides the name."""
         return {name: str(getattr(self, name)) for name in ("dtype", "attn", "device")} | {
             "allow_download": self.allow_download
         }

@@ -16,8 +16,6 @@ visipruner app --model ~/models/llava-1.5-7b-hf --dtype bfloat16 --port 8000
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions(ModelOptions):
-    """Of `visipruner app`."""
-
     host: str = option(
         "127.0.0.1", "NAME", "Where to listen. Whoever reaches it can use the model: 0.0.0.0 is everybody."
     )

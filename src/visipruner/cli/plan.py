@@ -27,8 +27,6 @@ _NAMED = {"7b": "LLAVA_1_5_7B", "13b": "LLAVA_1_5_13B"}
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Of `visipruner plan`."""
-
     analysis: Path = option(MISSING, "DIR", "What `visipruner analyze` wrote.")
     shape: list[str] | None = option(
         None,

@@ -37,8 +37,6 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(ModelOptions):
-    """Of `visipruner run`."""
-
     images: list[Path] = argument(MISSING, "IMAGE", "Image files. Every image is asked every question.")
     questions: list[str] = option(MISSING, "TEXT", "A question; may be given several times.", "--question", "-q")
     method: str | None = option(
@@ -149,7 +147,6 @@ def chosen(method: str | None, pairs: list[str], config: Path | None) -> tuple[s
 
 
 def percent(fraction: float) -> str:
-    """`0.539` as `53.9 %`."""
     return f"{100 * fraction:.1f} %"
 
 
@@ -183,7 +180,6 @@ def show_answer(console: Console, answer: Answered) -> None:
 
 
 def show_agreement(console: Console, answers: Sequence[Answered]) -> None:
-    """The last line of a comparison."""
     compared = [answer for answer in answers if answer.dense is not None]
     if len(compared) > 1:
         same = sum(bool(answer.same_answer) for answer in compared)

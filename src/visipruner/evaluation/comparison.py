@@ -119,8 +119,6 @@ def compare(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A checked call of `compare`."""
-
     task: Benchmark
     samples: Sequence[Sample]
     seed: int
@@ -132,7 +130,6 @@ class _Asked:
     data: str | Path | None
 
     def loaded(self, model: str | LoadedModel, load: Mapping[str, Any]) -> LoadedModel:
-        """The model, and the images of the samples as files."""
         with self.processes.first_on_each_machine():
             self.task.prepare(self.samples)
             if isinstance(model, str):
@@ -143,7 +140,6 @@ class _Asked:
             return models.load(model, **load)
 
     def compared(self, loaded: LoadedModel) -> Compared | None:
-        """Answers, sums up, saves."""
         check_questions(self.samples, loaded.processor)
         matched_on = self.task.choose(_MATCHED_ON, self.seed)[:_MATCHED_ON]  # the same however many are asked
         found, left_out = contenders(self.wanted, loaded, matched_on, self.out, self.processes.is_main, self.progress)

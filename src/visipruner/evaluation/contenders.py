@@ -273,7 +273,6 @@ class Matches:
         return make(found["method"], **found["settings"])
 
     def put(self, name: str, cut: float | None, found: Pruner | str) -> None:
-        """Notes one answer, at once."""
         told = found if isinstance(found, str) else {"method": found.name, "settings": found.settings()}
         self._found[_key(name, cut)] = told
         if self._path is not None and self._writes:

@@ -149,7 +149,6 @@ def finished(path: Path) -> dict[str, Record]:
 
 
 def append(folder: Path, record: Record, processes: Processes) -> None:
-    """Adds a record to the file of this process."""
     name = SAMPLES_FILE if processes.count == 1 else f"samples.{processes.rank}.jsonl"
     with (folder / name).open("a", encoding="utf-8", errors=ESCAPED) as file:
         file.write(_line(record))

@@ -96,7 +96,6 @@ class Comparison:
         ]
 
     def _give(self, name: str, prompts: _Prompts, max_new_tokens: int) -> list[Record]:
-        """One a sample."""
         if prompts.is_batch and answers_in_batches(self.methods[name], prompts.questions):
             return self._together(name, prompts, max_new_tokens)
         both = zip(prompts.samples, prompts.alone, strict=True)

@@ -96,7 +96,6 @@ class VisiPruned(lmms):  # type: ignore[misc]
         return results
 
     def _answered(self, batch: Sequence[Instance]) -> list[Answer]:
-        """The answers to requests that are to be generated alike."""
         from lmms_eval.protocol import ChatMessages
 
         conversations = []

@@ -211,15 +211,12 @@ def _on_schedule(methods: Methods, schedule: str | None, found: Subject) -> dict
 
 @dataclass(frozen=True)
 class _Rounds:
-    """How contenders are measured."""
-
     count: int
     new_tokens: int
     warm_up: bool
     progress: Progress
 
     def at_size(self, model: Any, pruners: Mapping[str, Pruner], size: Rows, batch: int) -> dict[str, Any]:
-        """One point of `bench_shape`."""
         text = text_only(model, size.before + size.after, batch)
         what = f"{size.visual} visual tokens: "
         measured = self.measured(model, pruners, embedded(model, [size] * batch), text, what)

@@ -42,7 +42,6 @@ class Target:
         return f"{'met   ' if self.met else 'MISSED'}  {self.what}: {self.value:.4g} (target {sign} {self.bound:.4g})"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `met` included."""
         return {**asdict(self), "met": self.met}
 
 
@@ -56,7 +55,6 @@ class CheckResult:
     points: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         told = [target.to_dict() for target in self.targets]
         return {"check": self.name, "model": self.model, "targets": told, "points": self.points}
 
@@ -277,7 +275,6 @@ def _at_most(what: str, value: float, bound: float) -> Target:
 
 
 def _scheduled(found: Subject) -> Scheduled:
-    """VisiPruner on the schedule for the model's depth."""
     return Schedule.for_depth(found.depth).applied(VisiPruner.for_depth(found.depth), found.depth)
 
 

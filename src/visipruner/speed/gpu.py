@@ -74,8 +74,6 @@ def contenders(prompt: Prompt, depth: int) -> list[Contender]:
 
 
 class _On:
-    """Prompts on a device."""
-
     def __init__(self, prompts: Prompts, device: torch.device) -> None:
         self._prompts, self._device, self.videos = prompts, device, prompts.videos
 

@@ -24,7 +24,6 @@ def as_table(point: Mapping[str, Any]) -> Table:
 
 
 def as_markdown(point: Mapping[str, Any]) -> str:
-    """The same as people paste it."""
     return as_table(point).markdown(numbers_right=True)
 
 
@@ -101,7 +100,6 @@ class Report:
         self._save("results", self.document, points)
 
     def add_check(self, result: CheckResult) -> None:
-        """One check, in files of its own."""
         self.document.setdefault("checks", []).append(result.to_dict())
         self._save(result.name, {**self.document, "checks": [result.to_dict()]}, result.points)
 

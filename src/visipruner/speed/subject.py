@@ -164,7 +164,6 @@ class Subject:
         return ModelShape.from_config(self.model.config)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {
             "name": self.name,
             "type": self.model.config.model_type,

@@ -53,7 +53,6 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
 
     @property
     def alignment(self) -> Alignment:
-        """The settings of the config."""
         return Alignment.from_dict(dict(self.config.visual_stages or {}))
 
     @property
@@ -74,7 +73,6 @@ class AlignedLlavaForConditionalGeneration(LlavaForConditionalGeneration):  # ty
         return chosen
 
     def regularizer(self) -> Tensor:
-        """See `VisualGates.regularizer`."""
         return self.gates.regularizer()
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visipruner.accounting.exact import Macs, work_macs
@@ -49,7 +49,9 @@ class Suggestion:
         if self.filter_layer is not None and self.keep_tokens is not None and max(inject, self.filter_layer) < end - 1:
             chooser, keep = max(inject, self.filter_layer), self.keep_tokens
         frozen = tuple(layer for layer in self.frozen_layers if layer < end)
-        return Suggestion(self.name, self.num_layers, self.visual_tokens, inject, leave, chooser, keep, frozen)
+        return replace(
+            self, inject_layer=inject, exit_layer=leave, filter_layer=chooser, keep_tokens=keep, frozen_layers=frozen
+        )
 
     def scaled(self, num_layers: int, visual_tokens: int) -> Suggestion:
         """The same relative depth, and share of the visual tokens, in a model of another size."""
@@ -57,16 +59,16 @@ class Suggestion:
         def depth(layer: int | None) -> int | None:
             return None if layer is None else round(layer * num_layers / self.num_layers)
 
-        keep = self.keep_tokens
+        keep, frozen = self.keep_tokens, self.frozen_layers
         return Suggestion(
-            self.name,
-            num_layers,
-            visual_tokens,
-            depth(self.inject_layer) or 0,
-            depth(self.exit_layer),
-            depth(self.filter_layer),
-            None if keep is None else max(1, round(keep * visual_tokens / self.visual_tokens)),
-            tuple(layer for layer in range(num_layers) if layer * self.num_layers // num_layers in self.frozen_layers),
+            name=self.name,
+            num_layers=num_layers,
+            visual_tokens=visual_tokens,
+            inject_layer=depth(self.inject_layer) or 0,
+            exit_layer=depth(self.exit_layer),
+            filter_layer=depth(self.filter_layer),
+            keep_tokens=None if keep is None else max(1, round(keep * visual_tokens / self.visual_tokens)),
+            frozen_layers=tuple(n for n in range(num_layers) if n * self.num_layers // num_layers in frozen),
         ).fitted()
 
     def alignment(self, guidelines: str) -> Alignment:
@@ -113,9 +115,7 @@ class Choice:
 
     Attributes:
         guidelines: letters, "-" for the plain model. rows: visual rows in each layer. frozen: layers, ascending, in
-            which they only give keys and values.
-        prefill: of a prompt. train_full, train_frozen: FLOPs of a step for one example of the same rows, all weights
-            trained or the decoder's frozen (LoRA's own are not counted). kv_bytes: of the prompt, two bytes a number.
+            which they only give keys and values. prefill: of a prompt. kv_bytes: of the prompt, two bytes a number.
     """
 
     guidelines: str
@@ -123,14 +123,6 @@ class Choice:
     frozen: tuple[int, ...]
     prefill: Macs
     kv_bytes: int
-
-    @property
-    def train_full(self) -> int:
-        return FULL_TRAINING * self.prefill.flops
-
-    @property
-    def train_frozen(self) -> int:
-        return FROZEN_TRAINING * self.prefill.flops
 
 
 def choices(shape: ModelShape, visual: int, text: int, suggestion: Suggestion) -> list[Choice]:
@@ -167,7 +159,8 @@ def _visual_rows(settings: Alignment, layer: int, visual: int) -> int:
 
 
 def as_rows(found: Sequence[Choice]) -> list[dict[str, Any]]:
-    """JSON rows with what each choice saves beside the plain model, as fractions."""
+    """JSON rows with what each choice saves beside the plain model, as fractions. `train_flops`: of a step for one
+    example of the same rows, all weights trained or the decoder's frozen (LoRA's own are not counted)."""
     plain = found[0]
     return [
         {
@@ -176,8 +169,8 @@ def as_rows(found: Sequence[Choice]) -> list[dict[str, Any]]:
             "visual_rows": list(one.rows),
             "frozen_layers": list(one.frozen),
             "prefill_flops": one.prefill.flops,
-            "train_flops_full": one.train_full,
-            "train_flops_frozen": one.train_frozen,
+            "train_flops_full": FULL_TRAINING * one.prefill.flops,
+            "train_flops_frozen": FROZEN_TRAINING * one.prefill.flops,
             "flops_cut": 1 - one.prefill.total / plain.prefill.total,
             "kv_bytes": one.kv_bytes,
             "kv_cut": 1 - one.kv_bytes / plain.kv_bytes,

@@ -105,7 +105,6 @@ class Alignment:
                 raise ConfigError(f"{name} {layer} is not in a model of {num_layers} layers; it can be {most} at most.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod

@@ -41,7 +41,6 @@ def write_report(path: Path, document: dict[str, Any], records: Sequence[dict[st
 
 
 def render(document: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
-    """The page's HTML."""
     folder = PackageLoader("visipruner.analysis.report", "page")
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -106,7 +106,6 @@ def seen(document: Document, curves: Mapping[str, Mapping[str, Any]], unit: str)
 
 
 def sweeps(document: Document, measure: str) -> Figure:
-    """All three sweeps in one measure."""
     labels = {
         "sweep_shallow_to_deep": "cut below k",
         "discard": "discarded from k on",
@@ -269,13 +268,11 @@ def stability(document: Document) -> Figure:
 
 
 def leads(document: Document) -> Figure:
-    """From which layer on the answer's first token leads."""
     found = {int(layer): count for layer, count in document["lens"]["leading_layer"].items()}
     return counts({"samples": found}, document["model"]["layers"], "layer from which the answer leads")
 
 
 def paper_layers(document: Document) -> Figure:
-    """Where the paper's filter and exit tests fire."""
     groups = {f"{test} layer": Counter(document["stages"][f"paper_{test}_layers"]) for test in ("filter", "exit")}
     return counts(groups, document["model"]["layers"], "layer", "never")
 

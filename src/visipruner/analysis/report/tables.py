@@ -67,7 +67,6 @@ def _between(found: dict[str, float] | None, without: str) -> str:
 
 
 def boundaries(document: Document) -> list[Row]:
-    """Boundaries of all samples, and of every kind of question."""
     stages, dense = document["stages"], document["dense"]
     rows = [("all", *_boundary_cells(stages["overall"], dense["accuracy"]))]
     for kind in _kinds(document):
@@ -111,7 +110,6 @@ def other_measures(document: Document) -> list[str]:
 
 
 def conditions(data: dict[str, Any]) -> list[Row]:
-    """The ablations of the first layers in all measures."""
     return [
         (
             figures.CONDITIONS.get(name, name),
@@ -140,7 +138,6 @@ def scores(data: dict[str, Any], measure: str) -> tuple[Row, list[Row]]:
 
 
 def checked(rows: list[dict[str, Any]]) -> list[Row]:
-    """How settings did on images that were not analysed."""
     return [
         (row["name"], *(words.interval(row[name]) for name in ("accuracy", "agreement")), words.share(row["flops_cut"]))
         for row in rows
@@ -148,7 +145,6 @@ def checked(rows: list[dict[str, Any]]) -> list[Row]:
 
 
 def seconds(document: Document) -> list[Row]:
-    """What each part cost."""
     spent, count = document["seconds"]["by_part"], document["dense"]["samples"]
     whole = sum(spent.values())
     rows = [
@@ -159,7 +155,6 @@ def seconds(document: Document) -> list[Row]:
 
 
 def settings(document: Document) -> list[Row]:
-    """Model, settings, versions."""
     told = {**document["model"], **document["settings"], **document["versions"]}
     return [(name.replace("_", " "), _plain(value)) for name, value in told.items()]
 

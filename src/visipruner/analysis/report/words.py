@@ -52,7 +52,6 @@ def lost(found: Mapping[str, float], metric: str) -> str:
 
 
 def as_json(settings: Mapping[str, Any]) -> str:
-    """Settings as `pruner.json` has them."""
     return json.dumps(settings, indent=2)
 
 

@@ -84,7 +84,6 @@ class Benchmark(ABC):
         return None
 
     def accuracy(self, records: Sequence[Record], method: str) -> float:
-        """The mean score in per cent."""
         return percent(self.scores(records, method))
 
     def accuracy_by_type(self, records: Sequence[Record], method: str) -> dict[str, dict[str, float]]:
@@ -98,7 +97,6 @@ class Benchmark(ABC):
 
 
 def answer_of(record: Record, method: str) -> str:
-    """What a method said to one sample."""
     return str(record["given"][method]["answer"])
 
 
@@ -109,7 +107,6 @@ def percent(values: Iterable[float]) -> float:
 
 
 def type_of(record: Record) -> str:
-    """What kind of question it was."""
     return str(record["type"])
 
 
@@ -135,7 +132,6 @@ def whole_groups(samples: Sequence[Sample], key: Callable[[Sample], str], count:
 
 
 def write_submission(stem: Path, content: Any) -> Path:
-    """JSON beside the results."""
     path = stem.with_name(f"{stem.name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, ensure_ascii=False)

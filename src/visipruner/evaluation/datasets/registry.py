@@ -11,11 +11,11 @@ import pkgutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Self
 
-from visipruner.errors import ConfigError, first_line
+from visipruner import plugins
+from visipruner.errors import ConfigError
 from visipruner.evaluation.datasets.base import Benchmark, Record
 from visipruner.evaluation.samples import load_samples
 from visipruner.evaluation.scoring import right_by_any
@@ -60,15 +60,9 @@ def _ours() -> Iterator[Kind]:
 
 
 def _plugged_in() -> Iterator[Kind]:
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            kind = entry.load()
-        except Exception as error:  # another package's file can raise anything
-            raise ConfigError(
-                f"The benchmark {entry.value!r} of an installed package cannot be loaded ({first_line(error)}); repair "
-                "or uninstall that package."
-            ) from error
-        if not (isinstance(kind, type) and issubclass(kind, Benchmark) and hasattr(kind, "name")):
+    for entry in plugins.offered(GROUP).values():
+        kind = plugins.load(entry, type, "benchmark")
+        if not (issubclass(kind, Benchmark) and hasattr(kind, "name")):
             raise ConfigError(
                 f"The entry point {entry.value!r} in group {GROUP!r} must be a subclass of "
                 "visipruner.evaluation.datasets.Benchmark with a name."
@@ -77,7 +71,6 @@ def _plugged_in() -> Iterator[Kind]:
 
 
 def names() -> list[str]:
-    """Every benchmark's name."""
     return [kind.name for kind in kinds()]
 
 
