@@ -117,6 +117,14 @@ def test_plan_reads_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[st
     told = " ".join(capsys.readouterr().out.split())
     assert "(b) 6.25 % of the tokens after layer 10" in told
     assert "n = 36 after layer 10" in told
+    alone = {"low": None, "high": None}  # one image
+    overall["shallow_end"] |= alone
+    chosen["loss"] |= alone
+    (tmp_path / "analysis.json").write_text(json.dumps(document))
+    plan(analysis=tmp_path, shape=["7b"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "below layer 8 (b)" in told
+    assert "after layer 10, loss 0.020 (c)" in told
     with pytest.raises(typer.Exit):
         plan(analysis=tmp_path / "nowhere")
     assert "no analysis" in capsys.readouterr().err

@@ -191,11 +191,9 @@ class FilterChoice(Told):
 
 
 def filter_choice(evidence: Evidence, shallow_end: int, leave: int, tolerance: float, seed: int) -> FilterChoice | None:
-    """The choice with the fewest visual token-layers that is within the tolerance, of the `layers_between`; None where
-    there is none.
+    """The choice with the fewest visual token-layers within the tolerance, of the `layers_between`; None without one.
 
-    Two things count as evidence for that: the whole interval of its own loss is, or the loss is at its layer and at
-    every later one.
+    Evidence for that is the whole interval of its own loss, or the loss at its layer and at every later one.
     """
     if evidence.kept.size == 0:
         return None

@@ -28,7 +28,7 @@ _LOOKS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def attention_weights(reading: Reading, layer: int, rows: Rows = "last", heads: Iterable[int] | None = None) -> Tensor:
+def attention_weights(reading: Reading, layer: int, rows: Rows = "last") -> Tensor:
     """Softmax weights of some rows of a layer, `[heads, rows, n]` float32.
 
     Computed from the reading's queries and keys, so the model may have run any attention implementation; the cost is
@@ -38,9 +38,6 @@ def attention_weights(reading: Reading, layer: int, rows: Rows = "last", heads: 
     wanted = reading.rows(rows).nonzero().flatten()
     queries = states.queries[:, wanted].float()
     keys = states.keys.float().repeat_interleave(queries.shape[0] // states.keys.shape[0], dim=0)
-    if heads is not None:
-        chosen = torch.as_tensor(list(heads))
-        queries, keys = queries[chosen], keys[chosen]
     logits = softcapped(queries @ keys.transpose(1, 2) * states.scaling, states.softcap)
     return logits.masked_fill(~states.allowed[wanted], float("-inf")).softmax(-1).nan_to_num(0)
 

@@ -35,12 +35,11 @@ _LEAST = 0.01
 def settle(trial: Trial, evidence: Evidence, tolerance: float | None = None, seed: int = 0) -> Iterator[Stages]:
     """Yields the stages with the pruner of every attempt so far; the last ones have the settings to use.
 
-    Parts of a proposal (shallow stage, filter, exit) that lose the tolerance each can lose more together. So the
-    proposal runs as a whole, and while it loses more than the tolerance, other combinations of parts are tried, found
-    at this tolerance and at stricter ones: the cheapest that should be harmless if parts add up as in the worst attempt
-    so far, else the least harmful. From a harmless attempt on, cheaper ones are tried that should be harmless if parts
-    add up as in it, and are not as bold in every part as a harmful one. The cheapest harmless attempt stays, after
-    `TRIES` the least harmful, and a note says so. `trial` has the samples that `evidence` was measured on.
+    Parts of a proposal (shallow stage, filter, exit) that lose the tolerance each can lose more together, so it runs as
+    a whole. While that is harmful, other combinations of parts, found at this and stricter tolerances, are tried: the
+    cheapest that should be harmless if parts add up as in the worst attempt, else the least harmful. After a harmless
+    one, cheaper ones that should be harmless and are not as bold in every part as a harmful one. The cheapest harmless
+    attempt stays, after `TRIES` the least harmful, with a note. `trial` has the samples of `evidence`.
     """
     found = stages_from(evidence, tolerance, seed)
     if found.pruner is None:
@@ -111,12 +110,10 @@ def _told(found: Stages, attempts: Sequence[Attempt[VisiPruner]], best: Attempt[
 
 
 def proposals(evidence: Evidence, found: Sequence[Stages], seed: int = 0) -> list[Proposal[VisiPruner]]:
-    """All combinations of the parts of `found`, which was read off `evidence` at several tolerances, the largest first.
+    """All combinations of the parts of `found` (stages at several tolerances, the largest first), the cheapest first;
+    of equal cost, the longest shallow stage.
 
-    A filter comes after the shallow stage it was found with, so filters are also looked for from the ends of the
-    shorter ones on. The cheapest combinations come first; of those that cost the same, the one with the longest
-    shallow stage.
-    """
+    A filter comes after the shallow stage it was found with, so filters are also looked for from shorter ones on."""
     staged = [stages for stages in found if stages.filter is not None]
     if not staged:
         return []
@@ -210,11 +207,9 @@ def check(
     samples: Sequence[Sample],
     max_new_tokens: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row a method, the dense model first: accuracy, agreement with dense, FLOPs cut.
-
-    Accuracy (None where an answer is not known) and agreement come with 95 % intervals over images; `flops_cut` is
-    the mean share of the prompt's multiply-adds that was not done.
-    """
+    """Yields one row a method, the dense model first: accuracy and agreement with dense, with 95 % intervals over
+    images (None where an answer is not known), and `flops_cut`, the mean share of the prompt's multiply-adds not
+    done."""
     images = [sample.image for sample in samples]
     bootstrap = Bootstrap(images)
     dense: list[str] = []

@@ -87,9 +87,8 @@ def looks_from(scored: Scored, stages: Stages) -> Looks:
 def settle_looks(trial: Trial, evidence: Evidence, scored: Scored, stages: Stages, seed: int = 0) -> Iterator[Looks]:
     """Yields the looks with the pruner of every attempt so far; the last ones have the settings to use.
 
-    Shares for the grid and for every look are searched for as `settle` does, with the settled shallow stage and exit.
-    The schedule then runs with the other scores, too, and goes by the one that loses least. `trial` has the samples
-    that `evidence` was measured on.
+    Shares for the grid and every look are searched for as `settle` does, with the settled shallow stage and exit; then
+    the other scores are tried, too. `trial` has the samples that `evidence` was measured on.
     """
     looks = looks_from(scored, stages)
     yield looks

@@ -133,9 +133,8 @@ class Bootstrap:
     def interval(self, statistic: Callable[[Array], float], values: Array) -> Interval:
         """A statistic of the mean curve: its value on all samples, and where 95 % of the resamples put it.
 
-        The interval always holds the value. A boundary, as the first of many layers with a loss, need not lie where the
-        resamples put it: in one of so many layers each of them loses by chance what all samples together do not.
-        """
+        The interval always holds the value: the first of many layers with a loss need not lie where the resamples put
+        it, as in one of so many layers each of them loses by chance."""
         point = statistic(self.curve(values)["mean"])
         if self.images == 1:
             return Interval(float(point), np.nan, np.nan)

@@ -90,25 +90,47 @@ def analyze(
     from visipruner.analysis.report import write_report  # what it needs is missed now, not after hours
 
     parts = [*parts, *NEEDED_FOR_STAGES] if parts and second_look else parts
-    chosen = choose(samples, parts, count, metric, seed)
+    chosen, out = choose(samples, parts, count, metric, seed), Path(out)
     task = task_of(model, name, tuple(dict.fromkeys(parts)) or tuple(PARTS), max_new_tokens)
-    run = _Run(model, processor, chosen, task, Path(out), seed, progress or (lambda items, *_: items))
-    check_folder(run.out, task)
+
+    def watched(items: Iterable[Any], total: int, what: str) -> list[Any]:
+        return list(items if progress is None else progress(items, total, what))
+
+    check_folder(out, task)
     started = time.perf_counter()
-    study = Study(run.watched(measure(model, processor, chosen, task, run.out), len(chosen), "Analysing samples"))
-    document = run.document(study, data)
-    stages = looks = None
+    study = Study(watched(measure(model, processor, chosen, task, out), len(chosen), "Analysing samples"))
+    document = _document(model, task, study, seed, data)
+    stages: Stages | None = None
+    looks: Looks | None = None
     if set(NEEDED_FOR_STAGES) <= set(task.parts):
-        trial = Trial(model, processor, chosen, metric, max_new_tokens)
-        stages = run.add_stages(study, document, trial, tolerance)
-        looks = run.add_looks(study, document, trial, stages) if second_look else None
-        run.add_check(samples, document, stages, looks, checked)
+        trial, evidence = Trial(model, processor, chosen, metric, max_new_tokens), study.evidence(metric)
+        stages = watched(settle(trial, evidence, tolerance, study.seed), TRIES, "Trying settings")[-1]
+        document["stages"] = stages.to_dict()
+        for folder in (out, out / FROZEN_FOLDER, out / LOOKS_FOLDER):  # an earlier run's settings do not stay behind
+            (folder / FILE_NAME).unlink(missing_ok=True)
+        pruners = _proposed(stages, document, out)
+        if second_look:
+            looking = settle_looks(trial, evidence, study.scored(metric), stages, study.seed)
+            looks = watched(looking, TRIES + 3, "Trying second looks")[-1]
+            document["second_look"] = looks.to_dict()
+            pruners |= _saved("second look", looks.pruner, out / LOOKS_FOLDER, stages)
+        if pruners:
+            pruners["paper (LLaVA-1.5's numbers)"] = VisiPruner.paper()
+            images = {sample.image for sample in chosen}
+            others = spread([one for one in samples if one.image not in images], checked, seed, per_image=4)
+            if others:
+                answering = check(model, processor, pruners, others, max_new_tokens)
+                document["check"] = watched(answering, len(pruners) + 1, "Checking on other images")
+            else:
+                why = "no images were left for that" if checked else "none were to be checked"
+                note = f"The proposed settings were not tried on images that were not analysed ({why})."
+                document["stages"]["notes"] = [*document["stages"]["notes"], note]
     else:
-        document |= _kept(run.out / ANALYSIS_FILE, document)
+        document |= _kept(out / ANALYSIS_FILE, document)
     document["seconds"]["this_run"] = round(time.perf_counter() - started, 1)
-    write_json(run.out / ANALYSIS_FILE, document)
-    write_report(run.out / REPORT_FILE, document, study.records)
-    return Analysis(run.out, document, stages, looks)
+    write_json(out / ANALYSIS_FILE, document)
+    write_report(out / REPORT_FILE, document, study.records)
+    return Analysis(out, document, stages, looks)
 
 
 def find_stages(
@@ -160,103 +182,53 @@ def task_of(model: Any, name: str, parts: tuple[str, ...], max_new_tokens: int) 
     return Task(name, str(model.dtype).removeprefix("torch."), attention, parts, max_new_tokens, fingerprint(model))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One `analyze` at work; `samples` are those analysed."""
+def _document(model: Any, task: Task, study: Study, seed: int, data: str) -> dict[str, Any]:
+    """What analysis.json holds of the measurements."""
+    seconds: dict[str, float] = {}
+    for record in study.records:
+        for part, spent in record["seconds"].items():
+            seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
+    shape = ModelShape.from_config(model.config.get_text_config())
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": task.model,
+            "class": type(model).__name__,
+            "layers": shape.num_layers,
+            "hidden_size": shape.hidden_size,
+            "visual_tokens": study.visual_tokens,
+            "dtype": task.dtype,
+            "attention": task.attn,
+        },
+        "settings": {
+            "data": data,
+            "samples": len(study.records),
+            "seed": seed,
+            "max_new_tokens": task.max_new_tokens,
+            "plan": study.plan,
+        },
+        "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
+        "seconds": {"by_part": seconds},
+        **study.summary(),
+    }
 
-    model: Any
-    processor: Any
-    samples: list[Sample]
-    task: Task
-    out: Path
-    seed: int
-    progress: Progress
 
-    def watched(self, items: Iterable[Any], total: int, what: str) -> list[Any]:
-        return list(self.progress(items, total, what))
+def _proposed(stages: Stages, document: dict[str, Any], out: Path) -> dict[str, Pruner]:
+    """The proposed settings, and those with idle layers frozen, both saved; empty where the data support none."""
+    pruners = _saved("proposed", stages.pruner, out, stages)
+    if stages.pruner is not None and (idle := idle_layers(document, full_layers(stages.pruner))):
+        frozen = Composed(parts=(ShortV(layers=idle), stages.pruner))
+        pruners |= _saved(f"proposed, frozen in {spans(idle)}", frozen, out / FROZEN_FOLDER, stages)
+    return pruners
 
-    def document(self, study: Study, data: str) -> dict[str, Any]:
-        """What analysis.json holds of the measurements."""
-        seconds: dict[str, float] = {}
-        for record in study.records:
-            for part, spent in record["seconds"].items():
-                seconds[part] = round(seconds.get(part, 0.0) + spent, 3)
-        shape = ModelShape.from_config(self.model.config.get_text_config())
-        return {
-            "schema": SCHEMA,
-            "model": {
-                "name": self.task.model,
-                "class": type(self.model).__name__,
-                "layers": shape.num_layers,
-                "hidden_size": shape.hidden_size,
-                "visual_tokens": study.visual_tokens,
-                "dtype": self.task.dtype,
-                "attention": self.task.attn,
-            },
-            "settings": {
-                "data": data,
-                "samples": len(study.records),
-                "seed": self.seed,
-                "max_new_tokens": self.task.max_new_tokens,
-                "plan": study.plan,
-            },
-            "versions": {name: version(name) for name in ("visipruner", "torch", "transformers")},
-            "seconds": {"by_part": seconds},
-            **study.summary(),
-        }
 
-    def add_stages(self, study: Study, document: dict[str, Any], trial: Trial, tolerance: float | None) -> Stages:
-        """Reads off the stages and writes pruner.json; an earlier run's does not stay behind."""
-        settling = settle(trial, study.evidence(trial.metric), tolerance, study.seed)
-        stages: Stages = self.watched(settling, TRIES, "Trying settings")[-1]
-        document["stages"] = stages.to_dict()
-        for folder in (self.out, self.out / FROZEN_FOLDER, self.out / LOOKS_FOLDER):
-            (folder / FILE_NAME).unlink(missing_ok=True)
-        if stages.pruner is not None:
-            stages.pruner.check(stages.num_layers)
-            stages.pruner.save_pretrained(self.out)
-        return stages
-
-    def add_looks(self, study: Study, document: dict[str, Any], trial: Trial, stages: Stages) -> Looks:
-        """Searches for a schedule of `second-look` and writes it to a folder of its own."""
-        evidence, scored = study.evidence(trial.metric), study.scored(trial.metric)
-        settling = settle_looks(trial, evidence, scored, stages, study.seed)
-        looks: Looks = self.watched(settling, TRIES + 3, "Trying second looks")[-1]
-        document["second_look"] = looks.to_dict()
-        if looks.pruner is not None:
-            looks.pruner.check(stages.num_layers)
-            looks.pruner.save_pretrained(self.out / LOOKS_FOLDER)
-        return looks
-
-    def add_check(
-        self, available: Sequence[Sample], document: dict[str, Any], stages: Stages, looks: Looks | None, count: int
-    ) -> None:
-        """How proposed settings do on samples whose images were not analysed; without any a note."""
-        pruners: dict[str, Pruner] = {} if stages.pruner is None else self._proposed(stages.pruner, document)
-        if looks is not None and looks.pruner is not None:
-            pruners["second look"] = looks.pruner
-        if not pruners:
-            return
-        pruners["paper (LLaVA-1.5's numbers)"] = VisiPruner.paper()
-        images = {sample.image for sample in self.samples}
-        others = [sample for sample in available if sample.image not in images]
-        samples = spread(others, count, self.seed, per_image=4)
-        if not samples:
-            why = "no images were left for that" if count else "none were to be checked"
-            note = f"The proposed settings were not tried on images that were not analysed ({why})."
-            document["stages"]["notes"] = [*document["stages"]["notes"], note]
-            return
-        answered = check(self.model, self.processor, pruners, samples, self.task.max_new_tokens)
-        document["check"] = self.watched(answered, len(pruners) + 1, "Checking on other images")
-
-    def _proposed(self, proposed: VisiPruner, document: dict[str, Any]) -> dict[str, Pruner]:
-        """The proposed settings, and those with idle layers frozen, which are saved here."""
-        pruners: dict[str, Pruner] = {"proposed": proposed}
-        if idle := idle_layers(document, full_layers(proposed)):
-            frozen = Composed(parts=(ShortV(layers=idle), proposed))
-            frozen.save_pretrained(self.out / FROZEN_FOLDER)
-            pruners[f"proposed, frozen in {spans(idle)}"] = frozen
-        return pruners
+def _saved(name: str, pruner: Pruner | None, folder: Path, stages: Stages) -> dict[str, Pruner]:
+    """The settings under their name in the check, and in a file; nothing where there are none."""
+    if pruner is None:
+        return {}
+    pruner.check(stages.num_layers)
+    pruner.save_pretrained(folder)
+    return {name: pruner}
 
 
 def _kept(path: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -206,15 +206,13 @@ def _fusion_notes(evidence: Evidence, overall: Boundaries) -> list[str]:
 def idle_layers(
     analysis: Mapping[str, Any], layers: range, end: Literal["mean", "low", "high"] = "mean"
 ) -> tuple[int, ...]:
-    """Of `layers` the blocks that lose least, for as long as their losses add up to no more than the analysis allows.
-
-    A proposal to try: the analysis measures KL in each block by itself, and several lose more than the sum.
+    """Of `layers` the blocks that lose least, for as long as their losses add up to no more than the analysis allows;
+    none without such a measurement, or where stages are not read off KL. A proposal to try: several lose more than the
+    sum.
 
     Args:
         analysis: what `analysis.json` holds. layers: where blocks must lie as a whole.
         end: of a block's interval, what is taken for its loss.
-
-    Returns layers, ascending; none where there is no such measurement, or stages are not read off KL.
     """
     blocks, stages = analysis.get("freeze_blocks"), analysis["stages"]
     if blocks is None or stages["metric"] != "kl":

@@ -1,8 +1,5 @@
-"""Whether pruning a model is right, tried on the user's own machine: `visipruner.check`, `visipruner check`.
-
-A model that nobody described is read by `adapters.generic`. That it can be attached to does not say that it is right;
-these checks do: what is dropped must be, to the rest, attention edges that are cut.
-"""
+"""Whether pruning a model is right, tried on the user's own machine: `visipruner.check`, `visipruner check`. What is
+dropped must be, to the rest, attention edges that are cut; that a model can be attached to does not say so."""
 
 from __future__ import annotations
 

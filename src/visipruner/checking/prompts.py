@@ -176,36 +176,24 @@ class TinyPrompts:
             kinds = ["token_type_ids"]
         given.update(dict.fromkeys(kinds, types))
         numbers = [number for each in asked for number in each.images]
-        if not numbers:
-            return given
-        return {**given, **(self._videos(numbers) if asked[0].is_video else self._pictures(numbers))}
+        given.update(self._visuals(numbers, asked[0].is_video) if numbers else {})
+        return {name: part.to(self._model.device) for name, part in given.items()}
 
-    def _pictures(self, numbers: Sequence[int]) -> dict[str, Any]:
-        pixels, grid = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32), self._taken[False][1]
-        given: dict[str, Any] = {"pixel_values": pixels[None] if self._is_packed else pixels.contiguous()}
+    def _visuals(self, numbers: Sequence[int], is_video: bool) -> dict[str, Any]:
+        """Pixels of images or videos, their first number telling them apart, and what a type wants to know of them."""
+        count, grid = len(numbers), self._taken[is_video][1]
+        kind, ending = ("video", "_videos") if is_video else ("image", "")
+        pixels = torch.tensor(numbers).float()[:, None, None, None].expand(-1, 3, 32, 32)
         if self._is_packed:
-            given["target_sizes"] = torch.tensor([grid[1:]] * len(numbers))
-        if "image_grid_thw" in self._reads:
-            given["image_grid_thw"] = torch.tensor([grid] * len(numbers))
-        if "image_sizes" in self._reads:
-            given["image_sizes"] = torch.tensor([[32, 32]] * len(numbers))
-        if "qformer_input_ids" in self._reads:
-            given["qformer_input_ids"] = torch.full((len(numbers), 3), 5)
-        if "high_res_pixel_values" in self._reads:
-            given["high_res_pixel_values"] = pixels
-        return given
-
-    def _videos(self, numbers: Sequence[int]) -> dict[str, Any]:
-        pixels, grid = (
-            torch.tensor(numbers).float()[:, None, None, None, None].expand(-1, 1, 3, 32, 32),
-            self._taken[True][1],
-        )
-        given: dict[str, Any] = {"pixel_values_videos": pixels[:, 0][None] if self._is_packed else pixels.contiguous()}
-        if "video_grid_thw" in self._reads:
-            given["video_grid_thw"] = torch.tensor([grid] * len(numbers))
-        if self._is_packed:
-            given["target_sizes_videos"] = torch.tensor([grid[1:]] * len(numbers))
-        return given
+            given = {f"pixel_values{ending}": pixels[None], f"target_sizes{ending}": torch.tensor([grid[1:]] * count)}
+        else:
+            given = {f"pixel_values{ending}": (pixels[:, None] if is_video else pixels).contiguous()}
+        more = {f"{kind}_grid_thw": torch.tensor([grid] * count)}
+        if not is_video:
+            more["image_sizes"] = torch.tensor([[32, 32]] * count)
+            more["qformer_input_ids"] = torch.full((count, 3), 5)
+            more["high_res_pixel_values"] = pixels
+        return given | {name: value for name, value in more.items() if name in self._reads}
 
     def _ids(self, asked: Asked) -> list[int]:
         draw = torch.Generator().manual_seed(asked.words)
@@ -220,7 +208,7 @@ class TinyPrompts:
         return ids + torch.randint(3, 79, (asked.words,), generator=draw).tolist()
 
     def more(self) -> Tensor:
-        return torch.tensor([[11, 37, 23, 64]])
+        return torch.tensor([[11, 37, 23, 64]], device=self._model.device)
 
     def suppressed(self) -> list[int]:
         return list(range(79, 100))

@@ -1,7 +1,6 @@
 """A model's config made small with every kind of its layers kept, and a model of random weights from it.
 
-Only the text decoder and what surrounds it is made. The vision tower stays on the meta device and never runs: features
-of images are given in its place (`prompts.py`), so a tiny check says nothing about towers.
+The vision tower stays on the meta device and never runs: features of images are given in its place (`prompts.py`).
 """
 
 from __future__ import annotations

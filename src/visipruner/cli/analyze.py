@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -104,18 +103,18 @@ def analyze(options: AnalyzeOptions) -> None:
 
 
 def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> None:
-    from visipruner.analysis.report.words import interval, notes
+    from visipruner.analysis.report.words import interval, layers, notes
 
     if (stages := found.stages) is not None:
         overall = stages.overall
-        told = partial(_boundary, found.document["stages"]["overall"])
+        boundaries = found.document["stages"]["overall"]
         console.print(f"[bold]Stages of {options.model}[/bold], {stages.num_layers} layers, {overall.samples} samples")
-        console.print(f"  shallow ends before layer  {told('shallow_end')}")
+        console.print(f"  shallow ends before layer  {layers(boundaries['shallow_end'], 'none')}")
         for part in overall.fusion:
             lost = interval(part.loss.to_dict(), 1, 2, "")
             where = "in layer " if part.first_layer == part.last_layer else "in layers"
             console.print(f"  fusion {where}           {part.layers}, {stages.metric} {lost} without")
-        console.print(f"  vision can leave at layer  {told('exit_layer')}")
+        console.print(f"  vision can leave at layer  {layers(boundaries['exit_layer'], 'none')}")
     for note in notes(found.document):
         console.print(f"  [dim]{note}[/dim]")
     for row in found.document.get("check", []):
@@ -124,9 +123,3 @@ def _conclude(console: Console, options: AnalyzeOptions, found: Analysis) -> Non
             f"FLOPs cut {row['flops_cut']:.1%}"
         )
     console.print(f"Report: {found.folder / 'report.html'}")
-
-
-def _boundary(overall: dict[str, Any], name: str) -> str:
-    from visipruner.analysis.report.words import layers
-
-    return "none" if overall[name] is None else layers(overall[name])

@@ -126,34 +126,23 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
 def _letters(evidence: dict[str, Any], suggestions: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What was found for each guideline, by its letter."""
-    from visipruner.analysis.report.words import some
+    from visipruner.analysis.report.words import interval, layers, some
 
-    chosen = evidence["filter"]
-    if chosen is None:
-        budget = "no budget of tokens was small enough in its loss at any layer"
-    else:
-        loss = chosen["loss"]
-        budget = (
-            f"{some(chosen['budget'])} tokens after layer {chosen['layer']}, loss {loss['value']:.3f} "
-            f"({loss['low']:.3f}-{loss['high']:.3f})"
-        )
+    chosen, budget = evidence["filter"], "no budget of tokens was small enough in its loss at any layer"
+    if chosen is not None:
+        loss = interval(chosen["loss"], 1, 3, "")
+        budget = f"{some(chosen['budget'])} tokens after layer {chosen['layer']}, loss {loss}"
     frozen = [
         ("f", f"{spans(one['frozen_layers'])} need not work on the image ({one['name']})")
         for one in suggestions
         if one["frozen_layers"]
     ]
     return [
-        ("a", f"text need not see the image below layer {_told(evidence['shallow_end'])}"),
+        ("a", f"text need not see the image below layer {layers(evidence['shallow_end'], 'no evidence')}"),
         ("b", budget),
-        ("c", f"vision can leave before layer {_told(evidence['exit_layer'])}"),
+        ("c", f"vision can leave before layer {layers(evidence['exit_layer'], 'no evidence')}"),
         *frozen,
     ]
-
-
-def _told(interval: dict[str, float] | None) -> str:
-    return (
-        "no evidence" if interval is None else f"{interval['value']:.0f} ({interval['low']:.0f}-{interval['high']:.0f})"
-    )
 
 
 def _title(part: dict[str, Any]) -> str:

@@ -78,10 +78,9 @@ def per_image(values: Numbers, images: Sequence[str]) -> tuple[Numbers, Numbers]
 def sign_flip_p(differences: Numbers, seed: int = SEED) -> float:
     """Two-sided p of the paired differences `[images]`, each the sum over one image's questions.
 
-    If a method and the dense model do not differ, each image's difference could as well have had the other sign. p is
-    the share of all sign patterns whose total is at least as far from 0 as the one seen (Fisher 1935). With one
-    question an image this is the exact McNemar test. Flips of equally large differences are interchangeable, so only
-    how many of them are negative counts; nearly always that can be enumerated, else it is drawn, `seed` given.
+    Without a difference between the methods each could as well have had the other sign: p is the share of sign patterns
+    whose total is as far from 0 as the one seen (Fisher 1935), with one question an image the exact McNemar test. Flips
+    of equal differences are interchangeable, so patterns can nearly always be enumerated; else they are drawn.
     """
     from scipy.stats import binom
 

@@ -132,8 +132,8 @@ def join(folder: Path, samples: Sequence[Sample]) -> dict[str, Record]:
 
 
 def finished(path: Path) -> dict[str, Record]:
-    """The whole lines of a file by key; one that an interruption cut off does not count. Raises ConfigError that names
-    a damaged one."""
+    """The whole lines of a file by key; one cut off by an interruption does not count. Raises ConfigError that names a
+    damaged one."""
     if not path.exists():
         return {}
     found = {}

@@ -96,11 +96,10 @@ def _reach(found: Row) -> tuple[float, float]:
 
 
 def draw_ranking(rows: Sequence[Row], path: Path) -> None:
-    """Writes a PNG: points lost or won against dense (or answers changed) with 95 % intervals, the best on top, one
-    panel a budget below the other.
+    """Writes a PNG: points lost or won against dense (or answers changed) with 95 % intervals, the best on top.
 
-    Names that end in "@ 50%" share a panel. Differences that are not significant after Holm's correction are grey. A
-    row without an interval is a hollow mark, and says so.
+    Names that end in "@ 50%" share a panel. Differences not significant after Holm's correction are grey; a row without
+    an interval is a hollow mark, and says so.
     """
     from matplotlib.figure import Figure
 
@@ -161,6 +160,5 @@ def _draw_row(panel: Any, found: Row, place: float, color: str) -> None:
 
 
 def _label(row: Row, most: int = 40) -> str:
-    """The name with what was cut. A long one is on several lines, whole settings each (but for longer ones, such as the
-    path of a --config): what tells two names apart may stand in their middle."""
+    """The name with what was cut, a long one on several lines: what tells two names apart may stand in their middle."""
     return fill(f"{_spaced(row['label'])} ({100 * row['flops_cut']:.0f} %)", most, break_on_hyphens=False)

@@ -61,9 +61,8 @@ def summarize(records: Sequence[Record], seed: int = SEED, scoring: Scoring = _E
 
 
 def against(records: Sequence[Record], name: str, seed: int = SEED) -> list[dict[str, Any]]:
-    """Every other method of `records` compared with the method `name` as `summarize` compares them with dense: method,
-    difference, p, and p_holm over these. By exact match. Raises ConfigError where there is no such method, or an answer
-    is not known."""
+    """Every other method of `records` compared with the method `name`: method, difference, p, and p_holm over these, by
+    exact match. Raises ConfigError where there is no such method, or an answer is not known."""
     methods = list(records[0]["given"])
     if name not in methods:
         raise ConfigError(f"There is no {name!r} among {', '.join(methods)}.")

@@ -71,9 +71,8 @@ class Comparison:
             pruner.check(model.config.get_text_config().num_hidden_layers)
 
     def records(self, samples: Sequence[Sample], turn: int) -> list[Record]:
-        """What every method does with some samples, which it answers as one batch, in an order that `turn` rotates;
-        before the first, one answer of each that does not count. So neither a busy machine nor a warm cache favours
-        one."""
+        """What every method does with some samples, answered as one batch, in an order that `turn` rotates; before the
+        first, one answer of each that does not count. So neither a busy machine nor a warm cache favours one."""
         prompts = _Prompts(self.model, self.processor, samples)
         if not self._is_warm:
             for name in self.methods:

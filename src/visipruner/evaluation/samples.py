@@ -132,9 +132,9 @@ def check_questions(samples: Sequence[Sample], processor: Any) -> None:
 
 
 def spread(samples: Sequence[Sample], count: int, seed: int = 0, per_image: int = 2) -> list[Sample]:
-    """`count` samples over as many images and kinds of questions as can be: at most `per_image` of an image while
-    there are other images, the kinds that are rarest so far first. All of them where there are fewer. With one seed a
-    smaller `count` gives the first of a larger one."""
+    """`count` samples (all where there are fewer) over as many images and kinds of questions as can be, the rarest
+    kinds so far first: at most `per_image` of an image while there are others. A smaller `count` gives the first of a
+    larger."""
     order = random.Random(seed)
     by_image: dict[Path, list[Sample]] = {}
     for sample in samples:

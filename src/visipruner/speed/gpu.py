@@ -1,7 +1,5 @@
-"""`visipruner bench --check gpu`: whether pruning is right and keeps its promise on a GPU, in a few minutes.
-
-Tests run it in small on a CPU, but for what only CUDA can say: its own clock, waits and idle time (None there).
-"""
+"""`visipruner bench --check gpu`: whether pruning is right and keeps its promise on a GPU, in a few minutes. On a CPU,
+where tests run it in small, what only CUDA can say (its clock, waits, idle time) is None."""
 
 from __future__ import annotations
 
@@ -14,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from visipruner.accounting import cache_bytes
 from visipruner.adapters import adapter_of
 from visipruner.checking import checks
-from visipruner.checking.prompts import Asked, Prompts, Side, TinyPrompts
+from visipruner.checking.prompts import TinyPrompts
 from visipruner.checking.subject import Subject as Checked
 from visipruner.checking.tiny import shrunk_model
 from visipruner.contract.pruner import Pruner
@@ -73,20 +70,6 @@ def contenders(prompt: Prompt, depth: int) -> list[Contender]:
 # ---- right or wrong --------------------------------------------------------------------------------------------------
 
 
-class _On:
-    def __init__(self, prompts: Prompts, device: torch.device) -> None:
-        self._prompts, self._device, self.videos = prompts, device, prompts.videos
-
-    def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
-        return {name: part.to(self._device) for name, part in self._prompts.inputs(asked, side).items()}
-
-    def more(self) -> Tensor:
-        return self._prompts.more().to(self._device)
-
-    def suppressed(self) -> list[int]:
-        return self._prompts.suppressed()
-
-
 def invariants(kernel: str, device: torch.device) -> Kernel:
     """What `visipruner check` tries, on a tiny LLaVA with one attention kernel on a device."""
     model = shrunk_model(load_config("llava-1.5-7b"))
@@ -96,7 +79,7 @@ def invariants(kernel: str, device: torch.device) -> Kernel:
         if kernel.startswith("flash"):
             model.to(torch.bfloat16)  # the only numbers that it takes
         model.set_attn_implementation({"text_config": kernel})
-        found = list(checks.run(Checked(model, replace(adapter_of(model), vision=()), _On(prompts, device))))
+        found = list(checks.run(Checked(model, replace(adapter_of(model), vision=()), prompts)))
     except (ImportError, ValueError) as error:  # transformers without the kernel's package
         return Kernel(kernel, left_out=str(error).partition("\n")[0])
     wrong = [f"{one.check} {one.where}: {one.says}" for one in found if one.state == "fails"]

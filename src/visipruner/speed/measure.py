@@ -167,10 +167,8 @@ def take_turns(
     on_run: Callable[[str], object] = lambda name: None,
     run: Callable[[Contender], Run] | None = None,
 ) -> tuple[dict[str, list[Run]], dict[str, Run]]:
-    """Every contender once a round, the order turning from round to round.
-
-    A busy minute then falls on all of them alike. Returns timed runs by contender (of `run_once`, or of `run`), and
-    those of the contenders in `warm`, which run once before; these do not count, and torch counts their FLOPs.
+    """Timed runs by contender (of `run_once`, or of `run`), each once a round in an order that turns, so that a busy
+    minute falls on all alike; and those of `warm`, which run once before, uncounted, while torch counts their FLOPs.
 
     Raises MachineError when the machine swaps meanwhile.
     """

@@ -83,10 +83,10 @@ def empty_model(config: Any, dtype: torch.dtype, attn: str) -> Any:
 
 
 def tie_layers(model: nn.Module) -> None:
-    """Lets all layers of each stack share the parameters of its first one.
+    """Lets all layers of each stack share the parameters of its first one; each stays a module of its own.
 
-    Every layer stays a module of its own. Layers of other parameters than the first stay as they are. A layer that
-    is larger than the processor's caches is read from memory as often as before, so that time stays what it was.
+    Layers of other parameters than the first stay as they are. A layer larger than the processor's caches is read from
+    memory as often as before, so that time stays what it was.
     """
     for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         first: dict[tuple[Any, ...], nn.Module] = {}

@@ -1,8 +1,5 @@
-"""A projector for a late start: its last layer refitted, in closed form, to what visual rows have become by then.
-
-A projector learns to speak to layer 0. Later layers expect rows that earlier layers have made into something else, from
-the first on: rows straight from the projector mean nothing to them.
-"""
+"""A projector for a late start: its last layer refitted, in closed form, to what visual rows have become by then, as
+later layers expect rows that earlier ones have made into something else."""
 
 from __future__ import annotations
 

@@ -111,9 +111,9 @@ def curve_at(curve: Mapping[str, Any], *place: int) -> dict[str, Any]:
     return found
 
 
-def layers(found: Mapping[str, Any] | None) -> str:
-    """`12 (10–14)`."""
-    return interval(found, scale=1, digits=0, unit="")
+def layers(found: Mapping[str, Any] | None, without: str = "–") -> str:
+    """`12 (10–14)`; `without` where there is no boundary."""
+    return without if found is None else interval(found, scale=1, digits=0, unit="")
 
 
 def span(first: int, last: int) -> str:

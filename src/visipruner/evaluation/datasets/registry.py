@@ -89,11 +89,8 @@ def recognises(path: Path) -> bool:
 
 
 def open_benchmark(path: Path, name: str | None = None, images: Path | None = None) -> Benchmark:
-    """The benchmark in a folder, or of one question file.
-
-    Args:
-        name: one of `names()`, to be read as even if the file has another name.
-        images: a folder for images that the question file holds as text; without it a temporary one.
+    """The benchmark in a folder, or of one question file; `name`: one of `names()`, to be read as whatever the file is
+    called. `images`: a folder for images that the question file holds as text; None for a temporary one.
 
     Raises ConfigError in one sentence: what was looked for, what is missing, which of several to choose.
     """
