@@ -11,8 +11,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.analysis.planted import pictures, planted
 from visipruner import FastV, VisiPruner
-from visipruner.evaluation.contenders import Matches
+from visipruner.evaluation.contenders import Wanted, contenders
+from visipruner.evaluation.samples import load_samples
 from visipruner.models import loading as models
+from visipruner.progress import SILENT
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +160,20 @@ def test_a_comparison_of_nothing_is_refused(cli, planted_folder, data):
     assert "cannot cut 50.1% of tokens" in result.stderr
 
 
-def test_matches_belong_to_their_cut(tmp_path):
+def test_matches_belong_to_their_cut(planted_folder, data, tmp_path, monkeypatch):
     """Two cuts that one label could stand for."""
-    matches = Matches(tmp_path, {}, writes=True)
-    matches.put("fastv", 0.5, FastV(keep_ratio=0.5))
-    matches.put("fastv", 0.5000001, "none")
-    again = Matches(tmp_path, {}, writes=False)
-    assert again.get("fastv", 0.5) == FastV(keep_ratio=0.5)
-    assert again.get("fastv", 0.5000001) == "none"
-    assert again.get("fastv", None) is None
+    loaded, samples, tried = models.load(str(planted_folder)), load_samples(data)[:1], []
+
+    def matched(model, prompts, pruner, match, cut):
+        tried.append(cut)
+        return FastV(keep_ratio=cut)
+
+    monkeypatch.setattr("visipruner.evaluation.contenders.matched", matched)
+    for cut in (0.5, 0.5000001, 0.5):
+        wanted = Wanted(["fastv"], match="tokens", cuts=[cut])
+        found, _ = contenders(wanted, loaded, samples, tmp_path, True, SILENT)
+        assert [one.pruner for one in found.values()] == [FastV(keep_ratio=cut)]
+    assert tried == [0.5, 0.5000001]
 
 
 def test_budgets_of_their_own_kind_are_matched_too(cli, planted_folder, data, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,28 @@ def ask(
         loaded = models.ready(model, load, progress)
         chosen = _chosen(method, settings, name, loaded.num_layers)
         chosen.pruner.check(loaded.num_layers)
-        asking = _Asking(loaded, chosen, questions, repeats, max_new_tokens, folder, progress)
-        answers = []
-        for answer in asking.answers(sources):
-            answers.append(answer)
-            if each is not None:
-                each(answer)
+        for question in questions:
+            check_signs(loaded.processor, question, "A question")
+        answers: list[Answered] = []
+
+        def save(folder: Path) -> None:  # so that an interrupted run keeps what it has
+            write_json(folder / RESULTS_FILE, document(loaded, chosen, answers, repeats))
+
+        for source in sources:
+            picture = source.open()
+            for number, question in enumerate(questions, start=1):
+                with progress.busy("Answering"):
+                    prompt = chat_inputs(loaded.model, loaded.processor, picture, question)
+                    found = exchange(loaded, chosen.pruner, prompt, max_new_tokens, repeats)
+                answer = recorded(source.name, question, found)
+                answers.append(answer)
+                if folder is not None:
+                    save(folder)  # the answer first, whatever becomes of its drawing
+                    path = folder / source.drawing(number)
+                    answer.overlay = _draw(path, picture, loaded.processor.image_processor, found, answer)
+                    save(folder)
+                if each is not None:
+                    each(answer)
         return Asked(document(loaded, chosen, answers, repeats), answers)
 
 
@@ -126,52 +142,18 @@ class _Source:
         return f"{self.number}-{stem}-q{question_number}.png"
 
 
-@dataclass(frozen=True)
-class _Asking:
-    loaded: LoadedModel
-    chosen: Chosen
-    questions: Sequence[str]
-    repeats: int | None
-    max_new_tokens: int
-    out: Path | None
-    progress: Progress
-
-    def answers(self, sources: Sequence[_Source]) -> Iterator[Answered]:
-        """In order. After each, what there is is saved, so that an interrupted run keeps it."""
-        for question in self.questions:
-            check_signs(self.loaded.processor, question, "A question")
-        done: list[Answered] = []
-        for source in sources:
-            picture = source.open()
-            for number, question in enumerate(self.questions, start=1):
-                with self.progress.busy("Answering"):
-                    prompt = chat_inputs(self.loaded.model, self.loaded.processor, picture, question)
-                    found = exchange(self.loaded, self.chosen.pruner, prompt, self.max_new_tokens, self.repeats)
-                answer = recorded(source.name, question, found)
-                done.append(answer)
-                if self.out is not None:
-                    self._save(done)  # the answer first, whatever becomes of its drawing
-                    answer.overlay = self._draw(self.out / source.drawing(number), picture, found, answer)
-                    self._save(done)
-                yield answer
-
-    def _save(self, answers: Sequence[Answered]) -> None:
-        assert self.out is not None
-        write_json(self.out / RESULTS_FILE, document(self.loaded, self.chosen, answers, self.repeats))
-
-    def _draw(self, path: Path, picture: Image.Image, found: Exchange, answer: Answered) -> str | None:
-        """Writes the picture of the kept tokens; None where the model's tokens are not one grid."""
-        example = found.trace[0]
-        if len(example.grids) != 1:  # several crops of the picture, of which none is the whole
-            return None
-        try:
-            grid = example.kept_grid(0)
-        except ValueError:
-            return None
-        box = overlay.seen_box(picture.size, self.loaded.processor.image_processor)
-        drawn = overlay.draw(picture, grid, box, _caption(answer))
-        write_atomic(path, lambda part: drawn.save(part, format="PNG", optimize=True))
-        return path.name
+def _draw(path: Path, picture: Image.Image, image_processor: Any, found: Exchange, answer: Answered) -> str | None:
+    """Writes the picture of the kept tokens; None where the model's tokens are not one grid."""
+    example = found.trace[0]
+    if len(example.grids) != 1:  # several crops of the picture, of which none is the whole
+        return None
+    try:
+        grid = example.kept_grid(0)
+    except ValueError:
+        return None
+    drawn = overlay.draw(picture, grid, overlay.seen_box(picture.size, image_processor), _caption(answer))
+    write_atomic(path, lambda part: drawn.save(part, format="PNG", optimize=True))
+    return path.name
 
 
 def _caption(answer: Answered) -> list[str]:

@@ -216,68 +216,43 @@ def _fitting(
         "samples": [key_of(sample) for sample in samples],
         "methods": {name: [one.pruner.name, one.pruner.settings()] for name, one in plain.items()},
     }
-    matches = Matches(out, asked, writes)
+    path = None if out is None else out / "matched.json"
+    known = _known(path, asked)  # by method and cut its name and settings, or why there are none
     found: dict[str, Chosen] = {}
     left_out: dict[str, str] = {}
     every = [(name, one, cut) for name, one in plain.items() for cut in wanted.budgets()]
     for name, one, cut in progress.over(every, len(every), "Trying methods, matching budgets"):
-        answer = matches.get(name, cut)
-        if answer is None:
-            answer = _tried(loaded.model, prompts, one.pruner, wanted.match, cut)
-            matches.put(name, cut, answer)
-        if isinstance(answer, str):
-            left_out[_label(name, cut)] = answer
+        key = json.dumps([name, cut])
+        if key not in known:
+            known[key] = _tried(loaded.model, prompts, one.pruner, wanted.match, cut)
+            if path is not None and writes:
+                write_json(path, {"asked": asked, "found": known})
+        if isinstance(known[key], str):
+            left_out[_label(name, cut)] = known[key]
         else:
             budget = "" if cut is None else f", budget matched to {100 * cut:g}% of {wanted.match}"
-            found[_label(name, cut)] = Chosen(answer, one.source + budget)
+            pruner = make(known[key]["method"], **known[key]["settings"])
+            found[_label(name, cut)] = Chosen(pruner, one.source + budget)
     return found, left_out
 
 
 def _tried(
     model: Any, prompts: Sequence[Mapping[str, Any]], pruner: Pruner, match: str | None, cut: float | None
-) -> Pruner | str:
-    """The method with its budget, or why it has none or does not run."""
+) -> dict[str, Any] | str:
+    """The method with its budget, by its name and settings, or why it has none or does not run."""
     try:
         if cut is None or match is None:
             share_cut(model, prompts[0], pruner)
-            return pruner
-        return matched(model, prompts, pruner, match, cut)
+        else:
+            pruner = matched(model, prompts, pruner, match, cut)
     except VisiPrunerError as error:
         return str(error)
+    return {"method": pruner.name, "settings": pruner.settings()}
 
 
-class Matches:
-    """What became of each method and budget: a pruner, or why there is none. An interrupted evaluation does not match
-    them again.
-
-    Args:
-        folder: holds `matched.json`; None keeps nothing. asked: what must be equal for an earlier answer to count.
-        writes: whether this process writes it.
-    """
-
-    def __init__(self, folder: Path | None, asked: Mapping[str, Any], writes: bool) -> None:
-        self._path = None if folder is None else folder / "matched.json"
-        self._writes = writes
-        self._asked = json.loads(json.dumps(asked))
-        self._found: dict[str, Any] = {}
-        if self._path is not None and self._path.exists():
-            before = json.loads(self._path.read_text(encoding="utf-8"))
-            if before["asked"] == self._asked:
-                self._found = before["found"]
-
-    def get(self, name: str, cut: float | None) -> Pruner | str | None:
-        """The pruner, or the reason why there is none, or None where it was not tried."""
-        found = self._found.get(_key(name, cut))
-        if found is None or isinstance(found, str):
-            return found
-        return make(found["method"], **found["settings"])
-
-    def put(self, name: str, cut: float | None, found: Pruner | str) -> None:
-        told = found if isinstance(found, str) else {"method": found.name, "settings": found.settings()}
-        self._found[_key(name, cut)] = told
-        if self._path is not None and self._writes:
-            write_json(self._path, {"asked": self._asked, "found": self._found})
-
-
-def _key(name: str, cut: float | None) -> str:
-    return json.dumps([name, cut])
+def _known(path: Path | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What an interrupted evaluation that asked the same left in `path`."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return dict(before["found"]) if before["asked"] == json.loads(json.dumps(asked)) else {}
