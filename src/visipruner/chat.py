@@ -101,7 +101,7 @@ def chat_inputs(model: Any, processor: Any, picture: Image.Image, question: str)
 
 def message_inputs(model: Any, processor: Any, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A conversation in transformers' form as tensors in the model's dtype, up to where the model is to answer."""
-    return _templated(model, processor, list(messages))
+    return templated(model, processor, list(messages))
 
 
 def batch_inputs(model: Any, processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def batch_inputs(model: Any, processor: Any, conversations: Sequence[Sequence[Ma
         raise ConfigError(
             "This model's tokenizer has no padding token, so prompts are answered one by one: batch_size=1."
         )
-    return _templated(model, processor, list(map(list, conversations)), padding=True, padding_side="left")
+    return templated(model, processor, list(map(list, conversations)), padding=True, padding_side="left")
 
 
 def picture_question(picture: Image.Image, question: str) -> list[dict[str, Any]]:
@@ -122,7 +122,8 @@ def picture_question(picture: Image.Image, question: str) -> list[dict[str, Any]
     return [{"role": "user", "content": content}]
 
 
-def _templated(model: Any, processor: Any, conversation: list[Any], **options: Any) -> dict[str, Any]:
+def templated(model: Any, processor: Any, conversation: list[Any], **options: Any) -> dict[str, Any]:
+    """A conversation, or a list of them, as tensors in the model's dtype; `options` go to the processor's call."""
     inputs = processor.apply_chat_template(
         conversation,
         add_generation_prompt=True,

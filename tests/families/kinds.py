@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from tests.families.prompts import END, IMAGE, START, VIDEO, Piece, Prompt, collate, join_first_dimension, words
-from tests.families.zoo import Family, Picture, _broken_rows, _crops, _square
+from tests.families.zoo import PINPOINTS, Family, Picture, _broken_rows, _crops, _square
 from tools.families.types import default_config
 from visipruner.checking import tiny
 from visipruner.checking.prompts import Asked, Side
@@ -54,7 +54,7 @@ def _fit(config: Any, sizes: dict[str, Any]) -> None:
 def config_of(kind: str, vision: dict[str, Any], **settings: Any) -> PretrainedConfig:
     """A type's config with everything small. `vision`: settings of the tower; `settings`: of the whole."""
     config = tiny.shrunk(default_config(kind))
-    if config.vision_config is None:  # Gemma 4's default reads text
+    if getattr(config, "vision_config", "none") is None:  # Gemma 4's default reads text
         config.vision_config = type(config).sub_configs["vision_config"]()
     for name in ("vision_config", "adapter_config", "audio_config", "vq_config"):
         if getattr(config, name, None) is not None:
@@ -231,7 +231,14 @@ KINDS: dict[str, Family] = {
     "lfm3_vl": _kind("lfm3_vl", _lined(PACKED), {"layer_types": ["conv", "full_attention"]}, projector_hidden_size=64),
     "lighton_ocr": _kind("lighton_ocr", _sized, {"image_size": 128}, spatial_merge_size=2),
     **{
-        kind: _kind(kind, _stripe, {"insert_layer_id": 0, "num_hidden_layers": 3}, _join_stripes, downsample_mode="16x")
+        kind: _kind(
+            kind,
+            _stripe,
+            {"insert_layer_id": 0, "num_hidden_layers": 3},
+            _join_stripes,
+            insert_layer_id=0,  # what the tower is given when the config is read from a file
+            downsample_mode="16x",
+        )
         for kind in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
     },
     "molmo2": _kind("molmo2", _pooled, {"num_position_embeddings": 16}, _join_pooled, vision_feature_layer=[-1]),
@@ -259,11 +266,76 @@ KINDS: dict[str, Family] = {
 }
 
 
+_SAM = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 32, "output_channels": 8,
+    "window_size": 4,
+}  # fmt: skip
+_CODES = range(80, 88)  # words that pictures are turned into
+_CODEBOOK: dict[str, Any] = {"base_channels": 32, "latent_channels": 4, "embed_dim": 4, "channel_multiplier": [1] * 4}
+# Types of whose tokens it is known that they are made of no patches (`NO_PATCHES`): settings of their parts.
+MIXED: dict[str, dict[str, dict[str, Any]]] = {
+    "aria": {
+        "vision_config": {"image_size": 980, "patch_size": 140},
+        "": {"projector_patch_to_query_dict": {49: 6}, "max_value_projector_patch_to_query_dict": 6},
+    },
+    "chameleon": {
+        "vq_config": {**_CODEBOOK, "resolution": 32, "num_embeddings": 8},
+        "": {"vocabulary_map": {"<image>": IMAGE, **{f"IMGIMG{'ABCDEFGH'[at]}Z": _CODES[at] for at in range(8)}}},
+    },
+    "deepseek_ocr2": {
+        "vision_config.sam_config": {
+            **_SAM, "global_attn_indexes": [], "image_size": 128, "patch_size": 2, "downsample_channels": [16, 32],
+        },
+        "vision_config.encoder_config": {**SIZES, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+    },
+    "emu3": {
+        "vq_config": {**_CODEBOOK, "hidden_size": 32, "codebook_size": 8, "temporal_downsample_factor": 2},
+        "": {
+            "vocabulary_map": {
+                "<image>": IMAGE,
+                "<|extra_200|>": 88,
+                **{f"<|visual token {at:06d}|>": _CODES[at] for at in range(8)},
+            }
+        },
+    },
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64, "num_hidden_layers": 3},
+        "qformer_config": {
+            "hidden_size": 64, "encoder_hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 32,
+        },
+        "text_config": {"num_hidden_layers": 6},
+        "": {
+            "image_grid_pinpoints": PINPOINTS,
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[1, 0], [2, 1]],
+            "spatial_target_layers": [2, 3, 4, 5],
+        },
+    },
+    "idefics2": {
+        "perceiver_config": {
+            "hidden_size": 64, "resampler_n_latents": 6, "resampler_depth": 1, "resampler_n_heads": 2,
+            "resampler_head_dim": 16, "num_key_value_heads": 2,
+        },
+    },
+    "pp_chart2table": {"vision_config": {**_SAM, "global_attn_indexes": [1], "image_size": 64, "patch_size": 4}},
+}  # fmt: skip
+
+
+def _mixed(kind: str) -> PretrainedConfig:
+    config = config_of(kind, {})
+    for path, settings in MIXED[kind].items():
+        part = reduce(getattr, filter(None, path.split(".")), config)
+        for name, value in settings.items():
+            tiny._put(part, name, value)
+    return config
+
+
 @cache
 def built_kind(kind: str, attn: str = "eager") -> Any:
     """A type's tiny model with its tower; shared, never to be changed."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(KINDS[kind].config(), attn_implementation=attn, dtype=torch.float32)
+    config = _mixed(kind) if kind in MIXED else KINDS[kind].config()
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight).all() or not bool(weight.any()):  # some are left as they are found in memory

@@ -10,6 +10,7 @@ import transformers
 from tests.families.checkpoints import _SIDE, MROPE_SIZE, chat_template, words_tokenizer
 from tests.families.kinds import PATCH, built_kind
 from tests.families.prompts import BREAK, END, IMAGE, ROW, START, VIDEO
+from tests.families.zoo import PINPOINTS
 from visipruner.models.processors import images_only
 
 # Every name by which a processor asks its tokenizer for a special token.
@@ -21,7 +22,8 @@ NAMED = {
     ),
     **dict.fromkeys(("image_end_token", "vision_end_token", "video_end_token", "eoi_token", "end_image_token"), END),
     **dict.fromkeys(("slice_start_token", "image_id_start_token", "image_break_token", "boa_token"), BREAK),
-    **dict.fromkeys(("slice_end_token", "image_id_end_token", "eoa_token", "audio_token"), ROW),
+    **dict.fromkeys(("slice_end_token", "image_id_end_token", "eoa_token", "audio_token", "eof_token"), ROW),
+    **{"image_boundary_token": START, "image_wrapper_token": BREAK, "sep_token": END},
 }
 COMMON = {IMAGE: "<image>", VIDEO: "<video>", START: "<start>", END: "<end>", BREAK: "<break>", ROW: "<row>"}
 QWEN = {IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>", START: "<|vision_start|>", END: "<|vision_end|>"}
@@ -36,6 +38,46 @@ Stock = tuple[str, tuple[str, dict[str, Any]], dict[str, Any], dict[int, str]]
 _QWEN_IMAGES = ("Qwen2VLImageProcessorPil", _GRID)
 _TILES = ("GotOcr2ImageProcessorPil", {"size": _SIDE, "crop_to_patches": True, "min_patches": 1, "max_patches": 3})
 STOCK: dict[str, Stock] = {
+    "aria": ("AriaProcessor", ("AriaImageProcessorPil", {}), {"size_conversion": {980: 6}}, {}),
+    "chameleon": (
+        "ChameleonProcessor",
+        ("ChameleonImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_size": _SIDE}),
+        {"image_seq_length": 16},
+        {},
+    ),
+    "deepseek_ocr2": (
+        "DeepseekOcr2Processor",
+        ("DeepseekOcr2ImageProcessorPil", {"size": {"height": 128, "width": 128}, "tile_size": 96}),
+        {"patch_size": 2},
+        {},
+    ),
+    "emu3": ("Emu3Processor", ("Emu3ImageProcessor", {"min_pixels": 32 * 32, "max_pixels": 48 * 64}), {}, {}),
+    "granite4_vision": (
+        "Granite4VisionProcessor",
+        (
+            "LlavaNextImageProcessorPil",
+            {"size": {"shortest_edge": 32}, "crop_size": _SIDE, "image_grid_pinpoints": PINPOINTS},
+        ),
+        {
+            "patch_size": PATCH,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+            "downsample_rate": "1/2",
+        },
+        {},
+    ),
+    "idefics2": (
+        "Idefics2Processor",
+        ("Idefics2ImageProcessorPil", {"size": {"shortest_edge": 16, "longest_edge": 32}}),
+        {"image_seq_len": 6},
+        {BREAK: "<end_of_utterance>"},
+    ),
+    "pp_chart2table": (
+        "PPChart2TableProcessor",
+        ("PPChart2TableImageProcessorPil", {"size": {"height": 64, "width": 64}}),
+        {},
+        {},
+    ),
     "aya_vision": (
         "AyaVisionProcessor",
         ("GotOcr2ImageProcessorPil", {"size": _SIDE, "crop_to_patches": False}),
@@ -129,32 +171,48 @@ STOCK: dict[str, Stock] = {
     ),
 }
 _TORCHVISION = "its image processor needs torchvision, which no extra installs"
-_NO_TOWER = "a small tower of its kind, or codes in its place, was not built"
+_NO_PROCESSOR = "transformers has no processor for it"
 WITHOUT: dict[str, str] = {
     **dict.fromkeys(("apertus1p5", "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl"), _TORCHVISION),
     **dict.fromkeys(("minicpm_ocr", "molmo2", "muse_glimmer", "muse_spark", "perception_lm", "step3p7"), _TORCHVISION),
-    **dict.fromkeys(("cosmos3_omni", "fast_vlm"), "transformers has no processor for it"),
+    **dict.fromkeys(("cosmos3_omni", "fast_vlm"), _NO_PROCESSOR),
     **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), "it is a part of a model that speaks, too"),
     "shieldgemma2": "its processor asks whether a picture keeps to a policy, and takes no other questions",
-    **dict.fromkeys(("aria", "chameleon", "deepseek_ocr2", "emu3", "fuyu", "got_ocr2"), _NO_TOWER),
-    **dict.fromkeys(("granite4_vision", "idefics2", "pp_chart2table"), _NO_TOWER),
+    "fuyu": "without torchvision its processor hands tensors to an image processor that takes arrays "
+    "(FuyuImageProcessorPil.patchify_image)",
+    "got_ocr2": "its processor takes no pictures of a chat, which apply_chat_template hands over in a list of lists "
+    "(GotOcr2Processor._make_list_of_inputs)",
+}
+# Of those: stock processors that can be made, but fail when they are asked.
+FAILING: dict[str, Stock] = {
+    "fuyu": (
+        "FuyuProcessor",
+        ("FuyuImageProcessorPil", {"size": _SIDE, "patch_size": {"height": PATCH, "width": PATCH}}),
+        {},
+        {IMAGE: "|SPEAKER|", BREAK: "|NEWLINE|", ROW: "<0x04>"},
+    ),
+    "got_ocr2": ("GotOcr2Processor", ("GotOcr2ImageProcessorPil", {"size": _SIDE}), {}, {IMAGE: "<imgpad>"}),
 }
 # How a chat template writes an image, where it is not the image token alone.
 WRITTEN = {
     "aya_vision": "<image>",
+    "fuyu": "",  # its processor puts the picture first
     "gemma4": "<image>",
+    "pp_chart2table": "<image>" * 16,
     "qianfan_ocr": "<image>",
     "granite_docling": "<image>",
-    "hunyuan_vl": "<start><image><end>",
     "ovis2": "<image>",
 }
+# Types whose chat template writes a start and an end around it; their models tell images side by side apart by these.
+MARKED = ("cohere_compass", "cosmos3_edge", "ernie4_5_vl_moe", "exaone4_5", "glm_ocr", "glmga", "hunyuan_vl")
+MARKED += ("paddleocr_vl", "qwen3_5", "qwen3_5_moe")
 # Types that no analysis can read, and what is said.
 UNREAD = {"granite_docling": "are not what its final norm and output embeddings give"}
 
 
 def processor_of(kind: str) -> Any:
     """A type's stock processor with a chat template."""
-    name, (images, image_settings), settings, strings = STOCK[kind]
+    name, (images, image_settings), settings, strings = {**STOCK, **FAILING}[kind]
     special = {**COMMON, **strings}
     named = {attribute: special[token] for attribute, token in NAMED.items()}
     cls, tokenizer = getattr(transformers, name), words_tokenizer(special, named)
@@ -166,7 +224,8 @@ def processor_of(kind: str) -> Any:
     if "video_processor" in order:
         cls, parts["video_processor"] = images_only(cls), None
     processor = cls(*(parts[part] for part in order), **settings)
-    processor.chat_template = chat_template(WRITTEN.get(kind, special[IMAGE]))
+    marked = special[START] + special[IMAGE] + special[END]
+    processor.chat_template = chat_template(WRITTEN.get(kind, marked if kind in MARKED else special[IMAGE]))
     return processor
 
 

@@ -57,7 +57,7 @@ def adapter_of(model: nn.Module) -> Adapter:
         model_types=(kind.model_type,),
         decoder=(structure.path,),
         embedder=(path,),
-        locate=partial(_rows, ids, _pixels(embedder)),
+        locate=partial(_rows, ids, tuple(dict.fromkeys((*_pixels(embedder), *_pixels(model))))),
         images=_unbroken,
         visual="the rows that the model overwrites with features",
         vision=(f"{path}.{tower}".lstrip("."),) if tower else (),

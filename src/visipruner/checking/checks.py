@@ -205,6 +205,10 @@ def keep_all(subject: Subject, check: str, where: str) -> Finding:
 
 def text_only(subject: Subject, check: str, where: str) -> Finding:
     """A prompt without images: the plain model to the last bit."""
+    try:
+        subject.prompts.inputs([TEXT])
+    except ValueError as error:  # some processors want a picture with every text
+        return Finding(check, where, "left out", says=f"its processor makes no such prompt: {first_line(error)}")
     return _identical(subject, TEXT, check, where)
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from visipruner.chat import templated
 from visipruner.checking.tiny import END, IMAGE, START, VIDEO
 from visipruner.errors import first_line
 
@@ -66,21 +67,9 @@ class ProcessorPrompts:
             content: list[dict[str, Any]] = [{"type": "image", "image": picture(number)} for number in each.images]
             text = "What is in the picture, and where is it? " + "Name every shape. " * each.words
             conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
-        options: dict[str, Any] = {"padding": True} if len(asked) > 1 else {}
-        tokenizer = self._processor.tokenizer
-        before, tokenizer.padding_side = tokenizer.padding_side, side
-        try:
-            made = self._processor.apply_chat_template(
-                conversations if len(asked) > 1 else conversations[0],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **options,
-            )
-        finally:
-            tokenizer.padding_side = before
-        return dict(made.to(self._model.device, self._model.dtype))
+        options: dict[str, Any] = {"padding": True, "padding_side": side} if len(asked) > 1 else {}
+        asked_for = conversations if len(asked) > 1 else conversations[0]
+        return templated(self._model, self._processor, asked_for, **options)
 
     def more(self) -> Tensor:
         ids = self._processor.tokenizer("And what else can be seen?", add_special_tokens=False, return_tensors="pt")

@@ -9,31 +9,32 @@ from typing import Any
 
 def load(source: str, model_type: str, **rules: Any) -> Any:
     """The processor of a checkpoint of `model_type`; `rules` go to `from_pretrained`, whose errors come through."""
-    from transformers import AutoProcessor
-    from transformers.utils import is_torchvision_available
-
-    if not is_torchvision_available():
-        stock = _class_of(source, model_type, rules)
-        if stock is not None and "video_processor" in stock.get_attributes():
-            return images_only(stock).from_pretrained(source, **rules)
-        if stock is not None and stock.__name__ == "PixtralProcessor":
-            return stock.from_pretrained(source, **rules)
-    return AutoProcessor.from_pretrained(source, **rules)
-
-
-def _class_of(source: str, model_type: str, rules: dict[str, Any]) -> Any:
-    """The stock class that the checkpoint names, or that its type has; None where there is none."""
-    from transformers import ProcessorMixin
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+    from transformers import AutoProcessor, ProcessorMixin
 
     try:
         settings, _ = ProcessorMixin.get_processor_dict(source, **rules)
     except (OSError, ValueError):  # no file of that name: older checkpoints
         settings = {}
+    kind = _without_torchvision(settings, model_type) or AutoProcessor
+    processor = kind.from_pretrained(source, **rules)
+    if not getattr(processor, "chat_template", None) and "chat_template" in settings:
+        processor.chat_template = settings["chat_template"]  # Chameleon's and Fuyu's classes leave it out
+    return processor
+
+
+def _without_torchvision(settings: dict[str, Any], model_type: str) -> Any:
+    """A class in place of the stock one that the checkpoint names, or that its type has, where that one cannot be made
+    without torchvision; else None."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+    from transformers.utils import is_torchvision_available
+
     name = settings.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(model_type)
+    if name is None or is_torchvision_available():
+        return None
     if name == "PixtralProcessor":
         return pixtral()
-    return None if name is None else processor_class_from_name(name)
+    stock = processor_class_from_name(name)
+    return images_only(stock) if stock is not None and "video_processor" in stock.get_attributes() else None
 
 
 class _NoVideos:
