@@ -100,6 +100,7 @@ class Probe:
         self._recording: Recording | None = None
         self._rerun: Rerun | None = None
         self._found: VisualRows | None = None
+        self._closed = torch.empty(0, dtype=torch.long)  # ids
         self._attachment = Attachment(self.host, self, self._install())
 
     @property
@@ -165,8 +166,10 @@ class Probe:
             rows = torch.cat([answer_rows[:1], torch.arange(answered, answered + len(other) - 1)])
             known = Continuation(other, rows, _decode(other, tokenizer))
         layers, final = recording.states()
+        given = torch.cat([part.float().cpu() for part in out.logits])
+        self._closed = (given <= torch.finfo(self.model.dtype).min / 2).all(0).nonzero().flatten()
         logprobs = self.unembed(final[answer_rows]).log_softmax(-1)
-        self._check_head(logprobs, out.logits)
+        self._check_head(logprobs, given)
         return Reading(layers, final, layout, prompt, answer, known, is_right, logprobs)
 
     def _generate(
@@ -190,9 +193,9 @@ class Probe:
             raise LayoutError(f"The visual mask has shape {list(found.mask.shape)} but the prompt has {prompt} rows.")
         return layouts(VisualRows(found.mask.cpu(), found.images), torch.ones(1, prompt, dtype=torch.bool))[0]
 
-    def _check_head(self, logprobs: Tensor, logits: Sequence[Tensor]) -> None:
-        given = torch.cat([part.float().cpu() for part in logits]).log_softmax(-1)
-        off = (given - logprobs).abs().max()
+    def _check_head(self, logprobs: Tensor, logits: Tensor) -> None:
+        given = logits.log_softmax(-1).index_fill(-1, self._closed, 0)
+        off = (given - logprobs.index_fill(-1, self._closed, 0)).abs().max()
         if not off < 0.05 * max(1.0, float(given.abs().max())):
             raise UnsupportedModelError(
                 f"The logits of {type(self.model).__name__} are not what its final norm and output embeddings give "
@@ -237,8 +240,12 @@ class Probe:
         return (torch.tanh(logits / cap) * cap if cap else logits).cpu()
 
     def head(self, hidden: Tensor) -> Tensor:
-        """The output embeddings alone, without the final norm; `[..., vocabulary]`."""
-        return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+        """The output embeddings alone, without the final norm; `[..., vocabulary]`.
+
+        Words that the model closes with the lowest number (those for Chameleon's pictures) are closed here, too.
+        """
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits.index_fill(-1, self._closed.to(logits.device), torch.finfo(logits.dtype).min)
 
     # ---- hooks ------------------------------------------------------------------------------------------------------
 
