@@ -21,7 +21,7 @@ from visipruner.engine.clock import EngineClock, synchronize
 from visipruner.engine.host import Host
 from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.trace import PruneTrace
-from visipruner.errors import ConfigError, VisiPrunerError
+from visipruner.errors import ConfigError, VisiPrunerError, first_line
 from visipruner.pruners.composed import Composed
 from visipruner.pruners.none import NoPruning
 
@@ -123,15 +123,24 @@ def picture_question(picture: Image.Image, question: str) -> list[dict[str, Any]
 
 
 def templated(model: Any, processor: Any, conversation: list[Any], **options: Any) -> dict[str, Any]:
-    """A conversation, or a list of them, as tensors in the model's dtype; `options` go to the processor's call."""
-    inputs = processor.apply_chat_template(
-        conversation,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=options,
-    )
+    """A conversation, or a list of them, as tensors in the model's dtype; `options` go to the processor's call.
+
+    Raises ConfigError where the processor makes no prompt of it.
+    """
+    try:
+        inputs = processor.apply_chat_template(
+            conversation,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The {type(processor).__name__} makes no prompt of this chat ({first_line(error)}); make the model's "
+            "inputs yourself, and attach the method in Python (vp.attach)."
+        ) from error
     given = dict(inputs.to(model.device, model.dtype))
     if TYPES in getattr(processor, "model_input_names", ()) and TYPES not in given:  # as Cosmos 3 Edge's, by default
         types = processor.create_mm_token_type_ids(given["input_ids"].tolist())

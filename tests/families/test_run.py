@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 import visipruner as vp
-from tests.families.checkpoints import PROCESSORS, save
+from tests.families.checkpoints import PROCESSORS, processor_of, save
 from tests.families.prompts import IMAGE
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, built
@@ -73,6 +73,21 @@ def test_run_answers_as_the_library_does(name: str, tmp_path: Path, photo: Path)
     assert (answer["kept_tokens"], answer["trigger_layer"]) == (3, 2)
     assert 0 < answer["flops_cut"] < 1
     assert (answer["overlay"] is not None) == (name in DRAWN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("qwen3-vl", "paligemma") else pytest.param(name, marks=pytest.mark.every_type)
+        for name in PROCESSORS
+    ],
+)
+def test_full_check(name: str) -> None:
+    """`visipruner check --full`; PaliGemma's processor wants a picture with every text."""
+    report = vp.check(built(name, "eager"), processor_of(name), keep=False)
+    assert report.passed, str(report)
+    left_out = [finding.check for finding in report.findings if finding.state == "left out"]
+    assert left_out == (["text only"] if "paligemma" in name else [])
 
 
 def test_the_package_that_a_processor_needs_is_named(

@@ -20,6 +20,7 @@ from tests.families.prompts import IMAGE
 from tests.families.stock import _NO_PROCESSOR, _TORCHVISION, FAILING, STOCK, UNREAD, WITHOUT, processor_of, save
 from tools.families.cells import kinds
 from visipruner.adapters import adapter_of
+from visipruner.chat import message_inputs
 from visipruner.cli.app import app
 from visipruner.engine.host import Host
 from visipruner.models import processors
@@ -40,7 +41,7 @@ def test_every_type_has_a_processor_or_a_reason() -> None:
     assert set(STOCK) | set(WITHOUT) == set(kinds())
     assert not set(STOCK) & set(WITHOUT)
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
-    assert f"of {len(STOCK)} of the types" in page
+    assert f"all four of {len(STOCK)} of the types" in page
     assert f"of each of the {len(WITHOUT)} others why not" in page
 
 
@@ -51,8 +52,8 @@ def test_every_type_has_a_processor_or_a_reason() -> None:
 )
 def test_reasons_of_processors_that_fail(kind: str, error: str) -> None:
     content = [{"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "text", "text": QUESTION}]
-    with pytest.raises((TypeError, ValueError), match=error):
-        processor_of(kind).apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
+    with pytest.raises(vp.VisiPrunerError, match=f"Processor makes no prompt of this chat .*{error}.*vp.attach"):
+        message_inputs(None, processor_of(kind), [{"role": "user", "content": content}])
     assert kind in WITHOUT
     assert kind in FAILING
 
@@ -96,6 +97,15 @@ def _invoke(*words: str) -> str:
     result = CliRunner().invoke(app, list(words))
     assert result.exit_code == 0, f"{result.output}{result.stderr}{result.exception!r}"
     return result.stdout
+
+
+def test_a_type_without_sdpa_is_loaded_with_eager_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISIPRUNER_CACHE", str(tmp_path / "cache"))
+    folder = save("pp_chart2table", tmp_path / "model")
+    result = CliRunner().invoke(app, ["check", "--model", str(folder), "--full"])
+    assert result.exit_code == 1
+    assert "attends by its own eager function alone; add --attn eager" in result.stderr
+    assert "pp_chart2table (full): passes" in _invoke("check", "--model", str(folder), "--full", "--attn", "eager")
 
 
 @each_stock("gemma4")

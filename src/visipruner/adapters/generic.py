@@ -126,11 +126,11 @@ def _pixels(module: nn.Module) -> tuple[str, ...]:
 
 def placeholder_ids(embedder: nn.Module) -> tuple[int, ...]:
     """The ids whose rows `embedder` overwrites with features of images and videos."""
-    named = set(_named(embedder.config))
+    named = set(named_ids(embedder.config))
     return tuple(sorted(_asked(embedder, named) or named))
 
 
-def _named(config: Any) -> Iterator[int]:
+def named_ids(config: Any) -> Iterator[int]:
     """Ids that a config, or its text part, calls an image's or a video's."""
     for part in (config, config.get_text_config(decoder=True)):
         for name in dir(part):

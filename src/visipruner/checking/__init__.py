@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from visipruner.adapters import adapter_of
+from visipruner.adapters.generic import named_ids
 from visipruner.checking import checks
 from visipruner.checking.checks import Finding, Report
 from visipruner.checking.prompts import ProcessorPrompts, Prompts, TinyPrompts
@@ -27,7 +28,7 @@ def check(model: Any, processor: Any, *, keep: bool = True) -> Report:
     """
 
     def prompts(made: Any) -> Prompts:
-        return ProcessorPrompts(made, processor, processor.tokenizer.all_special_ids)
+        return ProcessorPrompts(made, processor, [*processor.tokenizer.all_special_ids, *named_ids(made.config)])
 
     return _report(model.config, "full", lambda: model.eval(), prompts, keep)
 

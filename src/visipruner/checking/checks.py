@@ -208,7 +208,7 @@ def text_only(subject: Subject, check: str, where: str) -> Finding:
     try:
         subject.prompts.inputs([TEXT])
     except ValueError as error:  # some processors want a picture with every text
-        return Finding(check, where, "left out", says=f"its processor makes no such prompt: {first_line(error)}")
+        return Finding(check, where, "left out", says=first_line(error))
     return _identical(subject, TEXT, check, where)
 
 

@@ -214,6 +214,8 @@ def _why_not_loaded(name: str, is_folder: bool, local_only: bool, error: Excepti
             "and in lmms-eval's --model_args) to fetch it, which may be many gigabytes, or give the folder of a "
             "downloaded model."
         )
+    if 'attn_implementation="eager"' in str(error):  # what transformers asks for where a type has no other
+        return f"{name} attends by its own eager function alone; add --attn eager (attn='eager' in Python)."
     # A file that is missing from the cache or damaged there.
     hint = "; if it was not downloaded as a whole, add --allow-download" if is_from_cache else ""
     return f"{name} could not be loaded as a model with its processor: {first_line(error)}{hint}."
