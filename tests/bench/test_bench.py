@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -137,6 +138,11 @@ def test_turns_and_ratios(tiny):
     assert dense["speedup"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert 1 < ours["flops_ratio"] < text["flops_ratio"]
     assert ours["of_limit"] == pytest.approx(ours["speedup"]["median"] / ours["flops_ratio"])
+    full, few, own = (runs[name] for name in (DENSE, TEXT, "ours"))
+    part = sum(ours["visual_per_layer"]) / (6 * 200)
+    reached = [(b.prefill + part * (a.prefill - b.prefill)) / c.prefill for a, b, c in zip(full, few, own, strict=True)]
+    assert ours["of_reach"] == pytest.approx(statistics.median(reached))
+    assert (dense["of_reach"], text["of_reach"]) == (1.0, 1.0)
     assert ours["kv_bytes"] < dense["kv_bytes"]
     assert runs[DENSE][0].tokens == runs[DENSE][1].tokens
     assert len(dense["runs"]) == 3

@@ -225,6 +225,7 @@ def _row(contender: Contender, runs: Mapping[str, Sequence[Run]], counted: Run |
         "image_flops_cut": None if not dense or not text else _image_cut(first.flops, dense[0].flops, text[0].flops),
         "speedup": speedup,
         "of_limit": None if speedup is None or flops_ratio is None else speedup["median"] / flops_ratio,
+        "of_reach": _of_reach(own, dense, text),
         "decode_speedup": _ratio(dense, own, "decode"),
         "total_speedup": _ratio(dense, own, "total"),
         "times_text_only": _ratio(own, text, "prefill"),
@@ -241,6 +242,19 @@ def _ratio(over: Sequence[Run] | None, under: Sequence[Run] | None, what: str) -
         return None
     pairs = [(getattr(top, what), getattr(bottom, what)) for top, bottom in zip(over, under, strict=True)]
     return spread([None if top is None or bottom is None else top / bottom for top, bottom in pairs])
+
+
+def _of_reach(own: Sequence[Run], dense: Sequence[Run] | None, text: Sequence[Run] | None) -> float | None:
+    """What plain runs can reach over this prefill, median of the rounds: seconds between those of the text alone and
+    the dense prompt's, in proportion to the visual tokens in the layers. Unlike FLOPs it knows that a layer of few rows
+    takes as long as reading its weights does."""
+    if not dense or not text or not sum(dense[0].visual):
+        return None
+    part = sum(own[0].visual) / sum(dense[0].visual)
+    return statistics.median(
+        (few.prefill + part * (full.prefill - few.prefill)) / run.prefill
+        for run, full, few in zip(own, dense, text, strict=True)
+    )
 
 
 def _share(own: Sequence[Run], what: str) -> float | None:

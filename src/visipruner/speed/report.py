@@ -50,6 +50,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "faster than dense": lambda row: _times(row["speedup"]),
     "FLOPs promise": lambda row: _plain(row["flops_ratio"], "{:.2f}x"),
     "of the promise": lambda row: _plain(row["of_limit"], "{:.2f}"),
+    "of what plain runs reach": lambda row: _plain(row["of_reach"], "{:.2f}"),
     "x text only": lambda row: _plain(row["times_text_only"], "{:.2f}"),
     "decode, ms": lambda row: _seconds(row["decode"], 1000, 1),
     "faster": lambda row: _times(row["decode_speedup"]),
