@@ -6,11 +6,16 @@ import difflib
 from collections.abc import Collection, Iterable
 
 
-def spans(numbers: Collection[int], joint: str = " ") -> str:
-    """Ascending whole numbers, those in a row as one: `(2, 3, 4, 8)` is `2-4 8`."""
+def runs(numbers: Collection[int]) -> list[range]:
+    """Ascending whole numbers, those in a row as one range."""
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
-    return joint.join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return [range(start, end + 1) for start, end in zip(starts, ends, strict=True)]
+
+
+def spans(numbers: Collection[int], joint: str = " ") -> str:
+    """Ascending whole numbers in words: `(2, 3, 4, 8)` is `2-4 8`."""
+    return joint.join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs(numbers))
 
 
 def figures(value: float) -> str:

@@ -61,7 +61,7 @@ def test_fewer_layers_of_a_config_file(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "layers", "said"),
     [
-        ("lava-1.5-7b", None, "did you mean 'llava-1.5-7b'"),
+        ("lava-1.5-7b", None, "Did you mean 'llava-1.5-7b'"),
         ("nothing.json", None, "No config"),
         ("tiny", 9, "6 layers"),
     ],

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from visipruner.analysis.result import Array, Bootstrap, Interval, Told
-from visipruner.words import spans
+from visipruner.words import runs, spans
 
 # How many tokens go on: a number of them (int), or a share of the image's (float), where images differ in their tokens.
 Budget = int | float
@@ -143,13 +143,13 @@ def fusion_places(curve: dict[str, Array], needed: Array, size: int, between: ra
     """
     found: list[Fusion] = []
     own = _own_layers(needed, size)
-    for windows in _runs(np.flatnonzero(needed).tolist()):
+    for windows in runs(np.flatnonzero(needed).tolist()):
         covered = range(windows.start, windows.stop + size - 1)
         # Where layers can stand in for each other, none is needed in every window; those that all windows share are.
         layers = [layer for layer in covered if layer in own] or list(range(windows[-1], windows[0] + size))
         worst = windows[int(np.argmax(curve["mean"][windows.start : windows.stop]))]
         loss = Interval(*(float(curve[name][worst]) for name in ("mean", "low", "high")))
-        places = _runs([layer for layer in layers if layer in between])
+        places = runs([layer for layer in layers if layer in between])
         found += [Fusion(place[0], place[-1], loss) for place in places]
     return found
 
@@ -162,13 +162,6 @@ def _is_lost(curve: dict[str, Array], tolerance: float) -> Array:
 def _own_layers(needed: Array, size: int) -> list[int]:
     """Layers that cannot be spared in any window that holds them: a window is wider than what it is needed for."""
     return [layer for layer in range(len(needed) + size - 1) if needed[max(0, layer - size + 1) : layer + 1].all()]
-
-
-def _runs(numbers: list[int]) -> list[range]:
-    """Ascending numbers, those in a row as one range."""
-    starts = [number for number in numbers if number - 1 not in numbers]
-    ends = [number for number in numbers if number + 1 not in numbers]
-    return [range(start, end + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from visipruner.chat import templated
 from visipruner.checking.tiny import END, IMAGE, START, VIDEO
@@ -151,13 +152,9 @@ class TinyPrompts:
         )
 
     def inputs(self, asked: Sequence[Asked], side: Side = "left") -> dict[str, Any]:
-        rows = [self._ids(each) for each in asked]
-        longest = max(map(len, rows))
-        pads = [[0] * (longest - len(row)) for row in rows]
-        ones = [[1] * len(row) for row in rows]
-        left = side == "left"
-        ids = torch.tensor([pad + row if left else row + pad for pad, row in zip(pads, rows, strict=True)])
-        mask = torch.tensor([pad + one if left else one + pad for pad, one in zip(pads, ones, strict=True)])
+        rows = [torch.tensor(self._ids(each)) for each in asked]
+        ids = pad_sequence(rows, batch_first=True, padding_side=side)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         types = (ids == IMAGE) + 2 * (ids == VIDEO)
         kinds = [name for name in self._reads if name.endswith("mm_token_type_ids")]

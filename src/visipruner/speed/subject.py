@@ -3,7 +3,6 @@ machine, told in `notes`."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,6 +16,7 @@ from visipruner.errors import ConfigError
 from visipruner.models.precision import bfloat16_slowness
 from visipruner.models.shape import ModelShape
 from visipruner.speed import machine
+from visipruner.words import did_you_mean
 
 
 def names() -> list[str]:
@@ -62,9 +62,8 @@ def _content(shape: str) -> Any:
         except (OSError, ValueError) as error:
             raise ConfigError(f"No config can be read from {path} ({error}).") from error
     if shape not in names():
-        close = difflib.get_close_matches(shape, names(), n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names())}, or a config.json."
-        raise ConfigError(f"There is no shape {shape!r}; {hint}")
+        hint = did_you_mean(shape, names()) or f" Choose one of {', '.join(names())}, or a config.json."
+        raise ConfigError(f"There is no shape {shape!r}.{hint}")
     return json.loads((files("visipruner.speed") / "shapes" / f"{shape}.json").read_text(encoding="utf-8"))
 
 
