@@ -268,7 +268,7 @@ KINDS: dict[str, Family] = {
 
 _SAM = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 32, "output_channels": 8,
-    "window_size": 4,
+    "window_size": 4, "initializer_range": 0.05,
 }  # fmt: skip
 _CODES = range(80, 88)  # words that pictures are turned into
 _CODEBOOK: dict[str, Any] = {"base_channels": 32, "latent_channels": 4, "embed_dim": 4, "channel_multiplier": [1] * 4}
@@ -338,7 +338,10 @@ def built_kind(kind: str, attn: str = "eager") -> Any:
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if not torch.isfinite(weight).all() or not bool(weight.any()):  # some are left as they are found in memory
+            is_constant = weight.ndim > 1 and bool(
+                (weight == weight.flatten()[0]).all()
+            )  # Idefics2's queries are alike
+            if not torch.isfinite(weight).all() or not bool(weight.any()) or is_constant:  # or left as found in memory
                 weight.normal_(0, 0.05)
             if weight.ndim > 1:
                 weight.mul_(8 if any(part in name for part in tiny._PEAKED) else 3)

@@ -170,12 +170,12 @@ STOCK: dict[str, Stock] = {
         {},
     ),
 }
-_TORCHVISION = "its image processor needs torchvision, which no extra installs"
-_NO_PROCESSOR = "transformers has no processor for it"
+TORCHVISION = "its image processor needs torchvision, which no extra installs"
+NO_PROCESSOR = "transformers has no processor for it"
 WITHOUT: dict[str, str] = {
-    **dict.fromkeys(("apertus1p5", "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl"), _TORCHVISION),
-    **dict.fromkeys(("minicpm_ocr", "molmo2", "muse_glimmer", "muse_spark", "perception_lm", "step3p7"), _TORCHVISION),
-    **dict.fromkeys(("cosmos3_omni", "fast_vlm"), _NO_PROCESSOR),
+    **dict.fromkeys(("apertus1p5", "cohere2_vision", "gemma4_unified", "kimi_k25", "lfm2_vl"), TORCHVISION),
+    **dict.fromkeys(("minicpm_ocr", "molmo2", "muse_glimmer", "muse_spark", "perception_lm", "step3p7"), TORCHVISION),
+    **dict.fromkeys(("cosmos3_omni", "fast_vlm"), NO_PROCESSOR),
     **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), "it is a part of a model that speaks, too"),
     "shieldgemma2": "its processor asks whether a picture keeps to a policy, and takes no other questions",
     "fuyu": "without torchvision its processor hands tensors to an image processor that takes arrays "

@@ -13,22 +13,28 @@ from typer.testing import CliRunner
 
 import visipruner as vp
 from tests.families.checkpoints import PROCESSORS, processor_of, save
+from tests.families.commands import QUESTION, eval_and_analyze, photographed
 from tests.families.prompts import IMAGE
 from tests.families.tried import tries
 from tests.families.zoo import FAMILIES, built
 from visipruner.cli.app import app
 from visipruner.models import processors
 
-QUESTION = "w5 w6 w7"
 # One grid is the whole picture; crops are several, and LLaVA-NeXT's joined crops with newlines are no grid.
 DRAWN = set(PROCESSORS) - {"llava-next", "llava-next-video", "llava-onevision", "internvl", "idefics3", "smolvlm"}
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(path)
-    return path
+    return photographed(tmp_path_factory.mktemp("photo"))
+
+
+def each_checkpoint(*of_each_run: str) -> pytest.MarkDecorator:
+    """Every family's; only `of_each_run` without `make families-test`."""
+    return pytest.mark.parametrize(
+        "name",
+        [name if name in of_each_run else pytest.param(name, marks=pytest.mark.every_type) for name in PROCESSORS],
+    )
 
 
 @tries("run")
@@ -75,13 +81,13 @@ def test_run_answers_as_the_library_does(name: str, tmp_path: Path, photo: Path)
     assert (answer["overlay"] is not None) == (name in DRAWN)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("qwen3-vl", "paligemma") else pytest.param(name, marks=pytest.mark.every_type)
-        for name in PROCESSORS
-    ],
-)
+@each_checkpoint("llava")
+def test_eval_and_analyze(name: str, tmp_path: Path) -> None:
+    photographed(tmp_path)
+    eval_and_analyze(save(name, tmp_path / "model"), "fastv:keep_tokens=3,layer=1", tmp_path)
+
+
+@each_checkpoint("qwen3-vl", "paligemma")
 def test_full_check(name: str) -> None:
     """`visipruner check --full`; PaliGemma's processor wants a picture with every text."""
     report = vp.check(built(name, "eager"), processor_of(name), keep=False)

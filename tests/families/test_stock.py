@@ -15,9 +15,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from typer.testing import CliRunner
 
 import visipruner as vp
+from tests.families.commands import QUESTION, eval_and_analyze, invoke, photographed
 from tests.families.kinds import built_kind
 from tests.families.prompts import IMAGE
-from tests.families.stock import _NO_PROCESSOR, _TORCHVISION, FAILING, STOCK, UNREAD, WITHOUT, processor_of, save
+from tests.families.stock import FAILING, NO_PROCESSOR, STOCK, TORCHVISION, UNREAD, WITHOUT, processor_of, save
 from tools.families.cells import kinds
 from visipruner.adapters import adapter_of
 from visipruner.chat import message_inputs
@@ -25,8 +26,6 @@ from visipruner.cli.app import app
 from visipruner.engine.host import Host
 from visipruner.models import processors
 
-QUESTION = "w5 w6 w7"
-FASTV = "fastv:keep_tokens=3"
 pytestmark = pytest.mark.filterwarnings("ignore:Models of type")
 
 
@@ -41,16 +40,15 @@ def test_every_type_has_a_processor_or_a_reason() -> None:
     assert set(STOCK) | set(WITHOUT) == set(kinds())
     assert not set(STOCK) & set(WITHOUT)
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
-    assert f"all four of {len(STOCK)} of the types" in page
+    assert f"of every family and of {len(STOCK)} of the" in page
     assert f"of each of the {len(WITHOUT)} others why not" in page
 
 
-# Asked of a processor that fails: a picture and a question. A version of transformers in which it answers lets the type
-# join the others.
 @pytest.mark.parametrize(
     ("kind", "error"), [("fuyu", r"transpose\(\) takes 2 positional arguments"), ("got_ocr2", "Nested images are only")]
 )
 def test_reasons_of_processors_that_fail(kind: str, error: str) -> None:
+    """A version of transformers in which they do not lets the type join the others."""
     content = [{"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "text", "text": QUESTION}]
     with pytest.raises(vp.VisiPrunerError, match=f"Processor makes no prompt of this chat .*{error}.*vp.attach"):
         message_inputs(None, processor_of(kind), [{"role": "user", "content": content}])
@@ -58,12 +56,11 @@ def test_reasons_of_processors_that_fail(kind: str, error: str) -> None:
     assert kind in FAILING
 
 
-@pytest.mark.parametrize("kind", [kind for kind, why in WITHOUT.items() if why in (_NO_PROCESSOR, _TORCHVISION)])
+@pytest.mark.parametrize("kind", [kind for kind, why in WITHOUT.items() if why in (NO_PROCESSOR, TORCHVISION)])
 def test_reasons_of_processors_that_cannot_be_made(kind: str) -> None:
-    """muse_spark has no image processor of its own; its checkpoints name another type's."""
-    assert (kind in PROCESSOR_MAPPING_NAMES) == (WITHOUT[kind] == _TORCHVISION)
-    if kind in PROCESSOR_MAPPING_NAMES and kind != "muse_spark":
-        assert set(IMAGE_PROCESSOR_MAPPING_NAMES[kind]) == {"torchvision"}
+    """A version of transformers with one for Pillow, or with a processor, lets the type join the others."""
+    assert (kind in PROCESSOR_MAPPING_NAMES) == (WITHOUT[kind] == TORCHVISION)
+    assert kind not in PROCESSOR_MAPPING_NAMES or set(IMAGE_PROCESSOR_MAPPING_NAMES[kind]) == {"torchvision"}
 
 
 def test_a_class_that_takes_no_chat_template_has_that_of_its_folder(tmp_path: Path) -> None:
@@ -83,48 +80,29 @@ def test_full_check(kind: str) -> None:
     assert left_out == (["text only"] if kind == "pp_chart2table" else [])
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Questions about a photograph."""
-    Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / "photo.png")
-    lines = [{"image": "photo.png", "question": f"w{number} w6", "answer": "w7"} for number in range(4, 8)]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
-    return path
-
-
-def _invoke(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, f"{result.output}{result.stderr}{result.exception!r}"
-    return result.stdout
-
-
 def test_a_type_without_sdpa_is_loaded_with_eager_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIPRUNER_CACHE", str(tmp_path / "cache"))
     folder = save("pp_chart2table", tmp_path / "model")
     result = CliRunner().invoke(app, ["check", "--model", str(folder), "--full"])
     assert result.exit_code == 1
     assert "attends by its own eager function alone; add --attn eager" in result.stderr
-    assert "pp_chart2table (full): passes" in _invoke("check", "--model", str(folder), "--full", "--attn", "eager")
+    assert "pp_chart2table (full): passes" in invoke("check", "--model", str(folder), "--full", "--attn", "eager")
 
 
 @each_stock("gemma4")
-def test_run_eval_and_analyze(kind: str, pairs: Path, tmp_path: Path) -> None:
-    folder = save(kind, tmp_path / "model")
+def test_run_eval_and_analyze(kind: str, tmp_path: Path) -> None:
+    folder, photo = save(kind, tmp_path / "model"), photographed(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
     host = Host.of(model, adapter_of(model))
     at = min(set(range(len(host.layers))) - host.states) + 1
-    named = ["--model", str(folder), "--attn", "eager"]
-    method = f"{FASTV},layer={at}"
-    words = ["--max-new-tokens", "3"]
-
-    stdout = _invoke(
-        "run", str(pairs.parent / "photo.png"), "-q", QUESTION, *named, "--method", method, *words, "--repeats", "1",
-        "--compare", "--json",
+    method = f"fastv:keep_tokens=3,layer={at}"
+    stdout = invoke(
+        "run", str(photo), "-q", QUESTION, "--model", str(folder), "--attn", "eager", "--method", method,
+        "--max-new-tokens", "3", "--repeats", "1", "--compare", "--json",
     )  # fmt: skip
     [answer] = json.loads(stdout)["answers"]
     processor = processors.load(str(folder), model.config.model_type, local_files_only=True)
-    content = [{"type": "image", "image": Image.open(pairs.parent / "photo.png")}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image", "image": Image.open(photo)}, {"type": "text", "text": QUESTION}]
     asked = {"return_mm_token_type_ids": True} if kind == "cosmos3_edge" else {}  # what its model cannot do without
     inputs: Any = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -133,7 +111,6 @@ def test_run_eval_and_analyze(kind: str, pairs: Path, tmp_path: Path) -> None:
         return_tensors="pt",
         processor_kwargs=asked,
     )
-
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, built_kind(kind)(**inputs).logits), "the model lost something"
 
@@ -146,17 +123,5 @@ def test_run_eval_and_analyze(kind: str, pairs: Path, tmp_path: Path) -> None:
         assert answer["answer"] == said()
     assert answer["visual_tokens"] == int((inputs["input_ids"] == IMAGE).sum()) > 3
     assert answer["kept_tokens"] == 3
-
-    _invoke("eval", *named, "--data", str(pairs), "--method", method, *words, "--out", str(tmp_path / "eval"))
-    assert (tmp_path / "eval" / "results.json").exists()
-
-    out = ("--out", str(tmp_path / "analysis"))
-    few = ("--only", "influence", "--samples", "2", "--checked", "1")
-    result = CliRunner().invoke(app, ["analyze", *named, "--data", str(pairs), *few, *words, *out])
-    unread = "have no attention edges to look at" if host.states else UNREAD.get(kind)
-    if unread:
-        assert result.exit_code == 1
-        assert unread in result.stderr
-    else:
-        assert result.exit_code == 0, f"{result.output}{result.stderr}"
-        assert (tmp_path / "analysis" / "report.html").exists()
+    unread = "have no attention edges to look at" if host.states else UNREAD.get(kind, "")
+    eval_and_analyze(folder, method, tmp_path, unread)

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 import visipruner as vp
-from tests.families.kinds import KINDS, TowerPrompts, built_kind
+from tests.families.kinds import KINDS, MIXED, TowerPrompts, built_kind
 from tests.families.zoo import FAMILIES, LAYERS, PINPOINTS, adapter_of, built, inputs, prompt, visual_rows
 from tests.flash import use_stand_in
 from tools.families.types import written
@@ -189,6 +189,7 @@ def test_of_every_type_it_is_known_which_patches_a_token_has() -> None:
     undescribed = {kind for kind, one in written().items() if one["result"] == "passes"} - set(supported())
     assert set(known_towers.TOWERS) | set(known_towers.NO_PATCHES) == undescribed
     assert set(KINDS) == set(known_towers.TOWERS)
+    assert set(MIXED) < set(known_towers.NO_PATCHES)
 
 
 # ---- what is told of a token ----------------------------------------------------------------------------------------
