@@ -21,7 +21,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 def _outputs(notebook: Any) -> list[list[str]]:
     """For every cell of code, what kinds of output it has."""
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return [[kind for output in cell["outputs"] for kind in output.get("data", {"text": ""})] for cell in cells]
+    return [[kind for output in cell["outputs"] for kind in sorted(output.get("data", ["text"]))] for cell in cells]
 
 
 def test_there_are_five_and_they_are_small() -> None:
