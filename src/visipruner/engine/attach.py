@@ -24,6 +24,7 @@ from visipruner.engine.image_cache import ImageCache
 from visipruner.engine.patch import Attachment, check_free
 from visipruner.engine.recall import check_recall
 from visipruner.engine.states import check_states
+from visipruner.engine.static import StaticDecoding
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap, tower_layers
 from visipruner.errors import ConfigError, LayoutError, UnsupportedModelError, VisiPrunerError
@@ -150,6 +151,9 @@ class PruneHandle:
             undo.callback(self._refusals.remove)
             self._generating = Generating(model, self._hooks.opening)
             undo.callback(self._generating.remove)
+            ours = self._attachment.hook_ids
+            self._static = StaticDecoding(model, host, pruner, self._hooks.opening, ours)
+            undo.callback(self._static.remove)
             if tap is not None:
                 undo.callback(tap.remove)
                 assert host.embedder is not None
@@ -197,6 +201,7 @@ class PruneHandle:
         self._attachment.remove()
         if self._tap is not None:
             self._tap.remove()
+        self._static.remove()
         self._generating.remove()
         self._refusals.remove()
         self._hooks.detach()

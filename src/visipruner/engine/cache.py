@@ -225,13 +225,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
                 narrow = torch.where(inside[:, None, None], picked, lowest)
             else:
                 narrow = picked & inside[:, None, None]
-        return narrow if self.bias is None else self._biased(narrow, self.bias, dtype)
-
-    def _biased(self, narrow: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        if narrow.dtype == torch.bool:
-            narrow = added(narrow, dtype)
-        wide = nn.functional.pad(bias, (0, narrow.shape[-1] - bias.shape[1])).to(narrow.dtype)
-        return (narrow + wide[:, None, None]).clamp(min=torch.finfo(narrow.dtype).min)
+        return narrow if self.bias is None else biased(narrow, self.bias, dtype)
 
     def get_seq_length(self) -> int:
         return self.logical
@@ -302,3 +296,11 @@ def _batched(packed: Tensor, places: Tensor | None, batch: int) -> Tensor:
             memory_format=torch.contiguous_format
         )  # a slice of a larger tensor would keep all of that in memory
     return packed if batch == 1 else packed.view(packed.shape[1], batch, -1, packed.shape[3]).transpose(0, 1)
+
+
+def biased(mask: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask `[batch, 1, queries, keys]`, bool or added, with a bias `[batch, n]` on the logits of its first n keys."""
+    if mask.dtype == torch.bool:
+        mask = added(mask, dtype)
+    wide = nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[1])).to(mask.dtype)
+    return (mask + wide[:, None, None]).clamp(min=torch.finfo(mask.dtype).min)

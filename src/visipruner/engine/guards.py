@@ -20,8 +20,8 @@ class Refusals(Replaced):
     """Stands in front of methods of one model and of its decoder until `remove`.
 
     Assisted decoding (an assistant model, prompt lookup) appends guesses to the prompt before it is read, so its last
-    row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. A static cache cannot
-    become shorter. Under `torch.compile` the decoder runs as it is, the rest of the model compiled.
+    row is a guess; it also crops the prompt's cache. Chunked prefill reads the prompt in parts. Under `torch.compile`
+    the decoder runs as it is, the rest of the model compiled.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
@@ -74,18 +74,9 @@ def _no_chunks(method: Callable[..., Any], input_ids: Any, generation_config: An
     return method(input_ids, generation_config, *args, **kwargs)
 
 
-def _no_static_cache(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    raise UnsupportedModelError(
-        "Visual tokens cannot be pruned from a static cache, whose length is fixed; use the default dynamic cache "
-        "(no cache_implementation, or 'dynamic'), or remove the pruner."
-    )
-
-
-# `generate` makes a static cache by itself, and some hosts fail on it before the decoder could say so.
 _REFUSALS = {
     "_get_candidate_generator": _no_assistant,
     "_prefill": _no_chunks,
-    "_prepare_static_cache": _no_static_cache,
 }
 
 

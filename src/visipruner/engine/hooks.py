@@ -24,6 +24,7 @@ from visipruner.engine.recall import Answering
 from visipruner.engine.replay import ReplayRun, Uncached
 from visipruner.engine.session import PromptSession
 from visipruner.engine.states import no_attention
+from visipruner.engine.static import StaticRows
 from visipruner.engine.threads import PerThread, Threads
 from visipruner.engine.trace import PruneTrace
 from visipruner.engine.vision import VisionTap
@@ -205,7 +206,7 @@ class Hooks:
             self._answering.enter_layer(layer, kwargs)
         cache = cache_of(kwargs)
         held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
-        if not isinstance(held, PrunedLayer):
+        if not isinstance(held, (PrunedLayer, StaticRows)):
             return None
         mask, form = kwargs.get("attention_mask"), self._host.form
         mask = held.narrow_mask(mask, hidden.shape[1], hidden.dtype, self._narrowed, form)

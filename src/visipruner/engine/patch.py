@@ -51,6 +51,11 @@ class Attachment:
             attention.disown(module)
         _ATTACHED.discard(self._host.decoder)
 
+    @property
+    def hook_ids(self) -> frozenset[int]:
+        """The numbers that PyTorch gave the hooks."""
+        return frozenset(hook.id for hook in self._hooks)
+
     def _check(self, module: nn.Module, args: Any) -> None:
         """Before the decoder runs, or a copy's that has this hook from it."""
         if module is not self._host.decoder:
@@ -98,6 +103,10 @@ class Implementation:
                 config._attn_implementation = self._before
 
 
+class InFront(partial[Any]):
+    """What stands in front of a method of an instance."""
+
+
 class Replaced:
     """Methods of instances that somebody stands in front of until `remove`."""
 
@@ -108,7 +117,7 @@ class Replaced:
         """`module.name(...)` becomes `call(module.name, ...)`."""
         before, method = vars(module).get(name), getattr(module, name)  # accelerate, too, replaces methods of instances
         # Not a closure, which deep copies would share: a copy must not run the layers of the model it was made from.
-        ours = update_wrapper(partial(call, method), method)
+        ours = update_wrapper(InFront(call, method), method)
         setattr(module, name, ours)
         self._undo.append(partial(_put_back, module, name, ours, before))
 
