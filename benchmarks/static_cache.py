@@ -1,12 +1,12 @@
-"""Decoding with a static cache and a compiled step beside a dynamic cache, uncompiled: would it be faster on a CPU?
+"""Decoding with a static cache and a compiled step beside a dynamic cache, uncompiled, dense and pruned.
 
-    python benchmarks/static_cache.py [--layers 6] [--visual 576 2304] [--tokens 24] [--rounds 3] [--json FILE]
+    python benchmarks/static_cache.py [--layers 6] [--visual 576 2304] [--tokens 32] [--rounds 5] [--json FILE]
 
-The plain dense model answers through `generate`, in turns with a dynamic cache, a static one, and a static one whose
-step torch compiles; and pruned, with the dynamic cache, which then holds fewer keys. Times are milliseconds of one
-thread's processor time from one token to the next, so that other work on the machine counts little; medians of each
-round, and ratios are taken within a round. The model has LLaVA-OneVision-0.5B's layers with random weights and a small
-vocabulary, so that layers are what counts. Compiling takes a while, and a C++ compiler.
+A model answers through `generate`, in turns with a dynamic cache, a static one, and a static one whose step torch
+compiles; each plain and with a pruner attached. Times are milliseconds of one thread's processor time from one token to
+the next, so that other work on the machine counts little; medians of each round, and ratios are taken within a round.
+The model has LLaVA-OneVision-0.5B's layers with random weights and a small vocabulary, so that layers are what counts.
+Compiling takes a while, and a C++ compiler; it is not part of the times.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import itertools
 import json
 import statistics
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from transformers import CompileConfig, Qwen2Config, Qwen2ForCausalLM
 import visipruner as vp
 
 BEFORE, AFTER = 35, 13  # rows of text around the image
+PRUNED = ", pruned"
 SKIPPED = 4  # intervals at the start of an answer, which allocate
 
 
@@ -59,49 +59,61 @@ def ways() -> dict[str, dict[str, Any]]:
     """How each contender calls `generate`."""
     compiled = CompileConfig(mode="default", dynamic=False)
     compiled._compile_all_devices = True  # transformers compiles on accelerators alone
-    return {
+    kinds: dict[str, dict[str, Any]] = {
         "dynamic": {},
-        "dynamic, pruned": {},
         "static": {"cache_implementation": "static", "disable_compile": True},
         "static, compiled": {"cache_implementation": "static", "compile_config": compiled},
     }
+    return {kind + what: how for what in ("", PRUNED) for kind, how in kinds.items()}
 
 
-def step(model: Any, way: str, how: dict[str, Any], visual: int, tokens: int) -> tuple[float, list[int]]:
+def shared(model: Any) -> Any:
+    """Another model with the same weights."""
+    other = build(model.config.num_hidden_layers, model.dtype)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.tie_weights()
+    return other
+
+
+def attached(model: Any, visual: int) -> vp.PruneHandle:
+    """10 visual tokens are left from a third of the depth on, none from two thirds on."""
+    mask = torch.zeros(1, BEFORE + visual + AFTER, dtype=torch.bool)
+    mask[:, BEFORE : BEFORE + visual] = True
+    depth = model.config.num_hidden_layers
+    return vp.attach(model, vp.FixedSchedule(layers=(depth // 3, 2 * depth // 3), keep=(10, 0)), mask)
+
+
+def step(model: Any, how: dict[str, Any], visual: int, tokens: int) -> tuple[float, list[int]]:
     """Median seconds from token to token, and the tokens."""
     generator = torch.Generator().manual_seed(0)
     rows = BEFORE + visual + AFTER
     embeds = (torch.randn(1, rows, model.config.hidden_size, generator=generator) * 0.02).to(model.dtype)
-    mask = torch.zeros(1, rows, dtype=torch.bool)
-    mask[:, BEFORE : BEFORE + visual] = True
-    depth = model.config.num_hidden_layers
-    pruner = vp.FixedSchedule(layers=(depth // 3, 2 * depth // 3), keep=(10, 0))
     clock = Clock()
-    with vp.attach(model, pruner, mask) if "pruned" in way else nullcontext():
-        said = model.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(1, rows, dtype=torch.long),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-            streamer=clock,
-            **how,
-        )
+    said = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(1, rows, dtype=torch.long),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+        streamer=clock,
+        **how,
+    )
     spent = [later - earlier for earlier, later in itertools.pairwise(clock.times)]
     return statistics.median(spent[SKIPPED:]), said[0].tolist()
 
 
 def measure(model: Any, visual: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Per way the milliseconds of each round, and whether it said what the dense dynamic run said."""
-    contenders = ways()
+    """Per way the milliseconds of each round, and the tokens."""
+    contenders, pruned = ways(), shared(model)
     found: dict[str, Any] = {way: {"milliseconds": []} for way in contenders}
-    for number in range(1 + rounds):
-        for way, how in contenders.items():
-            seconds, said = step(model, way, how, visual, tokens)
-            found[way]["tokens"] = said
-            if number:  # the first warms up and compiles
-                found[way]["milliseconds"].append(1000 * seconds)
+    with attached(pruned, visual):
+        for number in range(1 + rounds):
+            for way, how in contenders.items():
+                seconds, said = step(pruned if PRUNED in way else model, how, visual, tokens)
+                found[way]["tokens"] = said
+                if number:  # the first warms up and compiles
+                    found[way]["milliseconds"].append(1000 * seconds)
     return found
 
 
@@ -109,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--visual", type=int, nargs="+", default=[576, 2304])
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", help="write the result here")
     arguments = parser.parse_args()
@@ -125,10 +137,14 @@ def main() -> None:
         for way, row in found.items():
             pairs = zip(dense["milliseconds"], row["milliseconds"], strict=True)
             row["faster"] = sorted(base / mine for base, mine in pairs)
-            same = "" if row["tokens"] == dense["tokens"] else "  other tokens"
+            same = (
+                ""
+                if row["tokens"] == found[f"dynamic{PRUNED if PRUNED in way else ''}"]["tokens"]
+                else "  other tokens"
+            )
             low, middle, high = row["faster"][0], statistics.median(row["faster"]), row["faster"][-1]
             spent = statistics.median(row["milliseconds"])
-            print(f"  {way:18}{spent:8.2f} ms a token  {middle:5.2f}x as fast ({low:.2f}-{high:.2f}){same}")
+            print(f"  {way:26}{spent:8.2f} ms a token  {middle:5.2f}x as fast ({low:.2f}-{high:.2f}){same}")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"layers": arguments.layers, "points": points}, file, indent=2)

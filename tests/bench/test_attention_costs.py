@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.ragged_attention import Ragged, measure
-from benchmarks.static_cache import build, step, ways
+from benchmarks.static_cache import PRUNED, attached, build, shared, step, ways
 
 
 def test_ways_of_ragged_attention_agree_and_torch_has_no_other_on_a_cpu() -> None:
@@ -17,6 +17,10 @@ def test_ways_of_ragged_attention_agree_and_torch_has_no_other_on_a_cpu() -> Non
 
 def test_a_static_cache_answers_as_a_dynamic_one() -> None:
     model = build(3, torch.float32)
-    said = {way: step(model, way, how, 16, 8)[1] for way, how in ways().items() if "compiled" not in way}
+    pruned, uncompiled = shared(model), {way: how for way, how in ways().items() if "compiled" not in way}
+    with attached(pruned, 16) as handle:
+        said = {way: step(pruned if PRUNED in way else model, how, 16, 8)[1] for way, how in uncompiled.items()}
+        assert len(handle.trace[0].kept[2]) == 0 < len(handle.trace[0].kept[1])
     assert said["static"] == said["dynamic"]
-    assert len(said["dynamic, pruned"]) == 8
+    assert said["static, pruned"] == said["dynamic, pruned"]
+    assert len(said["static, pruned"]) == 8

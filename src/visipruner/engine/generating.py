@@ -16,11 +16,12 @@ from visipruner.engine.replay import Uncached
 class Generation:
     """Attributes: `has_begun`, its first forward began, which reads its prompt; any later one either goes on with it
     or is none of its own (the unconditional one of classifier-free guidance). `prompt`: what goes on without a cache.
-    `is_static`: its cache becomes static once the prompt has run.
+    `is_static`: its cache becomes static once the prompt has run. `is_compiled`: so are the steps of its answer.
     """
 
     has_begun: bool = False
     is_static: bool = False
+    is_compiled: bool = False
     prompt: Uncached | None = None
 
 

@@ -1,9 +1,9 @@
-"""A static cache after a pruned prompt: the prompt is read into a dynamic cache as ever; once it has run, each layer gets
-a place for the rows that *it* kept and for the answer, of a length that does not change. A step of the answer can then be
-compiled, and is where transformers compiles (on accelerators, or as `compile_config` says).
+"""A static cache after a pruned prompt: the prompt is read into a dynamic cache as ever; once it has run, each layer
+gets a place for the rows that *it* kept and for the answer, of a length that does not change. A step of the answer can
+then be compiled, and is where transformers compiles (on accelerators, or as `compile_config` says).
 
-Such a layer stands in the unpruned sequence by its `columns`, as a pruned one does, so one mask of the host's serves
-all layers: each gathers its own columns out of it, inside of the compiled step. Lengths are rounded up to a few sizes, as
+Such a layer stands in the unpruned sequence by its `columns`, as a pruned one does, so one mask of the host serves all
+layers: each gathers its own columns out of it, inside of the compiled step. Lengths are rounded up to a few sizes, as
 every new one is compiled anew.
 """
 
@@ -82,7 +82,8 @@ class StaticRows(StaticLayer):  # type: ignore[misc]
             columns = held.all_columns()
             self.columns[:, prompt] = columns.masked_fill(columns == PADDING, width - 1)
             if held.bias is not None:
-                self.bias = nn.functional.pad(held.bias, (prompt.start, start + room - prompt.start - held.bias.shape[1]))
+                after = self.columns.shape[1] - prompt.start - held.bias.shape[1]
+                self.bias = nn.functional.pad(held.bias, (prompt.start, after))
         else:
             self.columns[:, prompt] = torch.arange(logical - count, logical, device=device)
         for part in (self._dropped, self.columns):
@@ -206,15 +207,16 @@ class StaticDecoding(Replaced):
         generation = self._opening.generation
         if generation is None or not generation.is_static:
             return method(*args, **kwargs)
+        generation.is_compiled = True
         twin: Any = self._twin.refresh()
         return twin.get_compiled_call(*args, **kwargs)
 
-    def _read(self, method: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kw: Any) -> Any:
-        output = method(input_ids, generation_config, model_kwargs, *args, **kw)
+    def _read(self, method: Any, input_ids: Any, config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        output = method(input_ids, config, model_kwargs, *args, **kwargs)
         cache, generation = cache_of(model_kwargs), self._opening.generation
         if isinstance(cache, TurningCache):
             cache.turn(partial(_goes_on, weakref.ref(self), weakref.ref(generation)))
-            if self._twin.is_made:
+            if generation.is_compiled:
                 self._twin.refresh()  # the host may have put hooks of its own on the model
         return output
 

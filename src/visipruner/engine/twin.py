@@ -1,5 +1,5 @@
-"""A model without what is attached to it: the same weights, none of our hooks. `torch.compile` looks into it, which would
-split its graph at every hook of ours."""
+"""A model without what is attached to it: the same weights, none of our hooks. `torch.compile` looks into it, where
+every hook of ours would split its graph."""
 
 from __future__ import annotations
 
@@ -53,20 +53,16 @@ class Twin:
             config._attn_implementation = implementation
         return self._of(self._model, configs, {})
 
-    @property
-    def is_made(self) -> bool:
-        return bool(self._made)
-
     def _of(self, module: nn.Module, configs: dict[int, Any], known: dict[nn.Module, nn.Module]) -> nn.Module:
         if module in known:
             return known[module]
         parts = self._without_ours(module)
         if module is self._host.decoder or module in self._host.attentions:
-            config = getattr(module, "config", None)
-            parts["config"] = configs.get(id(config), config)
+            config = configs.get(id(getattr(module, "config", None)))
+            if config is not None:
+                parts["config"] = config
         children: dict[str, nn.Module | None] = {
-            name: None if child is None else self._of(child, configs, known)
-            for name, child in module._modules.items()
+            name: None if child is None else self._of(child, configs, known) for name, child in module._modules.items()
         }
         if parts or any(children[name] is not child for name, child in module._modules.items()):
             known[module] = self._updated(module, {**parts, "_modules": children})
@@ -95,15 +91,15 @@ class Twin:
         now = {name: given for name, given in now.items() if not isinstance(given, InFront)}
         if "forward" in now:
             raise UnsupportedModelError(
-                f"Somebody else's function runs in place of {type(module).__name__}.forward (as accelerate's does where "
-                "layers are on several devices), so a step of the answer cannot be compiled while visual tokens are "
-                "pruned; pass disable_compile=True."
+                f"Another function runs in place of {type(module).__name__}.forward (as accelerate's where layers are "
+                "on several devices), so a step of the answer cannot be compiled while visual tokens are pruned; pass "
+                "disable_compile=True."
             )
         held = vars(twin)
         for name in held.keys() - now.keys() - _COMPILED:
             del held[name]
         # What is equal stays the same object, which compiled code may look at.
-        held.update(now | {name: part if held.get(name) != part else held[name] for name, part in parts.items()})
+        held.update(now | {name: held[name] if held.get(name) == part else part for name, part in parts.items()})
         return twin
 
 
