@@ -155,7 +155,7 @@ def _failed(model: Any, prompt: dict[str, Any]) -> None:
 
 
 _ENCODES: dict[str, Any] = {
-    "static cache": partial(_refused, cache_implementation="static"),
+    "offloaded cache": partial(_refused, cache_implementation="offloaded_static"),
     "chunked prefill": partial(_refused, prefill_chunk_size=4),
     "interrupted": _interrupted,
     "failed forward": _failed,

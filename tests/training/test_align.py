@@ -240,12 +240,19 @@ def test_beams_share_their_prompt() -> None:
     [
         ({"prefill_chunk_size": 8}, "leave out prefill_chunk_size"),
         ({"prompt_lookup_num_tokens": 2}, "Assisted decoding does not work"),
-        ({"cache_implementation": "static"}, "use the default dynamic cache"),
     ],
 )
 def test_ways_to_generate_that_would_choose_by_another_row_are_refused(use: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         aligned(**STAGES["sparse"][0]).generate(**llava_inputs([[4, 0, 12]]), max_new_tokens=2, do_sample=False, **use)
+
+
+def test_a_static_cache_answers_as_the_default_one() -> None:
+    model, inputs = aligned(**STAGES["sparse"][0]), llava_inputs([[4, 0, 6], [3, 0, 2, 0, 4]])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(
+        model.generate(**inputs, **options), model.generate(**inputs, **options, cache_implementation="static")
+    )
 
 
 def test_a_copy_of_the_module_says_why_it_cannot_run() -> None:

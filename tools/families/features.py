@@ -76,11 +76,15 @@ USES: dict[str, tuple[str, str]] = {
         "`assistant_model`, `prompt_lookup_num_tokens`: guesses would be read as the end of the prompt; nor "
         "`prefill_chunk_size`",
     ),
-    "static cache": ("error", "each layer would need a length and a mask of its own; leave out `cache_implementation`"),
+    "static cache": (
+        "yes",
+        '`cache_implementation="static"` of `generate`, with its compiled step, which runs without the engine; with '
+        "sdpa and eager, for one answer. Not with `recall`, nor offloaded; PaliGemma 2 fails in transformers itself",
+    ),
     "torch.compile": (
         "yes",
-        "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt; "
-        "`attach` takes compiled and peft models, too",
+        "the decoder runs uncompiled as long as a pruner is attached, for its row counts change from prompt to prompt "
+        "(but for the steps of an answer from a static cache); `attach` takes compiled and peft models, too",
     ),
     "device_map": (
         "yes",

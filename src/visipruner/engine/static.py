@@ -16,15 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionLayer,
-    StaticCache,
-    StaticLayer,
-)
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from visipruner.contract.pruner import Pruner
 from visipruner.engine.cache import PrunedLayer, biased
@@ -39,7 +31,7 @@ from visipruner.errors import UnsupportedModelError, VisiPrunerError
 
 SMALLEST = 32
 # Layers that become static, or hold as much after every step as they are.
-_TURNED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
+_TURNED = {"DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer", "DummyLayer"}
 
 
 def rounded(count: int) -> int:
@@ -98,7 +90,8 @@ class StaticRows(StaticLayer):  # type: ignore[misc]
         return narrow if self.bias is None else biased(narrow, self.bias, dtype)
 
     def get_seq_length(self) -> Tensor:
-        return self.cumulative_length + self._dropped
+        length: Tensor = self.cumulative_length + self._dropped
+        return length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         if not self._is_answered():
@@ -180,21 +173,22 @@ class StaticDecoding(Replaced):
         return cache
 
     def _check(self, name: str, cache: TurningCache) -> None:
-        """Raises UnsupportedModelError, before anything has run."""
-        kinds = {type(layer) for layer in cache.layers} - set(_TURNED)
+        """Raises UnsupportedModelError, before the prompt is read."""
+        kinds = {type(layer).__name__ for layer in cache.layers} - _TURNED
         why = {
             f"while cache_implementation={name!r} moves it between devices": "offloaded" in name,
             f"with {self._host.implementation}, only with 'sdpa' or 'eager'": (
                 self._host.form not in (MaskForm.BOOL, MaskForm.ADDED)
             ),
             "while tokens may come back (recall)": self._pruner.recalls,
-            f"with layers of {', '.join(sorted(kind.__name__ for kind in kinds))}": bool(kinds),
+            "outside of the model's own generate": self._opening.generation is None,
+            f"with layers of {', '.join(sorted(kinds))}": bool(kinds),
         }
         for what, is_so in why.items():
             if is_so:
                 raise UnsupportedModelError(
                     f"A static cache cannot hold a pruned prompt {what}; use the default dynamic cache (no "
-                    "cache_implementation, or 'dynamic')."
+                    "cache_implementation, or 'dynamic'), or remove the pruner."
                 )
 
     def _may_compile(self, method: Any, model_kwargs: dict[str, Any], *args: Any) -> bool:
