@@ -3,8 +3,9 @@
     python benchmarks/static_cache.py [--layers 6] [--visual 576 2304] [--tokens 32] [--rounds 5] [--json FILE]
 
 A model answers through `generate`, in turns with a dynamic cache, a static one, and a static one whose step torch
-compiles; each plain and with a pruner attached. Times are milliseconds of one thread's processor time from one token to
-the next, so that other work on the machine counts little; medians of each round, and ratios are taken within a round.
+compiles; each plain and with a pruner attached. They take turns token by token. Times are milliseconds of one thread's
+processor time from one token to the next, so that other work on the machine counts little; medians, and of the ratios,
+which are taken token by token, the quartiles.
 The model has LLaVA-OneVision-0.5B's layers with random weights and a small vocabulary, so that layers are what counts.
 Compiling takes a while, and a C++ compiler; it is not part of the times.
 """
@@ -16,6 +17,8 @@ import itertools
 import json
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Semaphore
 from typing import Any
 
 import torch
@@ -25,20 +28,29 @@ import visipruner as vp
 
 BEFORE, AFTER = 35, 13  # rows of text around the image
 PRUNED = ", pruned"
+PATIENCE = 600  # seconds to wait for a turn
 SKIPPED = 4  # intervals at the start of an answer, which allocate
 
 
-class Clock:
-    """A streamer that notes when each token came."""
+class Turns:
+    """A streamer that notes its thread's time when a token came, and lets the next contender go on to a token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.may_go = Semaphore(0)
+        self.after: Turns = self
 
     def put(self, value: Any) -> None:
-        self.times.append(time.process_time())
+        self.times.append(time.thread_time())
+        self.after.may_go.release()
+        self.wait()
+
+    def wait(self) -> None:
+        if not self.may_go.acquire(timeout=PATIENCE):
+            raise TimeoutError("another contender failed")
 
     def end(self) -> None:
-        pass
+        self.after.may_go.release()
 
 
 def build(layers: int, dtype: torch.dtype) -> Any:
@@ -83,12 +95,13 @@ def attached(model: Any, visual: int) -> vp.PruneHandle:
     return vp.attach(model, vp.FixedSchedule(layers=(depth // 3, 2 * depth // 3), keep=(10, 0)), mask)
 
 
-def step(model: Any, how: dict[str, Any], visual: int, tokens: int) -> tuple[float, list[int]]:
-    """Median seconds from token to token, and the tokens."""
+def answer(model: Any, how: dict[str, Any], visual: int, tokens: int, turns: Turns) -> list[int]:
+    """The tokens of an answer; between them others have their turns."""
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     rows = BEFORE + visual + AFTER
     embeds = (torch.randn(1, rows, model.config.hidden_size, generator=generator) * 0.02).to(model.dtype)
-    clock = Clock()
+    turns.wait()
     said = model.generate(
         inputs_embeds=embeds,
         attention_mask=torch.ones(1, rows, dtype=torch.long),
@@ -96,24 +109,39 @@ def step(model: Any, how: dict[str, Any], visual: int, tokens: int) -> tuple[flo
         min_new_tokens=tokens,
         do_sample=False,
         pad_token_id=0,
-        streamer=clock,
+        streamer=turns,
         **how,
     )
-    spent = [later - earlier for earlier, later in itertools.pairwise(clock.times)]
-    return statistics.median(spent[SKIPPED:]), said[0].tolist()
+    return said[0].tolist()  # type: ignore[no-any-return]
+
+
+def run(
+    contenders: dict[str, dict[str, Any]], model: Any, pruned: Any, visual: int, tokens: int
+) -> dict[str, tuple[list[float], list[int]]]:
+    """Per way the seconds from token to token, and the tokens."""
+    turns = {way: Turns() for way in contenders}
+    for mine, other in itertools.pairwise([*turns.values(), *turns.values()][: len(turns) + 1]):
+        mine.after = other
+    with ThreadPoolExecutor(len(contenders)) as pool:
+        said = {
+            way: pool.submit(answer, pruned if PRUNED in way else model, how, visual, tokens, turns[way])
+            for way, how in contenders.items()
+        }
+        next(iter(turns.values())).may_go.release()
+    spent = {way: [later - earlier for earlier, later in itertools.pairwise(mine.times)] for way, mine in turns.items()}
+    return {way: (spent[way][SKIPPED:], said[way].result()) for way in contenders}
 
 
 def measure(model: Any, visual: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Per way the milliseconds of each round, and the tokens."""
+    """Per way the milliseconds of each token, and the tokens."""
     contenders, pruned = ways(), shared(model)
     found: dict[str, Any] = {way: {"milliseconds": []} for way in contenders}
     with attached(pruned, visual):
         for number in range(1 + rounds):
-            for way, how in contenders.items():
-                seconds, said = step(pruned if PRUNED in way else model, how, visual, tokens)
+            for way, (seconds, said) in run(contenders, model, pruned, visual, tokens).items():
                 found[way]["tokens"] = said
                 if number:  # the first warms up and compiles
-                    found[way]["milliseconds"].append(1000 * seconds)
+                    found[way]["milliseconds"] += [1000 * second for second in seconds]
     return found
 
 
@@ -122,7 +150,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--visual", type=int, nargs="+", default=[576, 2304])
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", help="write the result here")
     arguments = parser.parse_args()
@@ -142,7 +170,7 @@ def main() -> None:
                 if row["tokens"] == found[f"dynamic{PRUNED if PRUNED in way else ''}"]["tokens"]
                 else "  other tokens"
             )
-            low, middle, high = row["faster"][0], statistics.median(row["faster"]), row["faster"][-1]
+            low, middle, high = statistics.quantiles(row["faster"], n=4)
             spent = statistics.median(row["milliseconds"])
             print(f"  {way:26}{spent:8.2f} ms a token  {middle:5.2f}x as fast ({low:.2f}-{high:.2f}){same}")
     if arguments.json:

@@ -28,9 +28,9 @@ STATIC: dict[str, Any] = {"cache_implementation": "static"}
 LAYOUTS = {"one": [[4, 0, 7]], "unlike": [[4, 0, 7], [2, 0, 3]], "text": [[9]]}
 
 
-def compiled(backend: str = "eager") -> dict[str, Any]:
+def compiled(backend: str = "eager", dynamic: bool | None = False) -> dict[str, Any]:
     """A compiled step on a CPU, by a backend that needs no C++ compiler."""
-    config = CompileConfig(backend=backend, mode="default", dynamic=False, fullgraph=True)
+    config = CompileConfig(backend=backend, mode="default", dynamic=dynamic, fullgraph=True)
     config._compile_all_devices = True
     return {**STATIC, "compile_config": config}
 
@@ -156,11 +156,13 @@ def test_a_step_compiles_once_for_prompts_of_a_size(pruner: str, attn: str, text
             agrees(model, llava_inputs(layout), **compiled(backend))
 
 
-def test_another_size_compiles_anew() -> None:
+@pytest.mark.parametrize(("dynamic", "graphs"), [(False, 4), (None, 2)])
+def test_another_size_compiles_anew(dynamic: bool | None, graphs: int) -> None:
+    """By default torch takes lengths as unknown once it has seen two."""
     model = llava_model()
-    with vp.attach(model, PRUNERS["schedule"]), compiles(graphs=2):
-        for text in (7, 60, 6, 59):
-            agrees(model, llava_inputs([[4, 0, text]]), **compiled())
+    with vp.attach(model, PRUNERS["schedule"]), compiles(graphs):
+        for text in (7, 60, 6, 59, 130, 250):
+            agrees(model, llava_inputs([[4, 0, text]]), **compiled(dynamic=dynamic))
 
 
 @pytest.mark.parametrize("how", [STATIC, {**compiled(), "disable_compile": True}])

@@ -66,7 +66,7 @@ class StaticRows(StaticLayer):  # type: ignore[misc]
         prompt = slice(start - count, start)
         self.keys[..., prompt, :], self.values[..., prompt, :] = held.keys, held.values
         self.cumulative_length.fill_(start)
-        self._dropped = torch.tensor(logical - start, device=device)
+        self._dropped = torch.full((), logical - start, device=device)
         self.columns = torch.full((batch, start + room), width - 1, device=device)
         self.columns[:, start:] = torch.arange(logical, logical + room, device=device).clamp(max=width - 1)
         self.bias: Tensor | None = None
