@@ -49,8 +49,8 @@ class Twin:
         not be compiled again. Raises UnsupportedModelError where somebody else stands in front of a module."""
         implementation = _grouped() if self._host.implementation == "sdpa" else self._host.implementation
         configs = {id(config): copy.copy(config) for config in self._host.configs}
-        for config in configs.values():
-            config._attn_implementation = implementation
+        for config in configs.values():  # the setter would change what the copies share, too
+            config._attn_implementation_internal = implementation
         return self._of(self._model, configs, {})
 
     def _of(self, module: nn.Module, configs: dict[int, Any], known: dict[nn.Module, nn.Module]) -> nn.Module:
