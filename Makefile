@@ -29,7 +29,7 @@ FLOOR_TESTS ?= tests/engine/test_equivalence.py tests/engine/test_batches.py tes
 # For `make dist`: the oldest and the newest Python to try.
 PYTHONS ?= $(PYTHON)
 
-.PHONY: help demo compare bench gpu-check test floor-test families-test browser-test app-test notebooks vllm-test docs dist lint format clean
+.PHONY: help demo compare bench gpu-check test floor-test families-test compiled-test browser-test app-test notebooks vllm-test docs dist lint format clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep '##' Makefile
@@ -68,6 +68,9 @@ floor-test: ## The engine's main tests with the oldest torch and transformers, o
 
 families-test: $(VENV)/.test-ready ## The tiny check of every model type of transformers, and every method on every type
 	$(BIN)/python -m pytest -m every_type tests/families
+
+compiled-test: $(VENV)/.test-ready ## Static caches with compiled steps, more of them than the tests by default; five minutes
+	$(BIN)/python -m pytest -m compiles tests/engine
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/report

@@ -25,6 +25,7 @@ from visipruner.engine.twin import grouped_attention
 
 CLOSE: dict[str, float] = {"atol": 2e-5, "rtol": 1e-4}
 STATIC: dict[str, Any] = {"cache_implementation": "static"}
+MANY = pytest.mark.compiles  # a step takes seconds to compile: make compiled-test
 LAYOUTS = {"one": [[4, 0, 7]], "unlike": [[4, 0, 7], [2, 0, 3]], "text": [[9]]}
 
 
@@ -97,7 +98,7 @@ def test_prompts_share_an_image() -> None:
             agrees(model, inputs, **STATIC)
 
 
-@pytest.mark.parametrize("how", ["uncompiled", "compiled"])
+@pytest.mark.parametrize("how", ["uncompiled", pytest.param("compiled", marks=MANY)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_that_pass_a_state(kind: str, how: str) -> None:
     """Their states have one size anyhow."""
@@ -144,11 +145,20 @@ def test_room_for_the_longest_answer() -> None:
 # ---- compiled steps -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("attn", "text", "backend"),
-    [("sdpa", "llama", "eager"), ("sdpa", "qwen2", "aot_eager"), ("eager", "qwen2", "eager")],
-)
-@pytest.mark.parametrize("pruner", ["schedule", "budget", "ffn", "frozen", "fastv", "divprune", "middle-deep"])
+def steps() -> Iterator[Any]:
+    """Two of all by default."""
+    by_default = {("schedule", "aot_eager"), ("fastv", "eager, by eager attention")}
+    for pruner in ("schedule", "budget", "ffn", "frozen", "fastv", "divprune", "middle-deep"):
+        for attn, text, backend in (
+            ("sdpa", "llama", "eager"),
+            ("sdpa", "qwen2", "aot_eager"),
+            ("eager", "qwen2", "eager"),
+        ):
+            told = backend if attn == "sdpa" else f"{backend}, by eager attention"
+            yield pytest.param(pruner, attn, text, backend, marks=() if (pruner, told) in by_default else MANY)
+
+
+@pytest.mark.parametrize(("pruner", "attn", "text", "backend"), steps())
 def test_a_step_compiles_once_for_prompts_of_a_size(pruner: str, attn: str, text: str, backend: str) -> None:
     model = llava_model("clip", text, attn)
     with vp.attach(model, METHODS[pruner]), compiles(graphs=1):
@@ -156,6 +166,7 @@ def test_a_step_compiles_once_for_prompts_of_a_size(pruner: str, attn: str, text
             agrees(model, llava_inputs(layout), **compiled(backend))
 
 
+@MANY
 @pytest.mark.parametrize(("dynamic", "graphs"), [(False, 4), (None, 2)])
 def test_another_size_compiles_anew(dynamic: bool | None, graphs: int) -> None:
     """By default torch takes lengths as unknown once it has seen two."""
@@ -197,6 +208,7 @@ def test_a_compiled_step_follows_the_model() -> None:
     torch.compiler.reset()
 
 
+@MANY
 def test_a_compiled_step_of_the_plain_model_stays_its_own() -> None:
     model, inputs = llava_model(), llava_inputs(LAYOUTS["one"])
     expected = generate(model, 4, **inputs, **compiled())
@@ -208,6 +220,7 @@ def test_a_compiled_step_of_the_plain_model_stays_its_own() -> None:
     torch.compiler.reset()
 
 
+@MANY
 def test_a_compiled_call_that_reads_a_prompt_prunes_it() -> None:
     """Only `generate` compiles a step without the engine."""
     model, inputs = llava_model(), llava_inputs(LAYOUTS["one"])
@@ -252,7 +265,7 @@ def test_attention_of_grouped_heads_is_sdpa(groups: int, mask: str, rows: int) -
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("settings", [STATIC, compiled()])
+@pytest.mark.parametrize("settings", [STATIC, pytest.param(compiled(), marks=MANY)])
 def test_threads_do_not_see_each_other(settings: dict[str, Any]) -> None:
     """One decodes without the engine while another's prompt is read by it."""
     model = llava_model()
@@ -332,7 +345,7 @@ class _Stops:
         pass
 
 
-@pytest.mark.parametrize("settings", [STATIC, compiled()])
+@pytest.mark.parametrize("settings", [STATIC, pytest.param(compiled(), marks=MANY)])
 def test_a_failed_answer_leaves_nothing(settings: dict[str, Any]) -> None:
     model, inputs = llava_model(), llava_inputs(LAYOUTS["one"])
     with torch.no_grad():
