@@ -70,7 +70,7 @@ families-test: $(VENV)/.test-ready ## The tiny check of every model type of tran
 	$(BIN)/python -m pytest -m every_type tests/families
 
 compiled-test: $(VENV)/.test-ready ## Static caches with compiled steps, more of them than the tests by default; five minutes
-	$(BIN)/python -m pytest -m compiles tests/engine
+	$(BIN)/python -m pytest -m compiles tests/engine tests/families
 
 browser-test: $(VENV)/.test-ready ## Look at the analysis report in a headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser tests/report

@@ -189,10 +189,21 @@ def test_a_static_cache_answers_as_the_default_one(name: str, pruner: str) -> No
         return
     with vp.attach(model, PRUNERS[pruner]):
         answers_alike(model, batch, cache_implementation="static")
+
+
+@pytest.mark.compiles
+@tries("static cache")
+@each_family
+def test_a_compiled_step_answers_as_the_default_one(name: str) -> None:
+    if name == "paligemma2":
+        pytest.skip("transformers' own error")
+    model = built(name, _attn(name))
+    with vp.attach(model, PRUNERS["detect"]):
         answers_alike(model, inputs(name, [prompt(name, [3, 0, 5])]), **compiled_step())
     torch.compiler.reset()
 
 
+@pytest.mark.compiles
 @tries("static cache", "torch.compile")
 @each_wrapper
 def test_a_static_cache_through_a_wrapper(around: str) -> None:
@@ -335,7 +346,9 @@ def test_hidden_states_are_those_of_the_rows_that_ran(name: str) -> None:
 
 
 @tries("torch.compile")
-@pytest.mark.parametrize("name", ["llava", "qwen3-vl", "idefics3", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llava", *(pytest.param(name, marks=pytest.mark.compiles) for name in ("qwen3-vl", "idefics3", "gemma3"))]
+)
 def test_a_compiled_model_runs_its_decoder_as_it_is(name: str) -> None:
     model, prepared = built(name), inputs(name, [prompt(name, [3, 0, 5])])
     decoder = model.get_decoder()
