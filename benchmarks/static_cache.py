@@ -1,6 +1,6 @@
 """Decoding with a static cache and a compiled step beside a dynamic cache, uncompiled, dense and pruned.
 
-    python benchmarks/static_cache.py [--layers 6] [--visual 576 2304] [--tokens 32] [--rounds 5] [--json FILE]
+    python benchmarks/static_cache.py [--layers 6] [--visual 576 2304] [--tokens 32] [--rounds 4] [--json FILE]
 
 A model answers through `generate`, in turns with a dynamic cache, a static one, and a static one whose step torch
 compiles; each plain and with a pruner attached. They take turns token by token. Times are milliseconds of one thread's
@@ -165,11 +165,8 @@ def main() -> None:
         for way, row in found.items():
             pairs = zip(dense["milliseconds"], row["milliseconds"], strict=True)
             row["faster"] = sorted(base / mine for base, mine in pairs)
-            same = (
-                ""
-                if row["tokens"] == found[f"dynamic{PRUNED if PRUNED in way else ''}"]["tokens"]
-                else "  other tokens"
-            )
+            expected = found["dynamic" + PRUNED if PRUNED in way else "dynamic"]
+            same = "" if row["tokens"] == expected["tokens"] else "  other tokens"
             low, middle, high = statistics.quantiles(row["faster"], n=4)
             spent = statistics.median(row["milliseconds"])
             print(f"  {way:26}{spent:8.2f} ms a token  {middle:5.2f}x as fast ({low:.2f}-{high:.2f}){same}")

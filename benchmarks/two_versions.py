@@ -2,13 +2,13 @@
 
     git worktree add ../old 56c0c4e
     visipruner testbed build          # a folder to give as --model, for the cases `answer` and `words alone`
-    python benchmarks/two_versions.py --old ../old [--case prefill ...] [--model FOLDER] [--rounds 9] [--json FILE]
+    python benchmarks/two_versions.py --old ../old [--case NAME ...] [--model FOLDER] [--rounds 9] [--json FILE]
 
-One process imports both versions, and both prune the same model and prompt: where a process puts its tensors moves its
-times by a tenth and more, so that two processes cannot be compared. Seconds are one thread's processor time, so that
-other work on the machine counts little. The order changes from round to round; a ratio is old over new within a round:
-above 1, the new version is faster. `plain` is the control: nothing is attached. All cases but those with a checkpoint
-have random weights and prompts of embeddings (35 + 576 + 13 rows).
+One process imports both versions, and both prune the same model and prompt, as times also depend on where a process
+puts its tensors. Seconds are one thread's processor time, so that other work on the machine counts little. The order
+changes from round to round; a ratio is old over new within a round: above 1, the new version is faster. `plain` is the
+control: nothing is attached. All cases but those with a checkpoint have random weights and prompts of embeddings (35 +
+576 + 13 rows).
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def marked(batch: int, visual: int) -> torch.Tensor:
     return mask
 
 
-def prompt(
-    model: Any, pruner: Callable[[Any], Any] | None, *, visual: int = VISUAL, batch: int = 1, tokens: int = 1
-) -> Case:
+def prompt(model: Any, pruner: Pruning, *, visual: int = VISUAL, batch: int = 1, tokens: int = 1) -> Case:
     """One call of `generate`; the examples of a batch have unlike lengths."""
     embeds = rows(model, batch, BEFORE + visual + AFTER)
     seen = torch.ones(embeds.shape[:2], dtype=torch.long)
